@@ -1,0 +1,138 @@
+"""What travels from a row of data to the model: plain, frozen, without behaviour of its own.
+
+row -> (formats) Conversation | Pair | Feedback | Text -> (templates) Turns of Pieces
+    -> (encode) Encoded
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal, TypeAlias
+
+IGNORE_INDEX = -100
+"""The label of a position from which nothing is learned, as in `transformers` and `torch`."""
+
+Role: TypeAlias = Literal["user", "assistant", "observation", "function"]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a record stands: a file (or a hub name) and the line or row in it, counted from 1."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation.
+
+    Attributes:
+        role: `function` is an assistant's turn that calls tools, its content the JSON of the calls
+            (an object or a list of objects with `name` and `arguments`, thoughts around it
+            allowed); `observation` is what the tools answered.
+        content: the text.
+    """
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns in order, from the user's first to the answer that is learned.
+
+    Attributes:
+        messages: strictly alternating, user or observation first, assistant or function second.
+        system: the system prompt; None when the row has none (the template's default applies).
+        tools: a JSON list of tool descriptions as text; None when there are none.
+    """
+
+    messages: tuple[Message, ...]
+    system: str | None = None
+    tools: str | None = None
+    origin: Origin | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A prompt with a better and a worse answer (stages rm and dpo)."""
+
+    prompt: Conversation
+    chosen: Message
+    rejected: Message
+    origin: Origin | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """A conversation whose last answer is marked as wanted or unwanted (stage kto)."""
+
+    conversation: Conversation
+    is_desirable: bool
+    origin: Origin | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Raw text without turns (stage pt)."""
+
+    content: str
+    origin: Origin | None = None
+
+
+Record: TypeAlias = Conversation | Pair | Feedback | Text
+
+
+class Special(Enum):
+    """Tokens that a template names by their part in the tokenizer, not by their text."""
+
+    BOS = "bos_token"
+    EOS = "eos_token"
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of the vocabulary named by its exact text, such as `[gMASK]`."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch that is tokenised on its own.
+
+    Attributes:
+        content: text, or a token. Special tokens written out in text are found by the tokenizer.
+        is_learned: whether the loss is taken on its tokens.
+    """
+
+    content: str | Special | Token
+    is_learned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A question with everything before it that is not yet rendered, and its answer."""
+
+    prompt: tuple[Piece, ...]
+    answer: tuple[Piece, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One example as the model reads it.
+
+    Attributes:
+        input_ids: the tokens.
+        labels: as many; IGNORE_INDEX where nothing is learned.
+        origin: where the row stood, `file:line`.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    origin: str = field(default="")

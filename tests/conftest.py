@@ -1,0 +1,34 @@
+"""what every test may ask for: tiny models in folders, and quiet, single-threaded torch"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    from tests import tiny
+
+    return tiny.make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved two-layer Llama with its tokenizer."""
+    from tests import tiny
+
+    return tiny.save(tmp_path_factory.mktemp("models") / "tiny-llama", tiny.make_llama())
+
+
+@pytest.fixture(scope="session")
+def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved two-layer GPT-2 with its tokenizer."""
+    from tests import tiny
+
+    return tiny.save(tmp_path_factory.mktemp("models") / "tiny-gpt2", tiny.make_gpt2())

@@ -1,0 +1,119 @@
+"""small real models and tokenizers that tests make for themselves"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+CORPUS = (
+    "The luthier carves the neck of a violin from maple and the belly from spruce.",
+    "system user assistant You are a helpful assistant. Who are you? What is your name?",
+    "A string under tension sings when the bow draws it: 0 1 2 3 4 5 6 7 8 9 10 11 12.",
+    "Tell me how glue is made. First warm the hide glue gently, then brush it on the joint.",
+)
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def make_tokenizer(
+    vocab_size: int = 400, chat_template: str | None = CHATML
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with ChatML's special tokens; any text encodes and decodes."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=chat_template,
+        model_max_length=512,
+    )
+
+
+def make_llama(vocab_size: int = 400, seed: int = 0, **overrides: object) -> LlamaForCausalLM:
+    """Two layers, hidden 32, four query heads on two key heads, float32, random."""
+    settings: dict[str, object] = {
+        "vocab_size": vocab_size,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "bos_token_id": None,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(LlamaConfig(**(settings | overrides)))
+
+
+def make_qwen2(vocab_size: int = 400, seed: int = 0, **overrides: object) -> Qwen2ForCausalLM:
+    """As `make_llama`, with biases on queries, keys and values."""
+    settings: dict[str, object] = {
+        "vocab_size": vocab_size,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "bos_token_id": None,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    torch.manual_seed(seed)
+    return Qwen2ForCausalLM(Qwen2Config(**(settings | overrides)))
+
+
+def make_gpt2(vocab_size: int = 400, seed: int = 0, **overrides: object) -> GPT2LMHeadModel:
+    """Two layers, hidden 32, Conv1D weights, no dropout."""
+    settings: dict[str, object] = {
+        "vocab_size": vocab_size,
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 512,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "bos_token_id": 2,
+        "eos_token_id": 2,
+    }
+    torch.manual_seed(seed)
+    return GPT2LMHeadModel(GPT2Config(**(settings | overrides)))
+
+
+def save(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None = None
+) -> Path:
+    """Writes a model folder as `from_pretrained` reads it."""
+    model.save_pretrained(folder)
+    (tokenizer or make_tokenizer()).save_pretrained(folder)
+    return folder
