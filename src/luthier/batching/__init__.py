@@ -1,0 +1,1 @@
+"""Which examples go together, and the tensors they become."""

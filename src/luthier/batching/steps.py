@@ -1,0 +1,145 @@
+"""A data set -> the optimizer steps of an epoch, each planned, cut and padded for this rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from luthier.batching.batch import Step
+from luthier.batching.padded import pad
+from luthier.batching.plan import plan_step
+
+
+class Columns(Protocol):
+    """A table of encoded examples, as `datasets.Dataset` is one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Any) -> Any: ...
+
+
+class EpochOrder(Protocol):
+    """The order of the examples of one epoch."""
+
+    def __iter__(self) -> Iterator[int]: ...
+
+    def __len__(self) -> int: ...
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch whose order comes next."""
+
+
+class StepSampler(Sampler[list[int]]):
+    """Cuts an order of examples into the groups that make one optimizer update each.
+
+    Args:
+        order: the examples of an epoch.
+        examples_per_step: per-device batch x accumulation x world size.
+        multiple: with it, examples beyond the last whole multiple are left out of the epoch
+            (`dataloader_drop_last`: per-device batch x world size); 1 keeps all.
+    """
+
+    def __init__(self, order: EpochOrder, examples_per_step: int, multiple: int = 1) -> None:
+        self.order = order
+        self.examples_per_step = examples_per_step
+        self.num_examples = len(order) - len(order) % multiple
+
+    def __len__(self) -> int:
+        return -(-self.num_examples // self.examples_per_step)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        group: list[int] = []
+        for count, index in enumerate(self.order, 1):
+            if count > self.num_examples:
+                break
+            group.append(index)
+            if len(group) == self.examples_per_step:
+                yield group
+                group = []
+        if group:
+            yield group
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch whose order comes next."""
+        self.order.set_epoch(epoch)
+
+
+@dataclass(frozen=True)
+class StepBuilder:
+    """Makes a rank's `Step` of the examples of one update.
+
+    Attributes:
+        dataset: columns `input_ids`, `labels`, `num_tokens` and `units_column`.
+        units_column: the column that counts what the loss of an example is divided by.
+        pad_token_id: fills the rectangles.
+        token_budget: the most tokens of a micro-batch, padding counted.
+        rank: this process.
+        world_size: all processes.
+    """
+
+    dataset: Columns
+    units_column: str
+    pad_token_id: int
+    token_budget: int
+    rank: int = 0
+    world_size: int = 1
+
+    def __call__(self, indices: Sequence[int]) -> Step:
+        """The micro-batches of this rank; counts are those of all ranks, known without asking."""
+        rows = self.dataset[list(indices)]
+        lengths: list[int] = rows["num_tokens"]
+        plan = plan_step(lengths, self.world_size, self.token_budget, is_padded=True)
+        return Step(
+            micro_batches=tuple(
+                pad(
+                    [
+                        {"input_ids": rows["input_ids"][each], "labels": rows["labels"][each]}
+                        for each in positions
+                    ],
+                    self.pad_token_id,
+                )
+                for positions in plan[self.rank]
+            ),
+            num_units=sum(rows[self.units_column]),
+            num_tokens=sum(lengths),
+            num_examples=len(indices),
+        )
+
+
+class _Indices(torch.utils.data.Dataset[int]):
+    """Row numbers; the rows themselves are fetched a step at a time by the builder."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+class StepLoader(DataLoader[int]):
+    """Yields a `Step` for every optimizer update of an epoch.
+
+    Draws nothing from torch's global generator, so the run's random numbers do not depend on how
+    often an epoch is begun.
+    """
+
+    def __init__(self, sampler: StepSampler, builder: StepBuilder, **options: Any) -> None:
+        super().__init__(
+            _Indices(len(builder.dataset)),
+            batch_sampler=sampler,
+            collate_fn=builder,
+            generator=torch.Generator(),
+            **options,
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch whose order comes next."""
+        assert isinstance(self.batch_sampler, StepSampler)
+        self.batch_sampler.set_epoch(epoch)

@@ -1,0 +1,1 @@
+"""Pure functions from log-probabilities to sums of losses."""

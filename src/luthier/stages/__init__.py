@@ -1,0 +1,1 @@
+"""What is learned: one small object for each training stage."""

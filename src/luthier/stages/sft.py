@@ -1,0 +1,32 @@
+"""Supervised fine-tuning: every learned token of a conversation is predicted from those before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from luthier.batching.batch import MicroBatch
+from luthier.losses.next_token import count_correct, next_token_nll
+from luthier.records import Conversation, Record
+from luthier.stages.stage import STAGES, Loss
+
+
+@STAGES.register("sft")
+class SupervisedFineTuning:
+    """The sum of next-token losses; the unit is a learned token."""
+
+    record: type[Record] = Conversation
+    units_column = "num_learned"
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        self.label_smoothing = label_smoothing
+
+    def loss(self, model: Any, batch: MicroBatch, *, with_accuracy: bool) -> Loss:
+        """Runs the model on the micro-batch and sums the loss over its learned tokens."""
+        logits_BTV = model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+        ).logits
+        logits_NV = logits_BTV.flatten(0, 1)[batch.sources]
+        total = next_token_nll(logits_NV, batch.targets, self.label_smoothing)
+        if not with_accuracy:
+            return Loss(total)
+        return Loss(total, {"accuracy": count_correct(logits_NV, batch.targets)})

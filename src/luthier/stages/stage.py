@@ -1,0 +1,44 @@
+"""What a stage tells the trainer: which records it reads, its unit, and its loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from luthier.batching.batch import MicroBatch
+from luthier.records import Record
+from luthier.registry import Registry
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of one micro-batch before any division.
+
+    Attributes:
+        total: scalar with gradient, the sum over the micro-batch's units.
+        counts: further sums over units, by metric name; divided by the units like the loss.
+    """
+
+    total: Tensor
+    counts: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Stage(Protocol):
+    """One kind of training.
+
+    Attributes:
+        record: what a row of data has to be.
+        units_column: the column of the encoded set that counts an example's units.
+    """
+
+    record: type[Record]
+    units_column: str
+
+    def loss(self, model: Any, batch: MicroBatch, *, with_accuracy: bool) -> Loss:
+        """Runs the model on the micro-batch and sums the loss over its units."""
+        ...
+
+
+STAGES: Registry[type[Stage]] = Registry("stage", "luthier.stages")

@@ -1,0 +1,91 @@
+"""an epoch as optimizer steps: the order others take, nothing repeated, nothing lost"""
+
+import datasets
+import pytest
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from torch.utils.data import DataLoader, RandomSampler
+
+from luthier.batching.order import LengthGroupedOrder, SequentialOrder, ShuffledOrder
+from luthier.batching.steps import StepBuilder, StepLoader, StepSampler
+
+
+def make_dataset(num_rows: int) -> datasets.Dataset:
+    rows = [[1 + (index * 7 + k) % 50 for k in range(2 + index % 9)] for index in range(num_rows)]
+    return datasets.Dataset.from_dict(
+        {
+            "input_ids": rows,
+            "labels": rows,
+            "num_tokens": [len(row) for row in rows],
+            "num_learned": [len(row) - 1 for row in rows],
+        }
+    )
+
+
+def test_a_shuffled_epoch_has_the_order_of_a_loader_that_accelerate_prepared():
+    accelerator = Accelerator(
+        cpu=True, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=42)
+    )
+    rows = list(range(23))
+    loader = accelerator.prepare(DataLoader(rows, batch_size=1, sampler=RandomSampler(rows)))
+    order = ShuffledOrder(len(rows), seed=42)
+
+    for epoch in (0, 1, 2):
+        loader.set_epoch(epoch)
+        order.set_epoch(epoch)
+        assert list(order) == [int(batch[0]) for batch in loader]
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_an_epoch_holds_every_token_once_over_all_ranks(world_size):
+    dataset = make_dataset(29)
+    tokens = units = 0
+    for rank in range(world_size):
+        sampler = StepSampler(ShuffledOrder(29, seed=1), examples_per_step=8)
+        builder = StepBuilder(dataset, "num_learned", 0, 20, rank, world_size)
+        steps = list(StepLoader(sampler, builder))
+        tokens += sum(batch.num_tokens for step in steps for batch in step.micro_batches)
+        units += sum(batch.targets.numel() for step in steps for batch in step.micro_batches)
+        assert len(steps) == len(sampler) == 4
+        assert [step.num_examples for step in steps] == [8, 8, 8, 5]
+        assert sum(step.num_tokens for step in steps) == sum(dataset["num_tokens"])
+        assert sum(step.num_units for step in steps) == sum(dataset["num_learned"])
+    assert tokens == sum(dataset["num_tokens"])
+    assert units == sum(dataset["num_learned"])
+
+
+def test_drop_last_leaves_out_what_does_not_fill_a_batch_of_every_rank():
+    sampler = StepSampler(SequentialOrder(29), examples_per_step=8, multiple=4)
+
+    groups = list(sampler)
+
+    assert [len(group) for group in groups] == [8, 8, 8, 4]
+    assert [index for group in groups for index in group] == list(range(28))
+
+
+def test_workers_change_nothing():
+    dataset = make_dataset(13)
+    plain, worked = (
+        [
+            step.micro_batches[0].input_ids.tolist()
+            for step in StepLoader(
+                StepSampler(ShuffledOrder(13, seed=5), 4),
+                StepBuilder(dataset, "num_learned", 0, 1000),
+                num_workers=workers,
+            )
+        ]
+        for workers in (0, 2)
+    )
+
+    assert plain == worked
+
+
+def test_length_grouping_keeps_every_example_and_depends_on_the_epoch():
+    lengths = [3, 9, 1, 7, 5, 8, 2, 6, 4, 10]
+    order = LengthGroupedOrder(lengths, group_size=2, seed=0)
+
+    first = list(order)
+    order.set_epoch(1)
+
+    assert sorted(first) == list(range(10))
+    assert list(order) != first
