@@ -1,0 +1,1 @@
+"""Every knob, declared once, and the ways to turn it."""

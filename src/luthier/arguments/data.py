@@ -1,0 +1,119 @@
+"""Which rows are learned from, and how they are read, cut and mixed."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from luthier.arguments.kinds import CommaList, FloatList, Section, knob
+
+
+class DataArguments(Section):
+    """Knobs of the data sets and the template."""
+
+    template: str | None = knob(
+        None,
+        "The name of the template that conversations are rendered with. By default the "
+        "tokenizer's own chat template is used.",
+    )
+    dataset: CommaList = knob(
+        (),
+        "The data sets to train on, a comma list: names of `dataset_info.json`, or paths of files "
+        "and folders. Required with `do_train`.",
+    )
+    eval_dataset: CommaList = knob(
+        (),
+        "The data sets to evaluate and predict on, a comma list like `dataset`. By default the "
+        "part that `val_size` cuts off.",
+    )
+    dataset_dir: str | dict[str, Any] = knob(
+        "data",
+        "The folder with `dataset_info.json`, `ONLINE` to take names from the hub, `REMOTE:NAME` "
+        "to take that file from a data set there, or (from Python) its content. By default "
+        "`data`.",
+    )
+    cutoff_len: int = knob(
+        2048, "The most tokens of an example; what is longer is cut. By default 2,048.", ge=1
+    )
+    train_on_prompt: bool = knob(
+        False, "Whether prompts are learned too. By default only answers are."
+    )
+    mask_history: bool = knob(
+        False, "Whether only the last answer is learned. By default every answer is."
+    )
+    mix_strategy: Literal["concat", "interleave_under", "interleave_over", "interleave_once"] = (
+        knob(
+            "concat",
+            "How several data sets become one: one after the other (the default), or drawn in "
+            "turn until the first is used up (`under`), until all are with repeats (`over`), or "
+            "until all are without repeats (`once`).",
+        )
+    )
+    interleave_probs: FloatList = knob(
+        (),
+        "The share of each data set in an interleaved mix, a comma list of numbers. By default "
+        "they take turns.",
+    )
+    overwrite_cache: bool = knob(
+        False,
+        "Whether data is encoded again even when the cache holds it. By default the cache is "
+        "used; it is keyed by content and cannot be stale.",
+    )
+    preprocessing_batch_size: int = knob(
+        1000, "Rows that are encoded together. By default 1,000.", ge=1
+    )
+    preprocessing_num_workers: int | None = knob(
+        None, "Processes that read and encode data. By default one, the program itself.", ge=1
+    )
+    max_samples: int | None = knob(
+        None, "The most rows taken from each data set, from its start. By default all.", ge=1
+    )
+    eval_num_beams: int | None = knob(
+        None,
+        "Beams of the search when predictions are generated; becomes `generation_num_beams`. By "
+        "default `num_beams`.",
+        ge=1,
+    )
+    ignore_pad_token_for_loss: bool = knob(
+        True, "Whether padding is left out of the loss. By default it is."
+    )
+    val_size: float = knob(
+        0.0,
+        "The part of the training data kept for evaluation: a share below 1, or a number of rows. "
+        "By default none.",
+        ge=0.0,
+    )
+    eval_on_each_dataset: bool = knob(
+        False,
+        "Whether each evaluation data set gets its own numbers. By default they are evaluated as "
+        "one.",
+    )
+    tool_format: str | None = knob(
+        None,
+        "How tool descriptions and tool calls are written, by the name of a format. By default as "
+        "the template does it.",
+    )
+    default_system: str | None = knob(
+        None,
+        "The system prompt of conversations that have none. By default the template's own.",
+    )
+    enable_thinking: bool | None = knob(
+        True,
+        "For templates that reason: `true` (the default) leaves room for thoughts, `false` learns "
+        "with empty thoughts, null decides row by row.",
+    )
+    preserve_thinking: bool = knob(
+        False,
+        "Whether the thoughts of earlier answers stay in the conversation. By default they are "
+        "dropped, as reasoning models expect.",
+    )
+    data_shared_file_system: bool = knob(
+        False,
+        "Whether all machines see the same folders, so that one encodes for all. By default each "
+        "machine encodes once.",
+    )
+    max_bad_rows: float = knob(
+        0.01,
+        "Rows that may be wrong (they are reported and skipped) before the run stops: a share of "
+        "the data set below 1, or a number of rows. By default 1 %.",
+        ge=0.0,
+    )

@@ -1,0 +1,123 @@
+"""What is learned, and which weights learn it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from luthier.arguments.kinds import CommaList, Section, knob
+
+
+class FinetuningArguments(Section):
+    """Knobs of the stage and the method."""
+
+    stage: Literal["pt", "sft", "rm", "ppo", "dpo", "kto"] = knob(
+        "sft",
+        "What is learned. By default `sft`, the answers of conversations; it is the one stage of "
+        "this version.",
+    )
+    finetuning_type: Literal["lora", "oft", "freeze", "full"] = knob(
+        "lora",
+        "Which weights learn: `lora` trains low-rank adapters (the default), `freeze` some layers "
+        "of the model, `full` the whole model.",
+    )
+    pure_bf16: bool = knob(
+        False,
+        "Whether trained weights, too, are bfloat16, without a float32 copy: half the memory, "
+        "less exact updates. By default trained weights are float32.",
+    )
+    freeze_trainable_layers: int = knob(
+        2,
+        "For `freeze`: how many layers learn, the last ones, or the first ones when negative. By "
+        "default the last 2.",
+    )
+    freeze_trainable_modules: CommaList = knob(
+        ("all",),
+        "For `freeze`: the modules inside those layers that learn, a comma list. By default all.",
+    )
+    freeze_extra_modules: CommaList = knob(
+        (),
+        "For `freeze`: modules outside the layers that learn too, a comma list. None by default.",
+    )
+    additional_target: CommaList = knob(
+        (),
+        "For `lora`: modules that are trained whole and saved with the adapter, a comma list. By "
+        "default none, and the embeddings when the vocabulary grows.",
+    )
+    lora_alpha: int | None = knob(
+        None, "The scale of LoRA: updates count alpha / rank. By default twice `lora_rank`.", ge=1
+    )
+    lora_dropout: float = knob(
+        0.0, "The share of LoRA's inputs set to zero in training. By default none.", ge=0.0, lt=1.0
+    )
+    lora_rank: int = knob(
+        8, "The rank of LoRA's matrices: more learns more and costs more. By default 8.", ge=1
+    )
+    lora_target: CommaList = knob(
+        ("all",),
+        "The modules that get LoRA, a comma list of their last names. By default all linear ones "
+        "but the output head.",
+    )
+    loraplus_lr_ratio: float | None = knob(
+        None,
+        "LoRA+: how many times faster the B matrices learn than the A matrices (16 is usual). By "
+        "default both learn alike.",
+        gt=0.0,
+    )
+    loraplus_lr_embedding: float = knob(
+        1e-06, "LoRA+: the learning rate of LoRA on embeddings. By default 1e-6.", ge=0.0
+    )
+    use_rslora: bool = knob(
+        False,
+        "Whether LoRA is scaled by alpha / sqrt(rank), steadier at high ranks. By default by "
+        "alpha / rank.",
+    )
+    use_dora: bool = knob(
+        False,
+        "Whether LoRA learns size and direction of the weights apart (DoRA): better at low ranks, "
+        "slower. By default it does not.",
+    )
+    pissa_init: bool = knob(
+        False,
+        "Whether LoRA starts from the largest singular values of the weights (PiSSA). By default "
+        "it starts at zero change.",
+    )
+    pissa_iter: int = knob(
+        16,
+        "Iterations of PiSSA's fast decomposition; -1 is the exact one, which is slow. By default "
+        "16.",
+        ge=-1,
+    )
+    pissa_convert: bool = knob(
+        False,
+        "Whether a PiSSA adapter is saved as a plain LoRA of the unchanged model as well. By "
+        "default it is not.",
+    )
+    create_new_adapter: bool = knob(
+        False,
+        "Whether the given adapters are merged and a new one is trained. By default the last given "
+        "one is trained on.",
+    )
+    compute_accuracy: bool = knob(
+        False,
+        "Whether evaluation counts how many learned tokens are predicted right. By default only "
+        "the loss is taken.",
+    )
+    disable_shuffling: bool = knob(
+        False, "Whether examples come in the order of the data. By default they are shuffled."
+    )
+    early_stopping_steps: int | None = knob(
+        None,
+        "Evaluations without a better result after which the run ends. By default it goes to its "
+        "end.",
+        ge=1,
+    )
+    plot_loss: bool = knob(
+        False,
+        "Whether the curves are drawn to `training_loss.png` and its like. By default they are "
+        "not.",
+    )
+    include_effective_tokens_per_second: bool = knob(
+        False,
+        "Whether the result of training says how many tokens a second were learned from, padding "
+        "left out. By default it does not.",
+    )

@@ -1,0 +1,48 @@
+"""How answers are generated, in prediction and in chat."""
+
+from __future__ import annotations
+
+from luthier.arguments.kinds import Section, knob
+
+
+class GeneratingArguments(Section):
+    """Knobs of generation."""
+
+    do_sample: bool = knob(
+        True,
+        "Whether tokens are drawn at random. By default they are; `false` takes the likeliest.",
+    )
+    temperature: float = knob(
+        0.95,
+        "What the logits are divided by before drawing: lower is safer. By default 0.95.",
+        gt=0,
+    )
+    top_p: float = knob(
+        0.7,
+        "Only the likeliest tokens that together have this probability are drawn from. By default "
+        "0.7.",
+        gt=0.0,
+        le=1.0,
+    )
+    top_k: int = knob(
+        50, "Only this many of the likeliest tokens are drawn from; 0 is all. By default 50.", ge=0
+    )
+    num_beams: int = knob(1, "Beams of the search; 1 searches nothing. By default 1.", ge=1)
+    max_length: int = knob(
+        1024,
+        "The most tokens of prompt and answer together; counts only when `max_new_tokens` is 0. By "
+        "default 1,024.",
+        ge=1,
+    )
+    max_new_tokens: int = knob(
+        1024, "The most tokens of an answer; 0 lets `max_length` decide. By default 1,024.", ge=0
+    )
+    repetition_penalty: float = knob(
+        1.0, "What the score of tokens already written is divided by. By default 1, nothing.", gt=0
+    )
+    length_penalty: float = knob(
+        1.0, "Exponent of the length in a beam's score: above 1 favours long answers. By default 1."
+    )
+    skip_special_tokens: bool = knob(
+        True, "Whether special tokens are left out of the decoded text. By default they are."
+    )

@@ -1,0 +1,50 @@
+"""What the sections of arguments are made of: their base, their lists, their mappings."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A group of knobs. Frozen; numbers are taken from text, unknown names are refused."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", coerce_numbers_to_str=True, validate_default=False
+    )
+
+
+def split_commas(value: Any) -> Any:
+    """`"a, b"` -> `("a", "b")`; lists and tuples stay, None is empty."""
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return tuple(value) if isinstance(value, list) else value
+
+
+def read_mapping(value: Any) -> Any:
+    """JSON text -> what it says; everything else stays for pydantic to judge."""
+    if isinstance(value, str):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError as problem:
+            raise ValueError(f"not JSON: {problem}") from problem
+    return value
+
+
+CommaList = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
+"""Names, as `a,b` or as a list; empty when unset."""
+
+FloatList = Annotated[tuple[float, ...], BeforeValidator(split_commas)]
+"""Numbers, as `0.3,0.7` or as a list; empty when unset."""
+
+Mapping = Annotated[dict[str, Any], BeforeValidator(read_mapping)]
+"""A mapping, or JSON text of one."""
+
+
+def knob(default: Any, description: str, *, status: str = "honoured", **bounds: Any) -> Any:
+    """A field: its default, one full thought for the reader, its status, its bounds."""
+    return Field(default, description=description, json_schema_extra={"status": status}, **bounds)

@@ -1,0 +1,71 @@
+"""All arguments of a run, checked, with where each came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import SecretStr
+
+from luthier.arguments.data import DataArguments
+from luthier.arguments.finetuning import FinetuningArguments
+from luthier.arguments.generating import GeneratingArguments
+from luthier.arguments.kinds import Section
+from luthier.arguments.model import ModelArguments
+from luthier.arguments.training import TrainingArguments
+
+SECTIONS: dict[str, type[Section]] = {
+    "model": ModelArguments,
+    "data": DataArguments,
+    "finetuning": FinetuningArguments,
+    "training": TrainingArguments,
+    "generating": GeneratingArguments,
+}
+
+MASK = "********"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What a configuration says.
+
+    Attributes:
+        passed_through: names that only the installed transformers knows, for its own
+            `TrainingArguments`.
+        origins: name -> where it was given: `config.yaml:12`, `command line`, `dict`,
+            `train.args`. Names that nobody gave are absent.
+        notes: what was renamed, ignored or inferred, one line each.
+    """
+
+    model: ModelArguments
+    data: DataArguments
+    finetuning: FinetuningArguments
+    training: TrainingArguments
+    generating: GeneratingArguments
+    passed_through: Mapping[str, Any] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def given(self, name: str) -> bool:
+        """Whether somebody set this name, be it to its default."""
+        return name in self.origins
+
+    def flat(self) -> dict[str, Any]:
+        """Every name with its value, given or not."""
+        values = dict(self.passed_through)
+        for section in SECTIONS:
+            part: Section = getattr(self, section)
+            values |= {name: getattr(part, name) for name in type(part).model_fields}
+        return values
+
+    def public(self) -> dict[str, Any]:
+        """What was given, as JSON can hold it, secrets masked."""
+        values = self.flat()
+        return {name: _public(values[name]) for name in self.origins if name in values}
+
+
+def _public(value: Any) -> Any:
+    if isinstance(value, SecretStr):
+        return MASK
+    return list(value) if isinstance(value, tuple) else value

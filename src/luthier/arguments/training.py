@@ -1,0 +1,446 @@
+"""How the run goes: steps, learning rate, precision, evaluation, saving, logging."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BeforeValidator, SecretStr
+
+from luthier.arguments.kinds import CommaList, Mapping, Section, knob, split_commas
+
+Scheduler: TypeAlias = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "reduce_lr_on_plateau",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+    "greedy",
+]
+
+Optimizer: TypeAlias = Literal[
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_torch_xla",
+    "adamw_torch_npu_fused",
+    "adafactor",
+    "adamw_anyprecision",
+    "adamw_torch_4bit",
+    "adamw_torch_8bit",
+    "ademamix",
+    "sgd",
+    "adagrad",
+    "adamw_bnb_8bit",
+    "adamw_8bit",
+    "ademamix_8bit",
+    "lion_8bit",
+    "lion_32bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "paged_ademamix_32bit",
+    "paged_ademamix_8bit",
+    "paged_lion_32bit",
+    "paged_lion_8bit",
+    "rmsprop",
+    "rmsprop_bnb",
+    "rmsprop_bnb_8bit",
+    "rmsprop_bnb_32bit",
+    "lomo",
+    "adalomo",
+    "grokadamw",
+    "schedule_free_radam",
+    "schedule_free_adamw",
+    "schedule_free_sgd",
+    "stable_adamw",
+]
+
+LogLevel: TypeAlias = Literal["detail", "debug", "info", "warning", "error", "critical", "passive"]
+
+
+def _strategy(value: Any) -> Any:
+    return "no" if value is False else value
+
+
+def _trackers(value: Any) -> Any:
+    names = split_commas(value)
+    return () if names == ("none",) else names
+
+
+def _checkpoint(value: Any) -> Any:
+    if isinstance(value, bool):
+        value = str(value).lower()
+    return None if isinstance(value, str) and value.lower() == "true" else value
+
+
+Strategy = Annotated[Literal["no", "steps", "epoch"], BeforeValidator(_strategy)]
+SaveStrategy = Annotated[Literal["no", "steps", "epoch", "best"], BeforeValidator(_strategy)]
+
+
+class TrainingArguments(Section):
+    """Knobs of the training loop; most carry transformers' names."""
+
+    output_dir: str | None = knob(
+        None,
+        "The folder for everything the run writes; made when absent. Required to train, evaluate "
+        "or predict.",
+    )
+    overwrite_output_dir: bool = knob(
+        False,
+        "Whether to start anew in an `output_dir` that is in use. Nothing is deleted by it. By "
+        "default the run goes on from the newest checkpoint there.",
+        status="honoured otherwise",
+    )
+    do_train: bool = knob(False, "Whether to train. By default not.")
+    do_eval: bool = knob(
+        False, "Whether to evaluate (after training, if there is any). By default not."
+    )
+    do_predict: bool = knob(
+        False,
+        "Whether to generate an answer for every evaluation row; goes with "
+        "`predict_with_generate`. By default not.",
+    )
+    predict_with_generate: bool = knob(
+        False,
+        "Whether predictions are generated texts, scored by BLEU and ROUGE. By default there are "
+        "none.",
+    )
+    resume_from_checkpoint: Annotated[str | None, BeforeValidator(_checkpoint)] = knob(
+        None,
+        "The checkpoint folder to go on from. By default the newest in `output_dir`, if there is "
+        "one and `overwrite_output_dir` is not set.",
+    )
+    per_device_train_batch_size: int = knob(
+        8,
+        "Examples a device contributes to each of a step's `gradient_accumulation_steps`. Their "
+        "product over all devices makes one update; how it is cut is up to the program. By default "
+        "8.",
+        ge=1,
+    )
+    per_device_eval_batch_size: int = knob(
+        8, "Examples a device takes at a time in evaluation and prediction. By default 8.", ge=1
+    )
+    gradient_accumulation_steps: int = knob(
+        1, "How many such batches make one update of the weights. By default 1.", ge=1
+    )
+    tokens_per_micro_batch: int | None = knob(
+        None,
+        "The most tokens, padding counted, that go through the model at once; lower it when memory "
+        "runs out: the result stays the same. By default `per_device_train_batch_size` x "
+        "`cutoff_len`, or less where the device gains nothing from more.",
+        ge=1,
+    )
+    num_train_epochs: float = knob(
+        3.0, "How often the data is gone through; parts are allowed. By default 3 times.", gt=0
+    )
+    max_steps: int = knob(
+        -1,
+        "The number of updates after which training ends, whatever `num_train_epochs` says. By "
+        "default -1: the epochs decide.",
+        ge=-1,
+    )
+    learning_rate: float = knob(
+        5e-5, "The learning rate after warm-up. By default 5e-5; LoRA usually wants 1e-4.", ge=0
+    )
+    weight_decay: float = knob(
+        0.0,
+        "How strongly weights are pulled to zero, biases and norms apart. By default not.",
+        ge=0,
+    )
+    adam_beta1: float = knob(0.9, "Adam's memory of the gradient. By default 0.9.", ge=0, lt=1)
+    adam_beta2: float = knob(
+        0.999, "Adam's memory of the squared gradient. By default 0.999.", ge=0, lt=1
+    )
+    adam_epsilon: float = knob(
+        1e-8, "What Adam adds to the divisor so that it is never zero. By default 1e-8.", ge=0
+    )
+    max_grad_norm: float = knob(
+        1.0, "The norm to which larger gradients are cut; 0 cuts nothing. By default 1.", ge=0
+    )
+    lr_scheduler_type: Scheduler = knob(
+        "linear", "How the learning rate falls after warm-up. By default in a line to zero."
+    )
+    lr_scheduler_kwargs: Mapping | None = knob(
+        None, "Settings of the scheduler, a mapping or JSON text. By default its own."
+    )
+    warmup_ratio: float = knob(
+        0.0,
+        "The share of all steps in which the learning rate climbs from zero; rounded up. Counts "
+        "when `warmup_steps` is 0. By default none.",
+        status="honoured otherwise",
+        ge=0.0,
+        le=1.0,
+    )
+    warmup_steps: float = knob(
+        0,
+        "The steps in which the learning rate climbs from zero (below 1: their share of all "
+        "steps). Wins over `warmup_ratio`. By default none.",
+        ge=0,
+    )
+    optim: Optimizer = knob(
+        "adamw_torch_fused", "The optimizer. By default AdamW in torch's fused form."
+    )
+    optim_args: str | None = knob(
+        None, "Settings of the optimizer, as `name=value,name=value`. By default its own."
+    )
+    label_smoothing_factor: float = knob(
+        0.0,
+        "The share of the target that is spread evenly over the vocabulary. By default none.",
+        ge=0.0,
+        lt=1.0,
+    )
+    neftune_noise_alpha: float | None = knob(
+        None,
+        "NEFTune: the strength of the noise on the embeddings in training (5 to 15 is usual). By "
+        "default there is none.",
+        ge=0.0,
+    )
+    bf16: bool = knob(
+        False,
+        "Whether the model computes in bfloat16 while trained weights stay float32; also on a "
+        "CPU. By default it computes in float32.",
+    )
+    fp16: bool = knob(
+        False,
+        "Whether the model computes in float16 with a scaled loss (for GPUs without bfloat16). By "
+        "default it computes in float32.",
+    )
+    bf16_full_eval: bool = knob(
+        False, "Whether evaluation without training holds the weights in bfloat16. By default not."
+    )
+    fp16_full_eval: bool = knob(
+        False, "Whether evaluation without training holds the weights in float16. By default not."
+    )
+    tf32: bool | None = knob(
+        None,
+        "Whether float32 products may use TF32 on NVIDIA GPUs from Ampere on. By default torch "
+        "decides.",
+    )
+    gradient_checkpointing: bool = knob(
+        True,
+        "Whether activations are computed again in the backward pass instead of kept: less memory, "
+        "slower. By default they are; `disable_gradient_checkpointing` is the other way to say "
+        "`false`.",
+    )
+    gradient_checkpointing_kwargs: Mapping | None = knob(
+        None, "Settings of gradient checkpointing, a mapping or JSON text. By default its own."
+    )
+    use_cpu: bool = knob(
+        False, "Whether the run stays on the CPU. By default it takes the accelerator it finds."
+    )
+    seed: int = knob(
+        42, "Where every random choice of the run starts. By default 42.", ge=0, lt=2**32
+    )
+    data_seed: int | None = knob(
+        None, "Where the order of the examples starts. By default `seed`.", ge=0
+    )
+    full_determinism: bool = knob(
+        False,
+        "Whether GPU kernels that give slightly different sums each time are avoided; slower. By "
+        "default they are used.",
+    )
+    eval_strategy: Strategy = knob(
+        "no", "When training pauses to evaluate: never (the default), each `eval_steps`, or epoch."
+    )
+    eval_steps: float | None = knob(
+        None,
+        "Steps between evaluations (below 1: a share of all steps). By default `logging_steps`.",
+        gt=0,
+    )
+    eval_delay: float = knob(
+        0,
+        "Steps or epochs (as `eval_strategy` counts) before the first evaluation. By default 0.",
+        ge=0,
+    )
+    eval_on_start: bool = knob(
+        False, "Whether to evaluate once before the first step. By default not."
+    )
+    save_strategy: SaveStrategy = knob(
+        "steps",
+        "When a checkpoint is written: each `save_steps` (the default), each epoch, whenever "
+        "evaluation is best, or never.",
+    )
+    save_steps: float = knob(
+        500, "Steps between checkpoints (below 1: a share of all steps). By default 500.", gt=0
+    )
+    save_total_limit: int | None = knob(
+        None, "The most checkpoints kept; the oldest go first. By default all are kept.", ge=1
+    )
+    save_only_model: bool = knob(
+        False,
+        "Whether checkpoints hold only weights: smaller, but training cannot go on from them. By "
+        "default they hold all.",
+    )
+    save_on_each_node: bool = knob(
+        False, "Whether every machine writes its own checkpoints. By default only the first does."
+    )
+    load_best_model_at_end: bool = knob(
+        False,
+        "Whether the best evaluated checkpoint is the result. By default the last weights are.",
+    )
+    metric_for_best_model: str | None = knob(
+        None,
+        "The number that says which checkpoint is best. By default `loss` where it is needed.",
+    )
+    greater_is_better: bool | None = knob(
+        None, "Whether more of that number is better. By default yes, except for losses."
+    )
+    ignore_data_skip: bool = knob(
+        False,
+        "Whether a resumed run starts its epoch from the first example. By default it goes on "
+        "where the checkpoint stood.",
+    )
+    restore_callback_states_from_checkpoint: bool = knob(
+        False, "Whether callbacks get back the state they had in the checkpoint. By default not."
+    )
+    enable_jit_checkpoint: bool = knob(
+        False,
+        "Whether the run saves a checkpoint when it is told to end (SIGTERM). By default it does "
+        "not.",
+    )
+    logging_strategy: Strategy = knob(
+        "steps", "When a line is logged: each `logging_steps` (the default), each epoch, or never."
+    )
+    logging_steps: float = knob(
+        500, "Steps between logged lines (below 1: a share of all steps). By default 500.", gt=0
+    )
+    logging_first_step: bool = knob(
+        False, "Whether the first step is logged as well. By default not."
+    )
+    logging_nan_inf_filter: bool = knob(
+        True,
+        "Whether a loss that is no number is left out of the logged mean. By default it is.",
+    )
+    logging_dir: str | None = knob(
+        None,
+        "The folder of TensorBoard's files. By default `runs` inside `output_dir`.",
+        status="honoured otherwise",
+    )
+    log_level: LogLevel = knob(
+        "passive", "How much transformers says. By default it is left as it is."
+    )
+    log_level_replica: LogLevel = knob(
+        "warning", "How much transformers says on ranks other than the first. By default warnings."
+    )
+    log_on_each_node: bool = knob(
+        True, "Whether the first process of every machine logs. By default it does."
+    )
+    disable_tqdm: bool | None = knob(None, "Whether progress is not shown. By default it is shown.")
+    report_to: Annotated[CommaList, BeforeValidator(_trackers)] = knob(
+        (),
+        "Trackers that get the numbers, a comma list: tensorboard, wandb, mlflow, swanlab, "
+        "trackio, ... or `all` that are installed. By default none.",
+    )
+    run_name: str | None = knob(None, "The name of the run in trackers. By default theirs.")
+    project: str = knob(
+        "huggingface", "The project of the run in Trackio. By default `huggingface`."
+    )
+    trackio_space_id: str | None = knob(
+        None, "The Space on the hub that shows Trackio's numbers. By default they stay here."
+    )
+    trackio_bucket_id: str | None = knob(
+        None, "The storage bucket of that Space. By default one is made of its name."
+    )
+    trackio_static_space_id: str | None = knob(
+        None, "A read-only Space over that bucket. By default there is none."
+    )
+    skip_memory_metrics: bool = knob(
+        True, "Whether memory is not measured in training, which slows it. By default it is not."
+    )
+    debug: str = knob(
+        "", "Checks of transformers: `underflow_overflow` watches activations. By default none."
+    )
+    train_sampling_strategy: Literal["random", "sequential", "group_by_length"] = knob(
+        "random",
+        "The order of examples: shuffled (the default), as they stand, or neighbours of like "
+        "length.",
+    )
+    dataloader_drop_last: bool = knob(
+        False,
+        "Whether the examples that do not fill a last batch on every device are left out. By "
+        "default all are used.",
+    )
+    dataloader_num_workers: int = knob(
+        0, "Processes that prepare batches. By default none beside the program itself.", ge=0
+    )
+    dataloader_prefetch_factor: int | None = knob(
+        None, "Steps that each of them prepares ahead. By default torch's 2.", ge=1
+    )
+    dataloader_pin_memory: bool = knob(
+        True, "Whether batches lie in memory that copies faster to a GPU. By default they do."
+    )
+    dataloader_persistent_workers: bool = knob(
+        False, "Whether those processes live on between epochs. By default they are made anew."
+    )
+    generation_max_length: int | None = knob(
+        None,
+        "The most tokens of prompt and answer together in prediction. By default `cutoff_len`.",
+        ge=1,
+    )
+    generation_num_beams: int | None = knob(
+        None, "Beams of the search in prediction. By default `num_beams`.", ge=1
+    )
+    torch_compile: bool = knob(
+        False, "Whether torch compiles the model: slow at first, faster later. By default not."
+    )
+    torch_compile_backend: str | None = knob(
+        None, "The compiler's backend; naming one turns compiling on. By default torch's."
+    )
+    torch_compile_mode: str | None = knob(
+        None, "The compiler's mode; naming one turns compiling on. By default torch's."
+    )
+    local_rank: int = knob(
+        -1, "The number of this process on its machine; launchers set it. By default -1: alone."
+    )
+    ddp_backend: Literal["nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl", "xccl"] | None = (
+        knob(None, "How processes exchange gradients. By default what fits the device.")
+    )
+    ddp_timeout: int = knob(
+        1800,
+        "Seconds that processes wait for each other before they give up. By default 1,800.",
+        gt=0,
+    )
+    ddp_find_unused_parameters: bool | None = knob(
+        None,
+        "Whether each step looks for weights without gradient. By default only where transformers "
+        "needs it; never with LoRA.",
+    )
+    ddp_bucket_cap_mb: int | None = knob(
+        None, "MiB of gradients that processes exchange at once. By default torch's 25.", ge=1
+    )
+    ddp_broadcast_buffers: bool | None = knob(
+        None, "Whether buffers are sent around at each step. By default torch decides."
+    )
+    ddp_static_graph: bool | None = knob(
+        None, "Whether every step is promised to use the same weights. By default it is not."
+    )
+    accelerator_config: Mapping | None = knob(
+        None, "Settings for accelerate, a mapping or JSON text. By default its own."
+    )
+    push_to_hub: bool = knob(
+        False, "Whether the result is uploaded to the hub. By default it stays here."
+    )
+    hub_model_id: str | None = knob(
+        None, "Where it is uploaded, as `owner/name`. By default the name of `output_dir`."
+    )
+    hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = knob(
+        "every_save", "When it is uploaded. By default at every save."
+    )
+    hub_token: SecretStr | None = knob(
+        None,
+        "The token to upload with; never written to a file. By default the one of the hub's own "
+        "login.",
+    )
+    hub_private_repo: bool | None = knob(
+        None, "Whether a new repository there is private. By default as the owner's settings say."
+    )
+    hub_always_push: bool = knob(
+        False, "Whether an upload starts before the last has ended. By default it is skipped."
+    )
+    hub_revision: str | None = knob(
+        None, "The branch that is uploaded to. By default the main one."
+    )
