@@ -1,0 +1,301 @@
+"""a conversation -> turns of text pieces, each learned or not."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from luthier.errors import TemplateError
+from luthier.records import Conversation, Message, Piece, Special, Turn
+from luthier.templates.slots import CONTENT, Part, Slots, fill, has_hole
+from luthier.templates.thinking import Place, Thinking
+from luthier.templates.tool_format import TOOL_FORMATS, FunctionCall, ToolFormat, parse_calls
+
+
+class Renders(Protocol):
+    """What data, prediction and chat ask of a template, named or read from a tokenizer."""
+
+    @property
+    def name(self) -> str:
+        """How the run calls it."""
+
+    @property
+    def stop_words(self) -> tuple[str, ...]:
+        """Texts of the tokens that end an answer, beside the tokenizer's own EOS."""
+
+    @property
+    def efficient_eos(self) -> bool:
+        """Whether an answer's EOS stands in the next prompt or at the end, not in the answer."""
+
+    def turns(self, conversation: Conversation, *, is_history_masked: bool = False) -> list[Turn]:
+        """What training reads."""
+
+    def turn(self, conversation: Conversation, answer: Message) -> Turn:
+        """All that stands before one answer, and the answer."""
+
+    def prompt(
+        self, conversation: Conversation, answer: Message | None = None
+    ) -> tuple[Piece, ...]:
+        """What generation reads."""
+
+    def answer(self, conversation: Conversation, message: Message) -> tuple[Piece, ...]:
+        """The answer of `turn`."""
+
+    def fingerprint(self) -> str:
+        """Text that changes whenever the rendering does."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """The texts around the turns of a conversation, and what ends an answer.
+
+    Slots left empty take their usual form: an answer is its content and EOS (content alone with
+    `efficient_eos`), a function call reads like an answer, an observation like a question.
+
+    Attributes:
+        name: how users call it.
+        user: around a question, the header of the answer included.
+        assistant: around an answer.
+        system: around the system text, of which the tools are the end.
+        function: around the text of function calls.
+        observation: around what tools answered, the header of the next answer included.
+        prefix: before everything.
+        default_system: the system text of a conversation that has none.
+        stop_words: texts of the tokens that end an answer. With `replace_eos` the first becomes
+            the tokenizer's EOS.
+        tool_format: a name of `TOOL_FORMATS`.
+        tool_call_words: what surrounds the calls in a function message that also holds text.
+        thought_words: what opens and what closes a thought.
+        empty_thought: an answer's thought that says nothing; both words when left empty.
+        is_reasoning: whether thoughts are handled as `luthier.templates.thinking` says.
+        is_system_in_user: whether the system text stands inside the first question (Llama 2).
+        efficient_eos: whether answers carry no EOS and the data side sets it between turns.
+        replace_eos: whether the first stop word becomes EOS.
+        replace_chat_template: whether a chat template of the tokenizer is always replaced.
+        enable_thinking: see `luthier.templates.thinking`.
+        preserve_thinking: see `luthier.templates.thinking`.
+    """
+
+    name: str
+    user: Slots = (CONTENT,)
+    assistant: Slots = ()
+    system: Slots = (CONTENT,)
+    function: Slots = ()
+    observation: Slots = ()
+    prefix: Slots = ()
+    default_system: str = ""
+    stop_words: tuple[str, ...] = ()
+    tool_format: str = "default"
+    tool_call_words: tuple[str, str] = ("<tool_call>", "</tool_call>")
+    thought_words: tuple[str, str] = ("<think>\n", "\n</think>\n\n")
+    empty_thought: str = ""
+    is_reasoning: bool = False
+    is_system_in_user: bool = False
+    efficient_eos: bool = False
+    replace_eos: bool = False
+    replace_chat_template: bool = False
+    enable_thinking: bool | None = True
+    preserve_thinking: bool = False
+
+    def __post_init__(self) -> None:
+        usual: Slots = (CONTENT,) if self.efficient_eos else (CONTENT, Special.EOS)
+        derived = {
+            "assistant": self.assistant or usual,
+            "function": self.function or self.assistant or usual,
+            "observation": self.observation or self.user,
+            "empty_thought": self.empty_thought or "".join(self.thought_words),
+        }
+        for field, value in derived.items():
+            object.__setattr__(self, field, value)
+        for slots in (self.user, self.assistant, self.system, self.function, self.observation):
+            assert has_hole(slots), f"{self.name}: {slots} has no place for the content"
+        assert not has_hole(self.prefix), f"{self.name}: a prefix has no content"
+        assert self.stop_words or not self.replace_eos, f"{self.name}: no stop word to become EOS"
+
+    @property
+    def tools(self) -> ToolFormat:
+        """The tool format by its name."""
+        return TOOL_FORMATS.get(self.tool_format)
+
+    @property
+    def thinking(self) -> Thinking | None:
+        """The policy for thoughts; None when they are text like any other."""
+        if not self.is_reasoning:
+            return None
+        return Thinking(
+            self.thought_words, self.empty_thought, self.enable_thinking, self.preserve_thinking
+        )
+
+    def turns(self, conversation: Conversation, *, is_history_masked: bool = False) -> list[Turn]:
+        """Each question with its answer, for training.
+
+        Args:
+            conversation: questions and answers in turn, an answer last.
+            is_history_masked: whether only the last answer is learned (`mask_history`).
+
+        Raises:
+            TemplateError: if the conversation ends with a question, or its tools or calls cannot
+                be read.
+        """
+        messages: tuple[Message, ...] = conversation.messages
+        if not messages or len(messages) % 2:
+            raise TemplateError(
+                f"a conversation to learn from ends with an answer; this one has "
+                f"{len(messages)} messages."
+            )
+        thinking = self.thinking
+        if thinking is not None:
+            messages = thinking.as_trained(messages, is_history_masked=is_history_masked)
+        rendered = self._render(messages, conversation.system, conversation.tools)
+        last = len(messages) - 2
+        turns = []
+        for start in range(0, len(messages), 2):
+            question, answer = rendered[start], rendered[start + 1]
+            is_shown_as_prompt = is_history_masked and not self.preserve_thinking and start != last
+            if thinking is not None and not is_shown_as_prompt:
+                question, answer = _place_empty_thought(
+                    thinking, messages[start + 1].content, question, answer
+                )
+            is_learned = start == last or not is_history_masked
+            turns.append(Turn(_pieces(question), _pieces(answer, is_learned)))
+        return turns
+
+    def turn(self, conversation: Conversation, answer: Message) -> Turn:
+        """All that stands before one answer, and the answer, as generation shows them.
+
+        Args:
+            conversation: up to the question or the observation that is answered.
+            answer: an assistant's or a function message.
+        """
+        thinking = self.thinking
+        before: Sequence[Message] = conversation.messages
+        if thinking is not None:
+            before, answer = thinking.as_prompted(before), thinking.as_answered(answer)
+        rendered = self._render([*before, answer], conversation.system, conversation.tools)
+        prompt = [part for message in rendered[:-1] for part in message]
+        learned = rendered[-1]
+        if thinking is not None:
+            prompt, learned = _place_empty_thought(thinking, answer.content, prompt, learned)
+        return Turn(_pieces(prompt), _pieces(learned, is_learned=True))
+
+    def prompt(
+        self, conversation: Conversation, answer: Message | None = None
+    ) -> tuple[Piece, ...]:
+        """What stands before an answer.
+
+        Args:
+            conversation: up to the question or the observation that is answered.
+            answer: the answer that is known to follow, None for generation. It matters only with
+                `enable_thinking` None, where it decides on the empty thought.
+        """
+        return self.turn(conversation, answer or Message("assistant", "")).prompt
+
+    def answer(self, conversation: Conversation, message: Message) -> tuple[Piece, ...]:
+        """One answer to `conversation`, all of it learned."""
+        return self.turn(conversation, message).answer
+
+    def extract_calls(self, text: str) -> list[FunctionCall]:
+        """The function calls in a generated answer."""
+        return self.tools.extract_calls(text)
+
+    def fingerprint(self) -> str:
+        """Text that changes with every field, and with the code that renders them."""
+        rendered = [
+            self.turns(probe, is_history_masked=is_masked)
+            for probe in _PROBES
+            for is_masked in (False, True)
+        ]
+        digest = hashlib.sha256(repr((self, rendered)).encode()).hexdigest()
+        return f"{self.name}-{digest[:32]}"
+
+    def _render(
+        self, messages: Sequence[Message], system: str | None, tools: str | None
+    ) -> list[list[Part]]:
+        """The parts of each message; those of the first begin with prefix and system."""
+        return [
+            (self._opening(message, system, tools) if not position else [])
+            + self._render_message(
+                message, self._fused_system(message, system, tools) if not position else ""
+            )
+            for position, message in enumerate(messages)
+        ]
+
+    def _opening(self, first: Message, system: str | None, tools: str | None) -> list[Part]:
+        text = self._system_text(system, tools)
+        if text is None or self.is_system_in_user:
+            return fill(self.prefix)
+        return fill(self.prefix) + fill(self.system, text)
+
+    def _fused_system(self, first: Message, system: str | None, tools: str | None) -> str:
+        text = self._system_text(system, tools)
+        if text is None or not self.is_system_in_user:
+            return ""
+        if first.role != "user":
+            raise TemplateError(
+                f"template {self.name!r} puts the system text and the tools into the first "
+                f"question, but the conversation begins with a message of role {first.role!r}.\n"
+                "  Let it begin with a user's message, or leave out system and tools."
+            )
+        return "".join(part for part in fill(self.system, text) if isinstance(part, str))
+
+    def _system_text(self, system: str | None, tools: str | None) -> str | None:
+        """None when there is no system block; an empty tool list still opens one."""
+        text = system or self.default_system
+        if tools:
+            return text + self.tools.describe(tools)
+        return text or None
+
+    def _render_message(self, message: Message, before: str) -> list[Part]:
+        if message.role == "user":
+            return fill(self.user, before + message.content)
+        if message.role == "assistant":
+            return fill(self.assistant, message.content)
+        if message.role == "observation":
+            return fill(self.observation, message.content)
+        text, calls = parse_calls(message.content, self.thought_words, self.tool_call_words)
+        return fill(self.function, text + self.tools.render_calls(calls))
+
+
+def _place_empty_thought(
+    thinking: Thinking, content: str, prompt: list[Part], answer: list[Part]
+) -> tuple[list[Part], list[Part]]:
+    place = thinking.place(content)
+    if place is Place.PROMPT:
+        return [*prompt, thinking.empty], answer
+    if place is Place.ANSWER:
+        return prompt, [thinking.empty, *answer]
+    return prompt, answer
+
+
+def _pieces(parts: Iterable[Part], is_learned: bool = False) -> tuple[Piece, ...]:
+    return tuple(Piece(part, is_learned) for part in parts)
+
+
+_TOOLS = (
+    '[{"name": "find", "description": "Finds.", "parameters": {"type": "object", "properties": '
+    '{"text": {"type": "string", "enum": ["a", "b"]}, "many": {"type": "array", "items": '
+    '{"type": "integer"}}}, "required": ["text"]}}]'
+)
+_PROBES = (
+    Conversation(
+        (
+            Message("user", "question"),
+            Message("assistant", "answer"),
+            Message("user", "question"),
+            Message("assistant", "answer"),
+        )
+    ),
+    Conversation(
+        (
+            Message("user", "question"),
+            Message("function", '{"name": "find", "arguments": {"text": "a", "many": [1]}}'),
+            Message("observation", "found"),
+            Message("assistant", "<think>\nthought\n</think>\n\nanswer"),
+        ),
+        system="system",
+        tools=_TOOLS,
+    ),
+)
+"""Conversations whose rendering belongs to a template's fingerprint."""

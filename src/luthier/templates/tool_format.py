@@ -1,0 +1,193 @@
+"""how tools are told to a model, and how its calls of them are written and read back."""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from luthier.errors import TemplateError
+from luthier.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionCall:
+    """One call of a tool.
+
+    Attributes:
+        name: the tool's.
+        arguments: what the model gives it, an object by name as a rule.
+    """
+
+    name: str
+    arguments: Any
+
+
+class ToolFormat(ABC):
+    """One way of writing tools and calls, in Python and in jinja alike.
+
+    Attributes:
+        tools_jinja: jinja statements that print what `describe_tools` gives, reading `tools`.
+        calls_jinja: jinja statements that print what `render_calls` gives, reading `calls`, a list
+            of objects with `name` and `arguments`. Arguments that are text are taken for JSON.
+    """
+
+    tools_jinja: ClassVar[str]
+    calls_jinja: ClassVar[str]
+
+    def describe(self, tools: str) -> str:
+        """What the system text says about the tools.
+
+        Args:
+            tools: a JSON list of descriptions, bare or wrapped as `{"type": "function", ...}`.
+
+        Raises:
+            TemplateError: if it is not such a list.
+        """
+        described = parse_tools(tools)
+        return self.describe_tools(described) if described else ""
+
+    @abstractmethod
+    def describe_tools(self, tools: Sequence[dict[str, Any]]) -> str:
+        """The text for a list of one or more tools."""
+
+    @abstractmethod
+    def render_calls(self, calls: Sequence[FunctionCall]) -> str:
+        """The text with which a model calls tools."""
+
+    @abstractmethod
+    def extract_calls(self, text: str) -> list[FunctionCall]:
+        """The calls in a model's answer; empty when it calls nothing or writes them wrongly."""
+
+
+TOOL_FORMATS: Registry[ToolFormat] = Registry("tool format", "luthier.templates.tools")
+
+
+def parse_tools(tools: str) -> list[dict[str, Any]]:
+    """The tool descriptions of a JSON text.
+
+    Raises:
+        TemplateError: if it is not a list of objects, each with a name.
+    """
+    try:
+        described = json.loads(tools)
+    except json.JSONDecodeError as error:
+        raise TemplateError(
+            f"the tools are not JSON ({error}): {_shortened(tools)}\n"
+            '  A list is expected, such as [{"name": "search", "parameters": {...}}].'
+        ) from error
+    if not isinstance(described, list) or not all(
+        isinstance(tool, dict) and isinstance(bare(tool).get("name"), str) for tool in described
+    ):
+        raise TemplateError(
+            f"the tools are not a list of descriptions with names: {_shortened(tools)}\n"
+            '  Write them as [{"name": "search", "parameters": {...}}] or as '
+            '[{"type": "function", "function": {...}}].'
+        )
+    return described
+
+
+def parse_calls(
+    content: str, thought_words: tuple[str, str], tool_call_words: tuple[str, str]
+) -> tuple[str, list[FunctionCall]]:
+    """The text and the calls of a function message.
+
+    Args:
+        content: JSON of one call or of a list of calls, with a thought before it or the calls
+            between `tool_call_words` and any text around.
+        thought_words: what opens and closes a thought.
+        tool_call_words: what opens and closes a call.
+
+    Returns:
+        The text outside the calls, and the calls in order.
+
+    Raises:
+        TemplateError: if the calls are not JSON with `name` and `arguments`.
+    """
+    marked = re.compile(_between(tool_call_words), re.DOTALL)
+    if marked.search(content):
+        calls = [call for text in marked.findall(content) for call in _read_calls(text)]
+        return marked.sub("", content), calls
+    thought = re.search(_between(thought_words), content, re.DOTALL)
+    if thought is None:
+        return "", _read_calls(content)
+    return thought.group(0), _read_calls(content.replace(thought.group(0), ""))
+
+
+def bare(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool's description without the `{"type": "function"}` around it."""
+    inner = tool.get("function") if tool.get("type") == "function" else tool
+    return inner if isinstance(inner, dict) else {}
+
+
+def wrapped(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool's description with `{"type": "function"}` around it."""
+    return tool if tool.get("type") == "function" else {"type": "function", "function": tool}
+
+
+def dump(value: object, indent: int | None = None) -> str:
+    """JSON text with the letters of all scripts as they are."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def load(text: str) -> Any:
+    """The value of a JSON text, or the text itself when it is none."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def read_objects(texts: Sequence[str], key: str = "arguments") -> list[FunctionCall]:
+    """Calls from JSON objects with `name` and `key`; empty if one of them is something else."""
+    calls = []
+    for text in texts:
+        found = load(text)
+        for item in found if isinstance(found, list) else [found]:
+            if not isinstance(item, dict) or "name" not in item or key not in item:
+                return []
+            calls.append(FunctionCall(item["name"], item[key]))
+    return calls
+
+
+def _between(words: tuple[str, str]) -> str:
+    return f"{re.escape(words[0])}(.*?){re.escape(words[1])}"
+
+
+def _read_calls(text: str) -> list[FunctionCall]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise TemplateError(
+            f"a function message is not JSON ({error}): {_shortened(text)}\n"
+            '  One call is {"name": "search", "arguments": {...}}; several are a list of them.'
+        ) from error
+    calls = []
+    for item in found if isinstance(found, list) else [found]:
+        if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+            raise TemplateError(
+                f"a function message has a call without a name: {_shortened(text)}\n"
+                '  A call is {"name": "search", "arguments": {...}}.'
+            )
+        if "arguments" not in item:
+            raise TemplateError(
+                f"the call of {item['name']!r} has no arguments: {_shortened(text)}\n"
+                '  Write {"name": ..., "arguments": {}} for a call without any.'
+            )
+        calls.append(FunctionCall(item["name"], _decoded(item["arguments"])))
+    return calls
+
+
+def _decoded(arguments: Any) -> Any:
+    """Arguments as OpenAI's interface sends them, JSON in a text, become the object they encode."""
+    if not isinstance(arguments, str):
+        return arguments
+    decoded = load(arguments)
+    return decoded if isinstance(decoded, dict) else arguments
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 120 else text[:117] + "..."

@@ -1,0 +1,1 @@
+"""one file per way of telling a model its tools and of writing their calls."""
