@@ -1,0 +1,1 @@
+"""What hears of steps: the progress on the terminal and the log file."""
