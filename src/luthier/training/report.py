@@ -1,0 +1,243 @@
+"""What a run tells about itself: run.json, the model card, the result files."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from huggingface_hub import ModelCardData
+from pydantic import SecretStr
+
+from luthier import __version__, console
+from luthier.arguments.record import MASK, Arguments
+from luthier.training.files import write_json, write_whole
+
+RUN_RECORD = "run.json"
+
+PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "tokenizers", "safetensors")
+"""Packages whose versions decide what a run computes."""
+
+SECRET = re.compile(r"(^|_)(token|api_key|secret|password|webhook_url)$")
+"""Names whose values are never written down."""
+
+SETTINGS = (
+    "stage",
+    "finetuning_type",
+    "template",
+    "cutoff_len",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_ratio",
+    "warmup_steps",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "optim",
+    "bf16",
+    "fp16",
+    "seed",
+)
+"""Settings that the model card shows, in this order; those of the method follow."""
+
+OF_METHOD = {
+    "lora": ("lora_rank", "lora_alpha", "lora_dropout", "lora_target", "additional_target"),
+    "freeze": ("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules"),
+}
+
+
+class Report(Protocol):
+    """What the data route counted."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Counts and hashes, as JSON can hold them."""
+
+
+def write_run_record(folder: Path, arguments: Arguments, data: Report | None = None) -> Path:
+    """Writes `run.json`: all that is needed to do the run again, or to talk to its model.
+
+    Args:
+        folder: the run's.
+        arguments: the whole configuration; secrets are masked.
+        data: what the data route counted and hashed.
+
+    Returns:
+        The file, written on the first rank only.
+    """
+    settings = {name: _public(name, value) for name, value in arguments.flat().items()}
+    record = {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "working_directory": str(Path.cwd()),
+        "arguments": {name: settings[name] for name in arguments.origins if name in settings},
+        "origins": dict(arguments.origins),
+        "notes": list(arguments.notes),
+        "settings": settings,
+        "versions": versions(),
+        "platform": machine(),
+        "data": None if data is None else data.as_dict(),
+    }
+    path = folder / RUN_RECORD
+    return write_json(path, record) if console.is_main_process() else path
+
+
+def save_metrics(folder: Path, split: str, metrics: Mapping[str, float]) -> Path:
+    """Writes `{split}_results.json` and merges the numbers into `all_results.json`.
+
+    Args:
+        folder: the run's.
+        split: `train`, `eval` or `predict`.
+        metrics: names and numbers; nothing is written when there are none.
+    """
+    path = folder / f"{split}_results.json"
+    if not (metrics and console.is_main_process()):
+        return path
+    everything = folder / "all_results.json"
+    merged = json.loads(everything.read_text(encoding="utf-8")) if everything.exists() else {}
+    write_json(everything, dict(sorted((merged | dict(metrics)).items())))
+    return write_json(path, dict(sorted(metrics.items())))
+
+
+def write_model_card(
+    folder: Path,
+    arguments: Arguments,
+    metrics: Mapping[str, float],
+    log_history: Sequence[Mapping[str, float]] = (),
+) -> Path:
+    """Writes `README.md`: front matter that the hub reads, settings, results, versions.
+
+    Args:
+        folder: the run's; a `training_loss.png` in it is shown.
+        arguments: the whole configuration.
+        metrics: the numbers of the run.
+        log_history: the records of `trainer_state.json`; evaluations in it become a table.
+
+    Returns:
+        The file, written on the first rank only.
+    """
+    path = folder / "README.md"
+    if not console.is_main_process():
+        return path
+    base = str(arguments.model.model_name_or_path)
+    method = arguments.finetuning.finetuning_type
+    front = ModelCardData(
+        base_model=_hub_name(base),
+        library_name="peft" if method == "lora" else "transformers",
+        pipeline_tag="text-generation",
+        tags=["luthier", method, arguments.finetuning.stage],
+        datasets=[_hub_name(name) for name in arguments.data.dataset] or None,
+    )
+    trained_on = ", ".join(f"`{name}`" for name in arguments.data.dataset) or "no data set"
+    sections = [
+        f"---\n{front.to_yaml()}\n---",
+        f"# {folder.resolve().name}",
+        f"`{base}`, fine-tuned with luthier "
+        f"({arguments.finetuning.stage}, {method}) on {trained_on}.",
+        "## Settings\n\n" + _table(("setting", "value"), _settings(arguments)),
+    ]
+    if metrics:
+        rows = [(name, _number(value)) for name, value in sorted(metrics.items())]
+        sections.append("## Results\n\n" + _table(("metric", "value"), rows))
+    evaluations = _evaluations(log_history)
+    if evaluations:
+        sections.append("## Evaluations\n\n" + _table(*evaluations))
+    if (folder / "training_loss.png").exists():
+        sections.append("![training loss](training_loss.png)")
+    sections.append("## Versions\n\n" + _table(("package", "version"), list(versions().items())))
+    return write_whole(path, ["\n\n".join(sections), "\n"])
+
+
+def versions() -> dict[str, str]:
+    """The versions of luthier, of Python and of the packages that compute."""
+    found = {"luthier": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """What the run computes on."""
+    cuda = range(torch.cuda.device_count())
+    return {
+        "system": platform.platform(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "devices": [torch.cuda.get_device_name(index) for index in cuda],
+        "cuda": torch.version.cuda,
+        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+
+
+def _public(name: str, value: Any) -> Any:
+    if isinstance(value, SecretStr) or (SECRET.search(name) and value is not None):
+        return MASK
+    if isinstance(value, Mapping):
+        return {key: _public(str(key), inner) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [_public("", inner) for inner in value]
+    return value if isinstance(value, str | int | float | None) else str(value)
+
+
+def _hub_name(name: str) -> str:
+    """A name that the hub accepts: `owner/name` as it is, of a path only its last part."""
+    is_path = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
+    if is_path or Path(name).exists():
+        return Path(name).expanduser().resolve().name
+    return name
+
+
+def _settings(arguments: Arguments) -> list[tuple[str, str]]:
+    values = arguments.flat()
+    names = SETTINGS + OF_METHOD.get(arguments.finetuning.finetuning_type, ())
+    shown = {name: _public(name, values[name]) for name in names if name in values}
+    return [
+        (name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+        for name, value in shown.items()
+        if value not in (None, [], "")
+    ]
+
+
+def _evaluations(
+    log_history: Sequence[Mapping[str, float]],
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]] | None:
+    names = sorted(
+        {
+            name
+            for log in log_history
+            for name in log
+            if name.startswith("eval_") and name.endswith(("_loss", "_accuracy"))
+        }
+    )
+    by_step: dict[float, dict[str, float]] = {}
+    for log in log_history:
+        found = {name: log[name] for name in names if name in log}
+        if found:
+            by_step.setdefault(log["step"], {}).update(found)
+    if not names:
+        return None
+    rows = [
+        (f"{step:,}", *(_number(found[name]) if name in found else "" for name in names))
+        for step, found in by_step.items()
+    ]
+    return ("step", *names), rows
+
+
+def _number(value: float) -> str:
+    return f"{value:,.4f}" if isinstance(value, float) else f"{value:,}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
