@@ -1,0 +1,1 @@
+"""The run: training, evaluating, predicting, and what they leave behind."""

@@ -1,0 +1,66 @@
+"""Our arguments -> `transformers.TrainingArguments`, the one place where names are translated."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from pydantic import SecretStr
+from transformers import TrainingArguments as LibraryArguments
+
+from luthier import console
+from luthier.arguments.record import Arguments
+from luthier.errors import ArgumentsError
+
+OURS = {
+    "gradient_accumulation_steps",  # a step is one batch to the library, see LuthierTrainer
+    "gradient_checkpointing",  # switched on while the model is loaded
+    "gradient_checkpointing_kwargs",
+    "activation_checkpointing",
+    "activation_checkpointing_kwargs",
+    "warmup_steps",  # follows from the number of steps, see LuthierTrainer.create_scheduler
+    "disable_tqdm",  # our own progress
+    "remove_unused_columns",
+    "auto_find_batch_size",
+    "include_num_input_tokens_seen",
+    "use_cpu",
+}
+"""Names that both know and that mean or become something else here."""
+
+
+def library_arguments(arguments: Arguments) -> LibraryArguments:
+    """The library's arguments of this run.
+
+    Raises:
+        ArgumentsError: with the library's own sentence, for what only it can judge.
+    """
+    known = {field.name for field in dataclasses.fields(LibraryArguments)} - OURS
+    ours = {
+        name: getattr(arguments.training, name) for name in type(arguments.training).model_fields
+    }
+    values = {name: _plain(value) for name, value in ours.items() if name in known}
+    values = {name: value for name, value in values.items() if value is not None}
+    values |= arguments.passed_through
+    if arguments.finetuning.disable_shuffling:
+        values["train_sampling_strategy"] = "sequential"
+    values["use_cpu"] = arguments.training.use_cpu or not has_accelerator()
+    if values["use_cpu"] and not arguments.training.use_cpu:
+        console.info("use_cpu = True (no accelerator found)")
+    values["disable_tqdm"] = True
+    values["remove_unused_columns"] = False
+    try:
+        return LibraryArguments(**values)
+    except (ValueError, TypeError, ImportError) as problem:
+        raise ArgumentsError([str(problem)]) from problem
+
+
+def has_accelerator() -> bool:
+    """Whether torch sees a device other than the CPU."""
+    return bool(torch.accelerator.is_available())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,130 @@
+"""What can be known to fail before anything slow is imported or loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from luthier.arguments.record import Arguments
+from luthier.data.catalog import check_datasets
+from luthier.errors import ArgumentsError, UnknownName
+from luthier.modeling.source import check_model
+from luthier.optional import is_installed, missing
+from luthier.templates.registry import TEMPLATES
+
+TRACKER_MODULES = {
+    "clearml": "clearml",
+    "comet_ml": "comet_ml",
+    "dvclive": "dvclive",
+    "mlflow": "mlflow",
+    "swanlab": "swanlab",
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "wandb": "wandb",
+}
+"""Values of `report_to` -> the package each needs."""
+
+OUTPUT_WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
+
+
+def check_before_loading(arguments: Arguments) -> None:
+    """Looks at everything that costs nothing: files, names, packages, the output folder.
+
+    Raises:
+        ArgumentsError: with all problems at once.
+    """
+    problems = [problem for check in CHECKS for problem in check(arguments)]
+    if problems:
+        raise ArgumentsError(problems)
+
+
+def _model(arguments: Arguments) -> Iterator[str]:
+    yield from check_model(arguments.model)
+
+
+def _data(arguments: Arguments) -> Iterator[str]:
+    yield from check_datasets(arguments.data)
+
+
+def _template(arguments: Arguments) -> Iterator[str]:
+    name = arguments.data.template
+    if name is not None and name not in TEMPLATES:
+        yield str(UnknownName("template", name, TEMPLATES.names()))
+
+
+def _packages(arguments: Arguments) -> Iterator[str]:
+    for tracker in arguments.training.report_to:
+        module = TRACKER_MODULES.get(tracker)
+        if module is not None and not is_installed(module):
+            yield missing(module, f"report_to: {tracker}")
+    if arguments.training.predict_with_generate:
+        for module in ("nltk", "jieba", "rouge_chinese"):
+            if not is_installed(module):
+                yield missing(module, "predict_with_generate")
+
+
+def _output_folder(arguments: Arguments) -> Iterator[str]:
+    training = arguments.training
+    folder = Path(str(training.output_dir)).expanduser()
+    if folder.exists() and not folder.is_dir():
+        yield f"output_dir: {folder} is a file. Name a folder; it is made when absent."
+    if not training.do_train or training.overwrite_output_dir or not folder.is_dir():
+        return
+    if training.resume_from_checkpoint is None and last_checkpoint(folder) is None:
+        found = [name for name in OUTPUT_WEIGHTS if (folder / name).exists()]
+        if found:
+            yield (
+                f"output_dir: {folder} holds a finished model ({found[0]}) and no checkpoint to "
+                "go on from. Name another folder, or set overwrite_output_dir: true."
+            )
+
+
+def _checkpoint(arguments: Arguments) -> Iterator[str]:
+    asked = arguments.training.resume_from_checkpoint
+    if asked is None:
+        return
+    if asked.lower() in ("true", "false"):
+        yield (
+            f"resume_from_checkpoint: {asked!r} is not a folder. Leave it out to go on from the "
+            "newest checkpoint in output_dir, or name a checkpoint-N folder."
+        )
+    elif not (Path(asked).expanduser() / "trainer_state.json").is_file():
+        yield (
+            f"resume_from_checkpoint: {asked} has no trainer_state.json, so it is no checkpoint. "
+            "Name a checkpoint-N folder."
+        )
+
+
+CHECKS: tuple[Callable[[Arguments], Iterator[str]], ...] = (
+    _model,
+    _data,
+    _template,
+    _packages,
+    _output_folder,
+    _checkpoint,
+)
+
+
+def find_checkpoint(arguments: Arguments) -> Path | None:
+    """The checkpoint a training run goes on from.
+
+    The one that `resume_from_checkpoint` names; else the newest in `output_dir`, unless
+    `overwrite_output_dir` asks for a new start; None when there is none.
+    """
+    training = arguments.training
+    if training.resume_from_checkpoint is not None:
+        return Path(training.resume_from_checkpoint).expanduser()
+    if training.overwrite_output_dir:
+        return None
+    return last_checkpoint(Path(str(training.output_dir)).expanduser())
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The `checkpoint-N` with the largest N in a folder that says at which step it was made."""
+    numbered = [
+        (int(path.name.removeprefix("checkpoint-")), path)
+        for path in folder.glob("checkpoint-*")
+        if path.name.removeprefix("checkpoint-").isdecimal()
+        and (path / "trainer_state.json").is_file()
+    ]
+    return max(numbered)[1] if numbered else None

@@ -1,0 +1,159 @@
+"""A configuration -> a trained, evaluated, predicting model on disk: the story, start to end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier import console
+from luthier.arguments.record import Arguments
+from luthier.training.preflight import check_before_loading, find_checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+    from luthier.data.pipeline import EncodedDatasets
+    from luthier.stages.stage import Stage
+    from luthier.training.trainer import LuthierTrainer
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run gives back to Python.
+
+    Attributes:
+        output_dir: the folder with everything that was written.
+        metrics: all numbers of training, evaluation and prediction, as in all_results.json.
+        log_history: one record for each logged line, as in trainer_state.json.
+        model: the trained model.
+    """
+
+    output_dir: Path
+    metrics: dict[str, float] = field(repr=False)
+    log_history: list[dict[str, float]] = field(repr=False)
+    model: Any = field(repr=False)
+
+
+def run(
+    arguments: Arguments, callbacks: Sequence[TrainerCallback | type[TrainerCallback]] = ()
+) -> RunResult:
+    """Trains, evaluates and predicts as the arguments say.
+
+    Raises:
+        LuthierError: for everything a user can mend; what needs no loading is found first.
+    """
+    for note in arguments.notes:
+        console.info(note)
+    check_before_loading(arguments)
+
+    from transformers import set_seed
+
+    from luthier.data.pipeline import load_datasets
+    from luthier.modeling.loader import load_model
+    from luthier.modeling.tokenizer import load_tokenizer
+    from luthier.stages.stage import STAGES
+    from luthier.templates.choose import choose_template
+    from luthier.templates.fit import fit_tokenizer
+    from luthier.training.report import save_metrics, write_model_card, write_run_record
+
+    training = arguments.training
+    set_seed(training.seed)
+    stage = STAGES.get(arguments.finetuning.stage)(training.label_smoothing_factor)
+    tokenizer = load_tokenizer(arguments.model, min_length=arguments.data.cutoff_len)
+    template = choose_template(arguments.data, tokenizer)
+    fitted = fit_tokenizer(tokenizer, template)
+    data = load_datasets(arguments, template, tokenizer, stage.record)
+    model = load_model(arguments, tokenizer, is_trainable=training.do_train)
+    trainer = _make_trainer(arguments, stage, model, tokenizer, data, callbacks)
+
+    folder = Path(trainer.args.output_dir)
+    write_run_record(folder, arguments, data.report)
+    metrics: dict[str, float] = {}
+    if training.do_train:
+        metrics |= save_metrics(folder, "train", _train(trainer, arguments))
+        _plot(trainer, arguments)
+    if trainer.args.do_eval:
+        metrics |= save_metrics(folder, "eval", trainer.evaluate())
+    if training.predict_with_generate and (training.do_predict or trainer.args.do_eval):
+        metrics |= save_metrics(
+            folder, "predict", _predict(trainer, data, arguments, fitted.stop_token_ids)
+        )
+    write_model_card(folder, arguments, metrics, trainer.state.log_history)
+    return RunResult(folder, metrics, trainer.state.log_history, trainer.model)
+
+
+def _make_trainer(
+    arguments: Arguments,
+    stage: Stage,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    data: EncodedDatasets,
+    callbacks: Sequence[TrainerCallback | type[TrainerCallback]],
+) -> LuthierTrainer:
+    from transformers import EarlyStoppingCallback, PrinterCallback
+
+    from luthier.training.callbacks.log_file import LogFileCallback
+    from luthier.training.callbacks.progress import ProgressCallback
+    from luthier.training.library_arguments import library_arguments
+    from luthier.training.trainer import LuthierTrainer
+
+    ours: list[TrainerCallback | type[TrainerCallback]] = [LogFileCallback, ProgressCallback]
+    patience = arguments.finetuning.early_stopping_steps
+    if patience is not None:
+        ours.append(EarlyStoppingCallback(early_stopping_patience=patience))
+    trainer = LuthierTrainer(
+        arguments,
+        library_arguments(arguments),
+        stage,
+        model,
+        tokenizer,
+        data.train,
+        data.eval,
+        [*callbacks, *ours],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _train(trainer: LuthierTrainer, arguments: Arguments) -> dict[str, float]:
+    checkpoint = find_checkpoint(arguments)
+    if checkpoint is not None:
+        if trainer.is_finished_by(checkpoint):
+            return {}
+        console.info(f"going on from {checkpoint}")
+    result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.save_model()
+    trainer.save_state()
+    metrics: dict[str, float] = dict(result.metrics)
+    if arguments.finetuning.include_effective_tokens_per_second:
+        metrics["effective_tokens_per_sec"] = trainer.tokens_trained / metrics["train_runtime"]
+    return metrics
+
+
+def _predict(
+    trainer: LuthierTrainer,
+    data: EncodedDatasets,
+    arguments: Arguments,
+    stop_token_ids: Sequence[int],
+) -> dict[str, float]:
+    from luthier.training.predict import predict_with_generate
+
+    metrics = predict_with_generate(
+        Path(trainer.args.output_dir),
+        trainer.model,
+        trainer.processing_class,
+        data.predict,
+        arguments,
+        stop_token_ids,
+    )
+    trainer.announce_prediction(metrics)
+    return metrics
+
+
+def _plot(trainer: LuthierTrainer, arguments: Arguments) -> None:
+    from luthier.training.plots import plot_curves
+
+    if arguments.finetuning.plot_loss and console.is_main_process():
+        plot_curves(Path(trainer.args.output_dir), trainer.state.log_history)

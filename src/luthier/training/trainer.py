@@ -1,0 +1,375 @@
+"""The one trainer of every stage: transformers' loop over our optimizer steps."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState
+from transformers import TrainingArguments as LibraryArguments
+from transformers.trainer_utils import EvalLoopOutput
+
+from luthier import console
+from luthier.arguments.record import Arguments
+from luthier.arguments.resolve import resolve_warmup_steps
+from luthier.batching.batch import MicroBatch, Step
+from luthier.batching.order import LengthGroupedOrder, SequentialOrder, ShuffledOrder
+from luthier.batching.steps import EpochOrder, StepBuilder, StepLoader, StepSampler
+from luthier.stages.stage import Loss, Stage
+from luthier.training.optimizers.loraplus import loraplus_groups
+
+SATURATING_TOKENS = {"cpu": 2048, "cuda": 8192}
+"""Tokens of a micro-batch beyond which a device gets no faster, by device type."""
+
+EVAL_GROUP = 16
+"""Evaluation batches that are planned together, so that rows of like length share a rectangle."""
+
+
+class LuthierTrainer(Trainer):
+    """Runs a stage with transformers' loop, callbacks, optimizers, schedulers and trackers.
+
+    The loader yields one `Step` for each optimizer update: all examples that
+    `per_device_train_batch_size x gradient_accumulation_steps x world_size` stands for. The step's
+    micro-batches are our own choice, so to transformers every step is one batch and its
+    `args.gradient_accumulation_steps` is 1; the gradient is the sum of the losses of all
+    micro-batches and ranks, divided once by the units of the whole step.
+
+    Args:
+        arguments: the run's configuration.
+        library_arguments: the same as transformers takes it, see `library_arguments.py`.
+        stage: what is learned.
+        model: ready to train.
+        tokenizer: saved with every checkpoint.
+        train_dataset: encoded examples with counts; None when nothing is trained.
+        eval_dataset: the same, by data set name; a single unnamed set stands under "".
+        callbacks: heard at every event.
+    """
+
+    def __init__(
+        self,
+        arguments: Arguments,
+        library_arguments: LibraryArguments,
+        stage: Stage,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        train_dataset: datasets.Dataset | None,
+        eval_dataset: dict[str, datasets.Dataset],
+        callbacks: Sequence[TrainerCallback | type[TrainerCallback]],
+    ) -> None:
+        self.arguments = arguments
+        self.stage = stage
+        self.tokens_trained = 0
+        self._meter = Meter()
+        super().__init__(
+            model=model,
+            args=library_arguments,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset.get("", eval_dataset or None),
+            processing_class=tokenizer,
+            callbacks=list(callbacks),
+        )
+
+    # Steps
+
+    @property
+    def examples_per_step(self) -> int:
+        """Examples of one optimizer update, all ranks together."""
+        training = self.arguments.training
+        return int(
+            training.per_device_train_batch_size
+            * training.gradient_accumulation_steps
+            * self.args.world_size
+        )
+
+    def get_total_train_batch_size(self, args: LibraryArguments) -> int:
+        """Examples of one optimizer update, as transformers asks for it."""
+        return self.examples_per_step
+
+    def get_train_dataloader(self) -> StepLoader:
+        """A loader whose items are this rank's share of each optimizer step."""
+        drop_last = self.args.dataloader_drop_last
+        sampler = StepSampler(
+            self._train_order(),
+            self.examples_per_step,
+            self.args.per_device_train_batch_size * self.args.world_size if drop_last else 1,
+        )
+        batch_size = self.arguments.training.per_device_train_batch_size
+        return self._step_loader(self.train_dataset, sampler, batch_size)
+
+    def get_eval_dataloader(self, eval_dataset: str | datasets.Dataset | None = None) -> StepLoader:
+        """A loader over a whole evaluation set, in groups whose rows are sorted by length."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = self.eval_dataset[dataset]
+        batch_size = self.arguments.training.per_device_eval_batch_size
+        group = batch_size * self.args.world_size * EVAL_GROUP
+        return self._step_loader(
+            dataset, StepSampler(SequentialOrder(len(dataset)), group), batch_size
+        )
+
+    def _train_order(self) -> EpochOrder:
+        num_examples = len(self.train_dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        match self.args.train_sampling_strategy:
+            case "sequential":
+                return SequentialOrder(num_examples)
+            case "group_by_length":
+                lengths = self.train_dataset["num_tokens"]
+                return LengthGroupedOrder(lengths, self.examples_per_step, seed)
+            case _:
+                return ShuffledOrder(num_examples, seed)
+
+    def _step_loader(
+        self, dataset: datasets.Dataset, sampler: StepSampler, batch_size: int
+    ) -> StepLoader:
+        assert self.processing_class.pad_token_id is not None
+        builder = StepBuilder(
+            dataset,
+            self.stage.units_column,
+            self.processing_class.pad_token_id,
+            self.token_budget(batch_size),
+            self.args.process_index,
+            self.args.world_size,
+        )
+        return StepLoader(
+            sampler,
+            builder,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+
+    def token_budget(self, batch_size: int) -> int:
+        """The most tokens of a micro-batch, padding counted.
+
+        Never more than a full batch as the user wrote it, and not more than saturates the device;
+        `tokens_per_micro_batch` overrides both.
+        """
+        if self.arguments.training.tokens_per_micro_batch is not None:
+            return self.arguments.training.tokens_per_micro_batch
+        saturating = SATURATING_TOKENS.get(self.args.device.type, SATURATING_TOKENS["cuda"])
+        return min(batch_size * self.arguments.data.cutoff_len, saturating)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Step], num_batches: int, device: torch.device
+    ) -> tuple[list[Step], None]:
+        """The next step; its units are already counted."""
+        return [step for step in [next(epoch_iterator, None)] if step is not None], None
+
+    def is_finished_by(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint has made all steps of this run; its weights are then loaded."""
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
+        if state.global_step < max_steps:
+            return False
+        console.info(
+            f"nothing to train: {checkpoint} has made all {max_steps} steps. "
+            "Set overwrite_output_dir: true for a new run, or raise num_train_epochs."
+        )
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = state
+        return True
+
+    # One step
+
+    def training_step(
+        self, model: Any, inputs: Step, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Forward and backward of every micro-batch of a step.
+
+        Returns:
+            This rank's sum of losses, scaled so that its mean over ranks is the loss of the step.
+        """
+        model.train()
+        if hasattr(self.optimizer, "train"):  # schedule-free optimizers switch modes
+            self.optimizer.train()
+        scale = self.args.world_size / max(inputs.num_units, 1)
+        total = torch.zeros((), device=self.args.device)
+        last = len(inputs.micro_batches) - 1
+        for index, micro_batch in enumerate(inputs.micro_batches):
+            is_last = index == last
+            # ranks exchange gradients once a step, with the last micro-batch
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
+                loss = self._micro_loss(model, micro_batch, with_accuracy=False).total * scale
+                self.accelerator.backward(loss)
+            total += loss.detach()
+            if not is_last:
+                self.control = self.callback_handler.on_substep_end(
+                    self.args, self.state, self.control
+                )
+        return total
+
+    def _micro_loss(self, model: Any, micro_batch: MicroBatch, *, with_accuracy: bool) -> Loss:
+        with self.compute_loss_context_manager():
+            return self.stage.loss(
+                model, micro_batch.to(self.args.device), with_accuracy=with_accuracy
+            )
+
+    def floating_point_ops(self, inputs: Step) -> int:
+        """Six per parameter outside the embeddings and token (Kaplan et al. 2020, section 2.1)."""
+        parameters = self.model.num_parameters(exclude_embeddings=True)
+        return int(6 * parameters * inputs.num_tokens / self.args.world_size)
+
+    def _track_num_input_tokens(self, inputs: Step) -> None:
+        self._meter.count(inputs.num_tokens)
+        self.tokens_trained += inputs.num_tokens
+        self.state.num_input_tokens_seen += inputs.num_tokens
+
+    # Optimizer
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Transformers' choice by `optim`; LoRA+ gives the B matrices their own learning rate."""
+        finetuning = self.arguments.finetuning
+        if finetuning.loraplus_lr_ratio is not None and self.optimizer is None:
+            trained = model if model is not None else self.model
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
+            groups = loraplus_groups(
+                trained,
+                self.args.learning_rate,
+                self.args.weight_decay,
+                finetuning.loraplus_lr_ratio,
+                finetuning.loraplus_lr_embedding,
+                self.get_decay_parameter_names(trained),
+            )
+            self.optimizer = optimizer_class(groups, **options)
+        return super().create_optimizer(model)
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Fills in what depends on the number of steps, and says it."""
+        warmup_steps, note = resolve_warmup_steps(self.arguments.training, num_training_steps)
+        if note:
+            console.info(note)
+        self.args.warmup_steps = warmup_steps
+        if self.args.lr_scheduler_type == "warmup_stable_decay":
+            options = dict(self.args.lr_scheduler_kwargs or {})
+            if not {"num_stable_steps", "num_decay_steps"} & options.keys():
+                stable = (num_training_steps - warmup_steps) // 3
+                options["num_stable_steps"] = stable
+                options["num_decay_steps"] = num_training_steps - warmup_steps - stable
+                console.info(
+                    f"lr_scheduler_kwargs: {stable} stable steps and {options['num_decay_steps']} "
+                    "of decay (one and two thirds of the steps after warm-up)"
+                )
+            self.args.lr_scheduler_kwargs = options
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _prepare_for_training(self, *args: Any, **options: Any) -> Any:
+        prepared = super()._prepare_for_training(*args, **options)
+        self._meter = Meter()
+        return prepared
+
+    # Evaluation
+
+    def evaluation_loop(
+        self,
+        dataloader: StepLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Means over all units of the set, so that no number depends on the batch size."""
+        model = self._evaluation_model()
+        with_accuracy = self.arguments.finetuning.compute_accuracy
+        totals: dict[str, Tensor] = {"loss": torch.zeros((), device=self.args.device)}
+        num_units = num_examples = 0
+        self.callback_handler.eval_dataloader = dataloader
+        for step in dataloader:
+            num_units += step.num_units
+            num_examples += step.num_examples
+            for micro_batch in step.micro_batches:
+                with torch.no_grad():
+                    loss = self._micro_loss(model, micro_batch, with_accuracy=with_accuracy)
+                for name, value in {"loss": loss.total, **loss.counts}.items():
+                    totals[name] = totals.get(name, torch.zeros_like(value)) + value
+                self.control = self.callback_handler.on_prediction_step(
+                    self.args, self.state, self.control
+                )
+        means = {
+            f"{metric_key_prefix}_{name}": self.accelerator.reduce(total, "sum").item()
+            / max(num_units, 1)
+            for name, total in totals.items()
+        }
+        return EvalLoopOutput(None, None, means, num_examples)
+
+    def _evaluation_model(self) -> Any:
+        if not self.accelerator._models:
+            self.model_wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        if not self.is_in_train and (self.args.bf16_full_eval or self.args.fp16_full_eval):
+            dtype = torch.bfloat16 if self.args.bf16_full_eval else torch.float16
+            self.model.to(device=self.args.device, dtype=dtype)
+        self.model.eval()
+        if hasattr(self.optimizer, "eval"):
+            self.optimizer.eval()
+        return self.model
+
+    def _evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
+        with self._meter.paused():
+            metrics: dict[str, float] = super()._evaluate(*args, **options)
+        return metrics
+
+    # Files and logs
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with self._meter.paused():
+            super()._save_checkpoint(model, trial)
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None
+    ) -> None:
+        """Weights, configuration and tokenizer; no pickled training arguments."""
+        if self.args.should_save:
+            folder = self.args.output_dir if output_dir is None else output_dir
+            self.model.save_pretrained(folder, state_dict=state_dict)
+            self.processing_class.save_pretrained(folder)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds tokens and tokens per second to the lines of training."""
+        if "loss" in logs:
+            logs["tokens_per_second"] = round(self._meter.rate(), 1)
+            logs["total_tokens"] = self.state.num_input_tokens_seen
+        super().log(logs)
+
+    def announce_prediction(self, metrics: dict[str, float]) -> None:
+        """Tells the callbacks that predictions were made."""
+        self.control = self.callback_handler.on_predict(
+            self.args, self.state, self.control, metrics
+        )
+
+
+class Meter:
+    """Tokens per second between two readings, pauses left out."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._tokens = 0
+        self._paused_s = 0.0
+
+    def count(self, tokens: int) -> None:
+        """Adds tokens that were computed."""
+        self._tokens += tokens
+
+    def rate(self) -> float:
+        """Tokens per second since the last reading; a new reading begins."""
+        now = time.monotonic()
+        rate = self._tokens / max(now - self._since - self._paused_s, 1e-9)
+        self._since, self._tokens, self._paused_s = now, 0, 0.0
+        return rate
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out the time spent inside."""
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self._paused_s += time.monotonic() - begun

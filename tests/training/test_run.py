@@ -1,0 +1,270 @@
+"""whole runs on a tiny model: what they leave behind, how they stop, how they go on"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers.trainer_callback import CallbackHandler
+
+import luthier
+from luthier.errors import ArgumentsError
+
+EVENTS = sorted(
+    name for name in vars(CallbackHandler) if name.startswith("on_") and name != "on_push_begin"
+)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("data") / "rows.json"
+    file.write_text(
+        json.dumps(
+            [
+                {
+                    "instruction": f"Count to {n % 9}.",
+                    "output": " ".join(map(str, range(n % 9 + 1))),
+                }
+                for n in range(40)
+            ]
+        )
+    )
+    return file
+
+
+@pytest.fixture
+def config(llama_folder: Path, rows: Path, tmp_path: Path) -> dict[str, object]:
+    return {
+        "model_name_or_path": str(llama_folder),
+        "dataset": str(rows),
+        "template": "chatml",
+        "do_train": True,
+        "cutoff_len": 64,
+        "output_dir": str(tmp_path / "run"),
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 5e-3,
+        "max_steps": 6,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+    }
+
+
+class Listener(TrainerCallback):
+    """Hears every event; stops the run after `last` steps."""
+
+    def __init__(self, last: int | None = None) -> None:
+        self.last = last
+        self.heard: list[str] = []
+
+    def __getattribute__(self, name: str):
+        if name.startswith("on_"):
+            return lambda args, state, control, **kwargs: self.hear(name, state, control, kwargs)
+        return super().__getattribute__(name)
+
+    def hear(self, name, state, control, kwargs):
+        self.heard.append(name)
+        self.given = kwargs
+        if name == "on_step_end" and state.global_step == self.last:
+            control.should_training_stop = True
+        return control
+
+
+def losses(result: luthier.training.run.RunResult) -> list[float]:
+    return [record["loss"] for record in result.log_history if "loss" in record]
+
+
+def test_a_run_leaves_everything_behind_that_users_expect(config):
+    config |= {
+        "val_size": 8,
+        "do_eval": True,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "plot_loss": True,
+        "compute_accuracy": True,
+    }
+
+    result = luthier.train(config)
+
+    folder = result.output_dir
+    left = {path.name for path in folder.iterdir()}
+    assert left >= {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "trainer_state.json",
+        "trainer_log.jsonl",
+        "train_results.json",
+        "eval_results.json",
+        "all_results.json",
+        "training_loss.png",
+        "training_eval_loss.png",
+        "README.md",
+        "run.json",
+        "checkpoint-3",
+        "checkpoint-6",
+    }
+    assert not list(folder.rglob("training_args.bin"))
+    log = [json.loads(line) for line in (folder / "trainer_log.jsonl").read_text().splitlines()]
+    assert [line["current_steps"] for line in log if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert 0 <= result.metrics["eval_accuracy"] <= 1
+    assert json.loads((folder / "all_results.json").read_text())["eval_loss"] == pytest.approx(
+        result.metrics["eval_loss"]
+    )
+
+
+def test_every_callback_event_arrives_with_the_objects_of_the_run(config):
+    listener = Listener()
+    config |= {
+        "val_size": 8,
+        "do_predict": True,
+        "predict_with_generate": True,
+        "max_new_tokens": 3,
+        "do_sample": False,
+        "tokens_per_micro_batch": 40,
+        "eval_strategy": "steps",
+        "eval_steps": 3,
+        "save_strategy": "steps",
+        "save_steps": 3,
+    }
+
+    luthier.train(config, callbacks=[listener])
+
+    assert sorted(set(listener.heard)) == EVENTS
+    assert listener.heard.count("on_step_end") == 6
+    assert listener.heard.count("on_substep_end") > 0
+    assert {"model", "processing_class", "optimizer", "lr_scheduler"} <= listener.given.keys()
+    assert listener.given["train_dataloader"] is not None
+    assert listener.given["eval_dataloader"] is not None
+
+
+def test_a_callback_can_stop_the_run(config):
+    result = luthier.train(config, callbacks=[Listener(last=2)])
+
+    assert len(losses(result)) == 2
+    assert (result.output_dir / "adapter_model.safetensors").exists()
+
+
+def test_the_adapter_loads_with_plain_peft_and_gives_the_same_logits(config, llama_folder):
+    result = luthier.train(config)
+
+    base = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32)
+    plain = peft.PeftModel.from_pretrained(base, result.output_dir).eval()
+    ids = torch.arange(1, 20).unsqueeze(0)
+    with torch.no_grad():
+        assert torch.equal(plain(ids).logits, result.model.eval()(ids).logits)
+
+
+def test_an_interrupted_run_goes_on_where_its_checkpoint_stands(config, tmp_path):
+    config |= {"lora_dropout": 0.1, "save_strategy": "steps", "save_steps": 3, "max_steps": 9}
+    straight = luthier.train(config | {"output_dir": str(tmp_path / "straight")})
+
+    luthier.train(config, callbacks=[Listener(last=3)])
+    resumed = luthier.train(config)
+
+    assert losses(resumed) == losses(straight)
+    ours, expected = (
+        load_file(each.output_dir / "adapter_model.safetensors") for each in (resumed, straight)
+    )
+    assert ours.keys() == expected.keys()
+    assert all(torch.equal(ours[name], expected[name]) for name in ours)
+
+
+def test_a_finished_run_is_left_as_it_is(config):
+    config |= {"save_strategy": "steps", "save_steps": 3, "lr_scheduler_type": "constant"}
+    first = luthier.train(config)
+    weights = load_file(first.output_dir / "adapter_model.safetensors")
+
+    again = luthier.train(config)
+
+    after = load_file(again.output_dir / "adapter_model.safetensors")
+    assert all(torch.equal(weights[name], after[name]) for name in weights)
+    assert not losses(again)[6:]
+
+
+def test_a_folder_with_weights_and_no_checkpoint_is_not_trained_into(config):
+    luthier.train(config)
+
+    with pytest.raises(ArgumentsError, match="overwrite_output_dir"):
+        luthier.train(config)
+
+    assert losses(luthier.train(config | {"overwrite_output_dir": True}))
+
+
+def test_evaluation_alone_does_not_depend_on_the_batch_size(config, rows):
+    config |= {"do_train": False, "do_eval": True, "eval_dataset": str(rows)}
+    del config["dataset"]
+
+    small, large = (
+        luthier.train(config | {"per_device_eval_batch_size": size}).metrics["eval_loss"]
+        for size in (1, 16)
+    )
+
+    assert small == pytest.approx(large, rel=1e-6)
+
+
+def test_training_stops_early_and_the_best_weights_come_back(config):
+    config |= {
+        "val_size": 8,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "max_steps": 30,
+        "learning_rate": 3.0,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0,
+        "load_best_model_at_end": True,
+        "early_stopping_steps": 2,
+        "do_eval": True,
+    }
+
+    result = luthier.train(config)
+
+    seen = [record["eval_loss"] for record in result.log_history if "eval_loss" in record]
+    assert len(losses(result)) < 30
+    assert result.metrics["eval_loss"] == pytest.approx(min(seen), rel=1e-6)
+
+
+def test_bfloat16_works_on_a_cpu_and_lowers_the_loss(config):
+    result = luthier.train(config | {"bf16": True, "max_steps": 12, "use_cpu": True})
+
+    assert losses(result)[-1] < losses(result)[0]
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"neftune_noise_alpha": 5.0},
+        {"label_smoothing_factor": 0.1},
+        {"optim": "adafactor"},
+        {"optim": "sgd"},
+        {"loraplus_lr_ratio": 16.0},
+        {"lr_scheduler_type": "warmup_stable_decay", "warmup_steps": 2},
+        {"train_sampling_strategy": "group_by_length"},
+        {"disable_shuffling": True},
+        {"dataloader_num_workers": 1},
+        {"dataloader_drop_last": True},
+        {"use_dora": True},
+        {"finetuning_type": "full", "pure_bf16": True},
+    ],
+    ids=lambda knobs: "-".join(knobs),
+)
+def test_a_knob_changes_the_curve_or_leaves_it_but_the_run_ends(config, knobs):
+    plain, turned = (
+        losses(luthier.train(config)),
+        losses(luthier.train(config | knobs | {"output_dir": config["output_dir"] + "-turned"})),
+    )
+
+    unchanging = {"dataloader_num_workers", "dataloader_drop_last"}
+    assert len(turned) == 6
+    assert (turned == plain) == (knobs.keys() <= unchanging)
