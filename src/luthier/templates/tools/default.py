@@ -44,6 +44,7 @@ class DefaultTools(ToolFormat):
         "{%- endif %}"
         '{{- "\\n" }}'
         "{%- endfor %}"
+        '{{- "\\n" }}'
         "{%- endfor %}"
         "{{- " + quote(_USE) + ' ~ (tool_names.all | join(", ")) ~ ' + quote(_AFTER) + " }}"
     )
@@ -88,7 +89,7 @@ def _describe_tool(tool: dict[str, Any]) -> str:
     )
     return (
         f"> Tool Name: {tool['name']}\nTool Description: {tool.get('description', '')}\n"
-        f"Tool Args:\n{lines}"
+        f"Tool Args:\n{lines}\n"
     )
 
 

@@ -1,0 +1,42 @@
+"""Llama 2 and 3."""
+
+from __future__ import annotations
+
+from luthier.records import Special
+from luthier.templates.registry import TEMPLATES
+from luthier.templates.template import Template
+
+_LLAMA2_USER = (Special.BOS, "[INST] {{content}} [/INST]")
+_LLAMA2_SYSTEM = ("<<SYS>>\n{{content}}\n<</SYS>>\n\n",)
+
+TEMPLATES.register("llama2")(
+    Template("llama2", user=_LLAMA2_USER, system=_LLAMA2_SYSTEM, is_system_in_user=True)
+)
+TEMPLATES.register("llama2_zh")(
+    Template(
+        "llama2_zh",
+        user=_LLAMA2_USER,
+        system=_LLAMA2_SYSTEM,
+        default_system="You are a helpful assistant. 你是一个乐于助人的助手。",
+        is_system_in_user=True,
+    )
+)
+TEMPLATES.register("llama3")(
+    Template(
+        "llama3",
+        user=(
+            "<|start_header_id|>user<|end_header_id|>\n\n{{content}}<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+        assistant=("{{content}}<|eot_id|>",),
+        system=("<|start_header_id|>system<|end_header_id|>\n\n{{content}}<|eot_id|>",),
+        observation=(
+            "<|start_header_id|>ipython<|end_header_id|>\n\n{{content}}<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+        prefix=(Special.BOS,),
+        stop_words=("<|eot_id|>", "<|eom_id|>"),
+        tool_format="llama3",
+        replace_eos=True,
+    )
+)
