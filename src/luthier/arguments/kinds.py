@@ -35,13 +35,21 @@ def read_mapping(value: Any) -> Any:
     return value
 
 
-CommaList = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
+CommaList = Annotated[
+    tuple[str, ...],
+    BeforeValidator(split_commas, json_schema_input_type=str | list[str] | None),
+]
 """Names, as `a,b` or as a list; empty when unset."""
 
-FloatList = Annotated[tuple[float, ...], BeforeValidator(split_commas)]
+FloatList = Annotated[
+    tuple[float, ...],
+    BeforeValidator(split_commas, json_schema_input_type=str | list[float] | None),
+]
 """Numbers, as `0.3,0.7` or as a list; empty when unset."""
 
-Mapping = Annotated[dict[str, Any], BeforeValidator(read_mapping)]
+Mapping = Annotated[
+    dict[str, Any], BeforeValidator(read_mapping, json_schema_input_type=str | dict[str, Any])
+]
 """A mapping, or JSON text of one."""
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, SecretStr
 
-from luthier.arguments.kinds import CommaList, Mapping, Section, knob, split_commas
+from luthier.arguments.kinds import Mapping, Section, knob, split_commas
 
 Scheduler: TypeAlias = Literal[
     "linear",
@@ -62,6 +62,25 @@ Optimizer: TypeAlias = Literal[
 LogLevel: TypeAlias = Literal["detail", "debug", "info", "warning", "error", "critical", "passive"]
 
 
+Tracker: TypeAlias = Literal[
+    "all",
+    "azure_ml",
+    "clearml",
+    "codecarbon",
+    "comet_ml",
+    "dagshub",
+    "dvclive",
+    "flyte",
+    "kubeflow",
+    "mlflow",
+    "neptune",
+    "swanlab",
+    "tensorboard",
+    "trackio",
+    "wandb",
+]
+
+
 def _strategy(value: Any) -> Any:
     return "no" if value is False else value
 
@@ -109,7 +128,9 @@ class TrainingArguments(Section):
         "Whether predictions are generated texts, scored by BLEU and ROUGE. By default there are "
         "none.",
     )
-    resume_from_checkpoint: Annotated[str | None, BeforeValidator(_checkpoint)] = knob(
+    resume_from_checkpoint: Annotated[
+        str | None, BeforeValidator(_checkpoint, json_schema_input_type=str | bool | None)
+    ] = knob(
         None,
         "The checkpoint folder to go on from. By default the newest in `output_dir`, if there is "
         "one and `overwrite_output_dir` is not set.",
@@ -330,7 +351,10 @@ class TrainingArguments(Section):
         True, "Whether the first process of every machine logs. By default it does."
     )
     disable_tqdm: bool | None = knob(None, "Whether progress is not shown. By default it is shown.")
-    report_to: Annotated[CommaList, BeforeValidator(_trackers)] = knob(
+    report_to: Annotated[
+        tuple[Tracker, ...],
+        BeforeValidator(_trackers, json_schema_input_type=str | list[str] | None),
+    ] = knob(
         (),
         "Trackers that get the numbers, a comma list: tensorboard, wandb, mlflow, swanlab, "
         "trackio, ... or `all` that are installed. By default none.",

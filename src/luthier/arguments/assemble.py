@@ -1,0 +1,215 @@
+"""Settings from anywhere -> one checked `Arguments`, or all problems at once."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import cache
+from types import NoneType
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+from ruamel.yaml.error import YAMLError
+
+from luthier.arguments.files import read_value
+from luthier.arguments.given import Given
+from luthier.arguments.kinds import Section
+from luthier.arguments.legacy import FALSE, LEGACY, TRUE, Legacy
+from luthier.arguments.library_names import library_types
+from luthier.arguments.record import SECTIONS, Arguments
+from luthier.arguments.resolve import resolve
+from luthier.arguments.rules import TASKS, Purpose, broken_rules, missing_names, nothing_to_do
+from luthier.arguments.wording import bare, describe, expectation, members, misfit
+from luthier.errors import ArgumentsError, MissingArguments
+
+USAGE = "     usage: luthier train CONFIG.yaml [name=value ...], or: luthier train --name value ..."
+
+
+@cache
+def fields() -> dict[str, FieldInfo]:
+    """Every field by its flat name."""
+    return {
+        name: field for section in SECTIONS.values() for name, field in section.model_fields.items()
+    }
+
+
+def assemble(
+    given: Iterable[Given],
+    problems: Iterable[str] = (),
+    notes: Iterable[str] = (),
+    *,
+    purpose: Purpose = "train",
+    is_flags: bool = False,
+) -> Arguments:
+    """Checks and resolves what was given; a later setting of a name wins over an earlier one.
+
+    Args:
+        given: settings in order.
+        problems: what was already found wrong with their form.
+        notes: what is already known to be worth saying.
+        purpose: what will be done with them.
+        is_flags: whether absent names are listed as flags.
+
+    Raises:
+        MissingArguments: if nothing is wrong but that required names are absent.
+        ArgumentsError: with every other problem.
+    """
+    found = _Assembly(problems, notes)
+    settings = found.settle(given)
+    passed_through = found.take_library_names(settings)
+    sections = {name: found.section(kind, settings) for name, kind in SECTIONS.items()}
+    arguments = Arguments(
+        **sections,  # type: ignore[arg-type]
+        passed_through=passed_through,
+        origins={name: each.origin for name, each in settings.items()},
+    )
+    found.problems += broken_rules(arguments, found.wrong, purpose)
+    missing = [each for each in missing_names(arguments, purpose) if each not in found.wrong]
+    idle = nothing_to_do(arguments) if purpose == "train" and not found.wrong & TASKS else []
+    if missing:
+        sentence = missing_sentence(missing, is_flags)
+        if not found.problems:
+            raise MissingArguments([sentence, *idle])
+        found.problems.insert(0, sentence)
+    found.problems += idle
+    if found.problems:
+        raise ArgumentsError(found.problems)
+    return resolve(replace(arguments, notes=tuple(found.notes)))
+
+
+def missing_sentence(names: Iterable[str], is_flags: bool) -> str:
+    """Lists absent names, as flags in both spellings with a usage line, or as they are."""
+    if is_flags:
+        spelled = [f"--{name}/--{name.replace('_', '-')}" for name in names]
+        return f"the following arguments are required: {', '.join(spelled)}\n{USAGE}"
+    return f"the following arguments are required: {', '.join(names)}"
+
+
+def unknown_sentence(origin: str, name: str, value: Any = None, prefix: str = "") -> str:
+    """Says that a name is unknown, with the nearest known ones."""
+    ours = [*fields(), *(old for old, each in LEGACY.items() if each.becomes)]
+    near = difflib.get_close_matches(name, ours, n=3, cutoff=0.7) or difflib.get_close_matches(
+        name, [*ours, *LEGACY, *library_types()], n=3, cutoff=0.6
+    )
+    sentence = f"{origin}: the argument {prefix}{name} is unknown."
+    if isinstance(value, dict):
+        return f"{sentence} Arguments are flat: write the names under it at the top level."
+    if near:
+        return f"{sentence} Did you mean {' or '.join(prefix + each for each in near)}?"
+    return f"{sentence} `luthier train --help` lists all that are known."
+
+
+class _Assembly:
+    def __init__(self, problems: Iterable[str], notes: Iterable[str]) -> None:
+        self.problems = list(problems)
+        self.notes = list(notes)
+        self.wrong: set[str] = set()
+
+    def settle(self, given: Iterable[Given]) -> dict[str, Given]:
+        """The last word on each of our names; old names are translated or judged on the way."""
+        settled: dict[str, Given] = {}
+        spoken: dict[str, Given] = {}
+        last = {each.name: each for each in given}
+        for each in last.values():
+            for name, value in self._translate(each).items():
+                other = spoken.get(name)
+                if other is not None and _source(other) == _source(each):
+                    if str(settled[name].value) != str(value):
+                        self.problems.append(
+                            f"{each.origin}: {other.name} and {each.name} say different things "
+                            f"about {name}; keep one of them."
+                        )
+                    continue
+                settled[name] = replace(each, name=name, value=value)
+                spoken[name] = each
+        return settled
+
+    def _translate(self, each: Given) -> Mapping[str, Any]:
+        legacy = LEGACY.get(each.name)
+        if legacy is None:
+            return {each.name: each.value}
+        if legacy.becomes is not None:
+            return self._rename(each, legacy)
+        if legacy.status == "accepted without effect" and (
+            legacy.is_default(each.value) or not legacy.is_fixed
+        ):
+            self.notes.append(f"{each.origin}: {each.name} has no effect. {legacy.says}")
+        elif not legacy.is_default(each.value):
+            shown = "given" if _is_private(each.name) else repr(each.value)
+            self.problems.append(f"{each.origin}: {each.name} is {shown}. {legacy.says}")
+        return {}
+
+    def _rename(self, each: Given, legacy: Legacy) -> Mapping[str, Any]:
+        assert legacy.becomes is not None
+        if isinstance(legacy.default, bool) and str(each.value).lower() not in (*TRUE, *FALSE):
+            self.problems.append(
+                f"{each.origin}: {each.name} is {each.value!r}; expected true or false. "
+                f"{legacy.says}"
+            )
+            return {}
+        self.notes.append(f"{each.origin}: {each.name} is an old name. {legacy.says}")
+        return {} if legacy.is_default(each.value) else legacy.becomes(each.value)
+
+    def take_library_names(self, settings: dict[str, Given]) -> dict[str, Any]:
+        """Names that only the installed transformers knows; what nobody knows is a problem."""
+        passed: dict[str, Any] = {}
+        for name in [name for name in settings if name not in fields()]:
+            each = settings[name]
+            if name not in library_types():
+                self.problems.append(unknown_sentence(each.origin, name, each.value))
+                del settings[name]
+                continue
+            annotation = library_types()[name]
+            try:
+                passed[name] = TypeAdapter(annotation).validate_python(typed(each, annotation))
+            except ValidationError as error:
+                expected = describe(annotation)
+                self.problems.append(
+                    misfit(each.origin, name, annotation, expected, error.errors()[0])
+                )
+        return passed
+
+    def section(self, kind: type[Section], settings: Mapping[str, Given]) -> Section:
+        """The section's settings, checked; wrong ones are noted and left at their defaults."""
+        own = {name: settings[name] for name in kind.model_fields if name in settings}
+        values = {
+            name: typed(each, kind.model_fields[name].annotation) for name, each in own.items()
+        }
+        try:
+            return kind(**values)
+        except ValidationError as error:
+            first = {str(each["loc"][0]): each for each in reversed(error.errors())}
+        for name in [name for name in own if name in first]:
+            field = kind.model_fields[name]
+            self.problems.append(
+                misfit(own[name].origin, name, field.annotation, expectation(field), first[name])
+            )
+        self.wrong |= first.keys()
+        return kind(**{name: value for name, value in values.items() if name not in first})
+
+
+def typed(each: Given, annotation: Any) -> Any:
+    """The value as its type wants it: words of a command line become null, lists, mappings."""
+    if not each.is_text:
+        return each.value
+    kinds = {bare(part) for part in members(annotation)}
+    if isinstance(each.value, list):
+        return ",".join(each.value) if tuple in kinds else each.value
+    if each.value in ("null", "~") and kinds & {NoneType, tuple}:
+        return None
+    if each.value[:1] in ("[", "{") and kinds & {tuple, list, dict}:
+        try:
+            return read_value(each.value)
+        except YAMLError:
+            return each.value
+    return [each.value] if list in kinds and str not in kinds else each.value
+
+
+def _is_private(name: str) -> bool:
+    return name.endswith(("_token", "_key", "_secret", "_url"))
+
+
+def _source(each: Given) -> str:
+    return each.origin.rpartition(":")[0] or each.origin

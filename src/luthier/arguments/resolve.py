@@ -1,0 +1,147 @@
+"""What follows from what, each with the line that says so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+from luthier.arguments.record import SECTIONS, Arguments
+from luthier.arguments.training import TrainingArguments
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """A value that follows from others; `because` is the reason in a few words."""
+
+    name: str
+    value: Any
+    because: str
+
+    def line(self) -> str:
+        """`name = value (why)`."""
+        return f"{self.name} = {self.value} ({self.because})"
+
+
+Inference: TypeAlias = Callable[[Arguments], Iterator[Inferred]]
+
+
+def resolve(arguments: Arguments) -> Arguments:
+    """The same arguments with everything filled in that can be known without a model or data."""
+    for infer in INFERENCES:
+        for found in infer(arguments):
+            arguments = _with(arguments, found)
+    return replace(arguments, notes=(*arguments.notes, *_idle(arguments)))
+
+
+def resolve_warmup_steps(training: TrainingArguments, max_steps: int) -> tuple[int, str]:
+    """The steps of warm-up, once the number of all steps is known.
+
+    `warmup_steps` above 0 wins over `warmup_ratio`; below 1 it is a share of all steps, and
+    shares are rounded up.
+
+    Returns:
+        The steps, and the line that says where they are from, empty when nothing was inferred.
+    """
+    steps, ratio = training.warmup_steps, training.warmup_ratio
+    if steps >= 1:
+        return int(steps), ""
+    name, share = ("warmup_steps", steps) if steps > 0 else ("warmup_ratio", ratio)
+    if share == 0:
+        return 0, ""
+    count = math.ceil(max_steps * share)
+    return count, f"warmup_steps = {count:,} ({name} {share:g} of {max_steps:,} steps)"
+
+
+def _with(arguments: Arguments, found: Inferred) -> Arguments:
+    section = next(key for key, each in SECTIONS.items() if found.name in each.model_fields)
+    changed = getattr(arguments, section).model_copy(update={found.name: found.value})
+    return replace(arguments, **{section: changed}, notes=(*arguments.notes, found.line()))
+
+
+def _lora_alpha(arguments: Arguments) -> Iterator[Inferred]:
+    finetuning = arguments.finetuning
+    if finetuning.finetuning_type == "lora" and finetuning.lora_alpha is None:
+        rank = finetuning.lora_rank
+        yield Inferred("lora_alpha", 2 * rank, f"twice lora_rank {rank}")
+
+
+def _gradient_checkpointing(arguments: Arguments) -> Iterator[Inferred]:
+    if arguments.model.disable_gradient_checkpointing:
+        yield Inferred("gradient_checkpointing", False, "disable_gradient_checkpointing")
+
+
+def _resize_vocab(arguments: Arguments) -> Iterator[Inferred]:
+    model = arguments.model
+    for name in ("new_special_tokens_config", "add_special_tokens", "add_tokens"):
+        if getattr(model, name) and not model.resize_vocab:
+            yield Inferred("resize_vocab", True, f"{name} adds to the vocabulary")
+            return
+
+
+def _init_special_tokens(arguments: Arguments) -> Iterator[Inferred]:
+    model = arguments.model
+    if model.init_special_tokens != "noise_init" and model.new_special_tokens_config is None:
+        yield Inferred(
+            "init_special_tokens", "noise_init", "no new_special_tokens_config describes the tokens"
+        )
+
+
+def _evaluation(arguments: Arguments) -> Iterator[Inferred]:
+    training = arguments.training
+    if training.eval_strategy == "no":
+        return
+    if not training.do_eval:
+        yield Inferred("do_eval", True, f"eval_strategy {training.eval_strategy}")
+    if training.eval_strategy == "steps" and training.eval_steps is None:
+        yield Inferred("eval_steps", training.logging_steps, "as logging_steps")
+
+
+def _best_model(arguments: Arguments) -> Iterator[Inferred]:
+    training = arguments.training
+    reasons = {
+        "load_best_model_at_end": training.load_best_model_at_end,
+        "early_stopping_steps": arguments.finetuning.early_stopping_steps is not None,
+        "save_strategy best": training.save_strategy == "best",
+        "lr_scheduler_type reduce_lr_on_plateau": (
+            training.lr_scheduler_type == "reduce_lr_on_plateau"
+        ),
+    }
+    reason = next((name for name, holds in reasons.items() if holds), None)
+    metric = training.metric_for_best_model
+    if metric is None and reason is not None:
+        metric = "loss"
+        yield Inferred("metric_for_best_model", metric, f"{reason} needs one")
+    if metric is not None and training.greater_is_better is None:
+        is_better = not metric.endswith("loss")
+        yield Inferred("greater_is_better", is_better, f"metric_for_best_model {metric}")
+
+
+def _generation(arguments: Arguments) -> Iterator[Inferred]:
+    training, data = arguments.training, arguments.data
+    if not training.predict_with_generate:
+        return
+    if training.generation_max_length is None:
+        yield Inferred("generation_max_length", data.cutoff_len, "as cutoff_len")
+    if training.generation_num_beams is None and data.eval_num_beams is not None:
+        yield Inferred("generation_num_beams", data.eval_num_beams, "as eval_num_beams")
+
+
+INFERENCES: tuple[Inference, ...] = (
+    _lora_alpha,
+    _gradient_checkpointing,
+    _resize_vocab,
+    _init_special_tokens,
+    _evaluation,
+    _best_model,
+    _generation,
+)
+
+
+def _idle(arguments: Arguments) -> Iterator[str]:
+    method = arguments.finetuning.finetuning_type
+    for prefix in ("lora_", "freeze_trainable_", "freeze_extra_"):
+        names = [name for name in arguments.origins if name.startswith(prefix)]
+        if names and not prefix.startswith(method):
+            yield f"finetuning_type is {method}: {', '.join(names)} have no effect"

@@ -1,0 +1,370 @@
+"""What must be there, and what cannot go together: small functions in two tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from luthier.arguments.record import Arguments
+
+Purpose: TypeAlias = Literal["train", "chat"]
+"""What the arguments are for: a run needs more of them than a chat."""
+
+Check: TypeAlias = Callable[[Arguments], Iterator[str]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A check and the names it speaks of; it is not asked when one of them is already wrong."""
+
+    names: frozenset[str]
+    check: Check
+    purposes: tuple[Purpose, ...]
+
+
+TASKS = frozenset({"do_train", "do_eval", "do_predict", "predict_with_generate"})
+"""What a run can be told to do."""
+
+RULES: list[Rule] = []
+
+
+def rule(
+    *names: str, purposes: tuple[Purpose, ...] = ("train", "chat")
+) -> Callable[[Check], Check]:
+    """A decorator that enters a check into the table."""
+
+    def enter(check: Check) -> Check:
+        RULES.append(Rule(frozenset(names), check, purposes))
+        return check
+
+    return enter
+
+
+def broken_rules(arguments: Arguments, wrong: set[str], purpose: Purpose) -> list[str]:
+    """Every sentence that the rules have to say; `wrong` holds names whose values do not count."""
+    return [
+        problem
+        for each in RULES
+        if purpose in each.purposes and not each.names & wrong
+        for problem in each.check(arguments)
+    ]
+
+
+def missing_names(arguments: Arguments, purpose: Purpose) -> list[str]:
+    """Required names that nobody gave, in the order they should be listed."""
+    training = arguments.training
+    names = []
+    if not arguments.model.model_name_or_path:
+        names.append("model_name_or_path")
+    if purpose == "train":
+        if not training.output_dir:
+            names.append("output_dir")
+        if training.do_train and not arguments.data.dataset:
+            names.append("dataset")
+    return names
+
+
+def nothing_to_do(arguments: Arguments) -> list[str]:
+    """The sentence for a run that was told neither to train nor to evaluate nor to predict."""
+    if any(getattr(arguments.training, name) for name in TASKS):
+        return []
+    return [
+        "there is nothing to do. Set do_train: true to train, do_eval: true to evaluate, or "
+        "do_predict: true with predict_with_generate: true to write predictions."
+    ]
+
+
+# What this version can do
+
+
+@rule("stage")
+def _stage_is_here(arguments: Arguments) -> Iterator[str]:
+    stage = arguments.finetuning.stage
+    if stage == "ppo":
+        yield "stage: ppo is not part of this program; use stage: sft, or trl for PPO."
+    elif stage != "sft":
+        yield f"stage: {stage} is not in this version yet; use stage: sft."
+
+
+@rule("finetuning_type")
+def _method_is_here(arguments: Arguments) -> Iterator[str]:
+    if arguments.finetuning.finetuning_type == "oft":
+        yield "finetuning_type: oft is not in this version yet; use finetuning_type: lora."
+
+
+# Data
+
+
+@rule("eval_dataset", "val_size", "do_eval", "do_predict", "eval_strategy", purposes=("train",))
+def _evaluation_has_rows(arguments: Arguments) -> Iterator[str]:
+    training, data = arguments.training, arguments.data
+    if data.eval_dataset or data.val_size > 0:
+        return
+    asked = [
+        name
+        for name, is_set in (
+            ("do_eval", training.do_eval),
+            ("do_predict", training.do_predict),
+            ("predict_with_generate", training.predict_with_generate),
+            (f"eval_strategy: {training.eval_strategy}", training.eval_strategy != "no"),
+        )
+        if is_set
+    ]
+    if asked:
+        yield (
+            f"{asked[0]} needs rows to evaluate. Name them by eval_dataset, or set val_size to "
+            "keep a part of the training data."
+        )
+
+
+@rule("val_size", "dataset", "eval_dataset")
+def _val_size_has_a_source(arguments: Arguments) -> Iterator[str]:
+    data = arguments.data
+    if data.val_size > 0 and data.eval_dataset:
+        yield "val_size and eval_dataset both say what to evaluate on; keep one of them."
+    elif data.val_size > 0 and not data.dataset:
+        yield "val_size cuts rows from dataset, and no dataset is named; name it or leave val_size."
+
+
+@rule("val_size")
+def _val_size_is_share_or_count(arguments: Arguments) -> Iterator[str]:
+    size = arguments.data.val_size
+    if size >= 1 and size != int(size):
+        yield f"val_size is {size}: expected a share below 1 or a whole number of rows."
+
+
+@rule("max_bad_rows")
+def _bad_rows_are_share_or_count(arguments: Arguments) -> Iterator[str]:
+    budget = arguments.data.max_bad_rows
+    if budget >= 1 and budget != int(budget):
+        yield f"max_bad_rows is {budget}: expected a share below 1 or a whole number of rows."
+
+
+@rule("interleave_probs", "mix_strategy", "dataset", "eval_dataset")
+def _shares_fit_the_mix(arguments: Arguments) -> Iterator[str]:
+    data = arguments.data
+    shares = data.interleave_probs
+    if not shares:
+        return
+    if data.mix_strategy == "concat":
+        yield (
+            "interleave_probs needs a mix that draws from the data sets: set mix_strategy: "
+            "interleave_under (or over, or once), or leave interleave_probs."
+        )
+    if any(share < 0 for share in shares):
+        yield f"interleave_probs holds a negative share: {', '.join(map(str, shares))}."
+    for name, sets in (("dataset", data.dataset), ("eval_dataset", data.eval_dataset)):
+        if sets and len(sets) != len(shares):
+            yield (
+                f"interleave_probs has {len(shares)} shares and {name} has {len(sets)} data sets; "
+                "give one share to each."
+            )
+
+
+@rule("train_on_prompt", "mask_history")
+def _prompt_and_history(arguments: Arguments) -> Iterator[str]:
+    if arguments.data.train_on_prompt and arguments.data.mask_history:
+        yield (
+            "train_on_prompt learns all turns and mask_history only the last answer; keep one of "
+            "them."
+        )
+
+
+@rule("disable_shuffling", "train_sampling_strategy")
+def _one_order(arguments: Arguments) -> Iterator[str]:
+    strategy = arguments.training.train_sampling_strategy
+    if arguments.finetuning.disable_shuffling and strategy == "group_by_length":
+        yield (
+            "disable_shuffling keeps the order of the data and train_sampling_strategy: "
+            "group_by_length changes it; keep one of them."
+        )
+
+
+@rule("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers")
+def _workers_for_their_settings(arguments: Arguments) -> Iterator[str]:
+    training = arguments.training
+    if training.dataloader_num_workers:
+        return
+    for name, is_set in (
+        ("dataloader_prefetch_factor", training.dataloader_prefetch_factor is not None),
+        ("dataloader_persistent_workers", training.dataloader_persistent_workers),
+    ):
+        if is_set:
+            yield f"{name} is about worker processes; set dataloader_num_workers above 0, too."
+
+
+# Method
+
+
+@rule("finetuning_type", "adapter_name_or_path")
+def _adapters_are_lora(arguments: Arguments) -> Iterator[str]:
+    method = arguments.finetuning.finetuning_type
+    if arguments.model.adapter_name_or_path and method != "lora":
+        yield (
+            f"adapter_name_or_path goes with finetuning_type: lora, not {method}. To go on from a "
+            "merged model, merge the adapter first and name the merged model."
+        )
+
+
+@rule(
+    "finetuning_type",
+    "loraplus_lr_ratio",
+    "use_rslora",
+    "use_dora",
+    "pissa_init",
+    "create_new_adapter",
+)
+def _lora_variants_are_lora(arguments: Arguments) -> Iterator[str]:
+    finetuning = arguments.finetuning
+    method = finetuning.finetuning_type
+    if method == "lora":
+        return
+    for name in (
+        "loraplus_lr_ratio",
+        "use_rslora",
+        "use_dora",
+        "pissa_init",
+        "create_new_adapter",
+    ):
+        if getattr(finetuning, name):
+            yield f"{name} goes with finetuning_type: lora, not {method}; change one of them."
+
+
+@rule("pissa_init", "pissa_convert")
+def _conversion_of_pissa(arguments: Arguments) -> Iterator[str]:
+    finetuning = arguments.finetuning
+    if finetuning.pissa_convert and not finetuning.pissa_init:
+        yield "pissa_convert turns a PiSSA adapter into a LoRA; set pissa_init: true, too."
+
+
+@rule("pissa_iter")
+def _pissa_iterates(arguments: Arguments) -> Iterator[str]:
+    if arguments.finetuning.pissa_iter == 0:
+        yield "pissa_iter is 0; expected a number of iterations, or -1 for the exact decomposition."
+
+
+@rule("freeze_trainable_layers", "finetuning_type")
+def _freeze_trains_something(arguments: Arguments) -> Iterator[str]:
+    finetuning = arguments.finetuning
+    if (
+        finetuning.finetuning_type == "freeze"
+        and finetuning.freeze_trainable_layers == 0
+        and not finetuning.freeze_extra_modules
+    ):
+        yield (
+            "freeze_trainable_layers is 0, so nothing would learn; expected a number of layers "
+            "(negative: the first ones), or freeze_extra_modules."
+        )
+
+
+@rule("train_from_scratch", "finetuning_type")
+def _scratch_trains_all(arguments: Arguments) -> Iterator[str]:
+    if arguments.model.train_from_scratch and arguments.finetuning.finetuning_type != "full":
+        yield (
+            "train_from_scratch starts from random weights, which all have to learn; set "
+            "finetuning_type: full."
+        )
+
+
+# Precision
+
+
+@rule("bf16", "fp16", "pure_bf16")
+def _one_precision(arguments: Arguments) -> Iterator[str]:
+    asked = [
+        name
+        for name, is_set in (
+            ("bf16", arguments.training.bf16),
+            ("fp16", arguments.training.fp16),
+            ("pure_bf16", arguments.finetuning.pure_bf16),
+        )
+        if is_set
+    ]
+    if "fp16" in asked and len(asked) > 1:
+        yield f"{' and '.join(asked)} are different precisions; keep one of them."
+    if arguments.training.bf16_full_eval and arguments.training.fp16_full_eval:
+        yield "bf16_full_eval and fp16_full_eval are different precisions; keep one of them."
+
+
+@rule("gradient_checkpointing", "disable_gradient_checkpointing")
+def _one_word_on_checkpointing(arguments: Arguments) -> Iterator[str]:
+    if (
+        arguments.given("gradient_checkpointing")
+        and arguments.training.gradient_checkpointing
+        and arguments.model.disable_gradient_checkpointing
+    ):
+        yield (
+            "gradient_checkpointing and disable_gradient_checkpointing are both set; keep the one "
+            "that you mean."
+        )
+
+
+# Steps
+
+
+@rule("load_best_model_at_end", "eval_strategy", "save_strategy", "eval_steps", "save_steps")
+def _best_checkpoint_is_evaluated(arguments: Arguments) -> Iterator[str]:
+    training = arguments.training
+    if not training.load_best_model_at_end or training.save_strategy == "best":
+        return
+    if training.eval_strategy != training.save_strategy:
+        yield (
+            "load_best_model_at_end compares evaluated checkpoints: eval_strategy is "
+            f"{training.eval_strategy} and save_strategy is {training.save_strategy}; set both to "
+            "steps or both to epoch."
+        )
+    elif training.eval_strategy == "steps":
+        eval_steps = training.eval_steps or training.logging_steps
+        times = training.save_steps / eval_steps
+        if abs(times - round(times)) > 1e-9 or round(times) < 1:
+            yield (
+                f"load_best_model_at_end needs an evaluation at every save: save_steps is "
+                f"{training.save_steps:g} and eval_steps {eval_steps:g}; make save_steps a "
+                "multiple of eval_steps."
+            )
+
+
+@rule("eval_strategy", "save_strategy", "early_stopping_steps", "lr_scheduler_type", "do_train")
+def _who_waits_for_evaluation(arguments: Arguments) -> Iterator[str]:
+    training = arguments.training
+    if training.eval_strategy != "no":
+        return
+    for name, is_set in (
+        ("early_stopping_steps", arguments.finetuning.early_stopping_steps is not None),
+        ("save_strategy: best", training.save_strategy == "best"),
+        (
+            "lr_scheduler_type: reduce_lr_on_plateau",
+            training.lr_scheduler_type == "reduce_lr_on_plateau",
+        ),
+    ):
+        if is_set:
+            yield f"{name} acts on evaluations; set eval_strategy to steps or epoch."
+
+
+@rule("max_steps")
+def _steps_are_some(arguments: Arguments) -> Iterator[str]:
+    if arguments.training.max_steps == 0:
+        yield "max_steps is 0; expected a number of steps, or -1 to let num_train_epochs decide."
+
+
+# Prediction
+
+
+@rule("do_predict", "predict_with_generate")
+def _prediction_generates(arguments: Arguments) -> Iterator[str]:
+    training = arguments.training
+    if training.do_predict and not training.predict_with_generate:
+        yield (
+            "do_predict writes generated answers; set predict_with_generate: true, too. For the "
+            "loss alone, do_eval: true is enough."
+        )
+
+
+@rule("predict_with_generate", "compute_accuracy")
+def _texts_or_accuracy(arguments: Arguments) -> Iterator[str]:
+    if arguments.training.predict_with_generate and arguments.finetuning.compute_accuracy:
+        yield (
+            "predict_with_generate scores texts and compute_accuracy scores tokens; keep one of "
+            "them."
+        )

@@ -1,0 +1,172 @@
+"""JSON schema, reference page and help text of all arguments, from the fields themselves."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+
+from luthier.arguments.legacy import LEGACY, Legacy, Status
+from luthier.arguments.library_names import library_types
+from luthier.arguments.record import SECTIONS
+from luthier.arguments.wording import expectation
+
+TITLES = {
+    "model": "Model",
+    "data": "Data",
+    "finetuning": "Method",
+    "training": "Training",
+    "generating": "Generation",
+}
+
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+
+INTRODUCTION = """\
+# Arguments
+
+All arguments are flat: one name, one value, in a YAML or JSON file, on the command line, or in a
+dict from Python.
+
+```shell
+luthier train examples/sft_lora.yaml learning_rate=2e-4
+luthier train --model_name_or_path MODEL --dataset identity --do_train --output_dir saves/first
+```
+
+On the command line `--lora_rank 8`, `--lora-rank=8` and `lora_rank=8` say the same. Switches stand
+alone (`--do_train`), take a word (`--bf16 true`), or are turned off (`--no_use_kv_cache`). A
+comma list is `a,b`, in YAML and JSON also `[a, b]`. What stands later wins, and the command line
+wins over the file. Names that only the installed transformers knows are handed to its
+`TrainingArguments`.
+
+An argument is *honoured*; *honoured otherwise*, by a new name or in another way; *accepted without
+effect*, which the run says once; *not yet* in this version; or *refused*. Setting one of the last
+two to anything but its default is an error that says what to use.
+
+This page is written by `luthier schema --markdown`.
+"""
+
+STATUSES: tuple[tuple[Status, str], ...] = (
+    ("honoured otherwise", "Old names that are translated."),
+    ("accepted without effect", "Names on which nothing depends here."),
+    ("not yet", "Names that this version does not have."),
+    ("refused", "Names that have no place here."),
+)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a configuration file."""
+    properties: dict[str, Any] = {}
+    for section in SECTIONS.values():
+        made = section.model_json_schema(mode="validation")
+        assert "$defs" not in made, "fields are flat"
+        properties |= made["properties"]
+    for name, legacy in LEGACY.items():
+        properties[name] = {
+            "description": f"{legacy.status.capitalize()}. {legacy.says}",
+            "default": legacy.default,
+            "deprecated": True,
+            "status": legacy.status,
+        }
+    for name in library_types():
+        properties.setdefault(name, {"description": "Handed to transformers as it is."})
+    return {
+        "$schema": DRAFT,
+        "title": "Configuration of luthier",
+        "type": "object",
+        "properties": dict(sorted(properties.items())),
+        "required": ["model_name_or_path"],
+        "additionalProperties": False,
+    }
+
+
+def reference_page() -> str:
+    """The reference of all arguments as Markdown."""
+    parts = [INTRODUCTION]
+    for key, section in SECTIONS.items():
+        rows = [
+            (f"`{name}`", expectation(field), _default(field), _status(field), _meaning(field))
+            for name, field in section.model_fields.items()
+        ]
+        parts.append(f"## {TITLES[key]}\n\n{section.__doc__}\n")
+        parts.append(_table(("name", "takes", "default", "status", "meaning"), rows))
+    for status, caption in STATUSES:
+        legacy = [
+            (_names(group), says)
+            for says, group in groupby(_legacy_of(status), key=lambda each: each[1].says)
+        ]
+        parts.append(f"## {status.capitalize()}\n\n{caption}\n")
+        parts.append(_table(("names (defaults)", "what to use"), legacy))
+    return "\n".join(parts)
+
+
+def help_page() -> str:
+    """All arguments as text for a terminal."""
+    return "\n".join(_help_lines())
+
+
+def schema_text() -> str:
+    """The JSON schema as text."""
+    return json.dumps(json_schema(), indent=2, default=_plain)
+
+
+def _help_lines() -> Iterator[str]:
+    for key, section in SECTIONS.items():
+        yield f"\n{TITLES[key]}"
+        for name, field in section.model_fields.items():
+            yield f"  --{name}  {expectation(field)}"
+            yield textwrap.fill(
+                _meaning(field), 96, initial_indent="      ", subsequent_indent="      "
+            )
+    for status, caption in STATUSES:
+        yield f"\n{status.capitalize()}: {caption}"
+        names = ", ".join(name for name, _ in _legacy_of(status))
+        yield textwrap.fill(names, 96, initial_indent="  ", subsequent_indent="  ")
+
+
+def _legacy_of(status: Status) -> list[tuple[str, Legacy]]:
+    return [(name, each) for name, each in LEGACY.items() if each.status == status]
+
+
+def _names(group: Iterator[tuple[str, Legacy]]) -> str:
+    return ", ".join(f"`{name}` ({_shown(each.default)})" for name, each in group)
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "".join("| " + " | ".join(_cell(text) for text in row) + " |\n" for row in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _default(field: FieldInfo) -> str:
+    return _shown(field.default)
+
+
+def _shown(value: Any) -> str:
+    if value is None or value in ((), [], ""):
+        return "unset"
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _status(field: FieldInfo) -> str:
+    assert isinstance(field.json_schema_extra, dict)
+    return str(field.json_schema_extra["status"])
+
+
+def _meaning(field: FieldInfo) -> str:
+    assert field.description is not None
+    return field.description
+
+
+def _plain(value: Any) -> str:
+    assert isinstance(value, SecretStr)
+    return ""

@@ -1,0 +1,73 @@
+"""luthier chat: talk to a model on the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from luthier import console
+from luthier.arguments.parse import parse_command_line
+from luthier.arguments.record import Arguments
+
+SUMMARY = "talk to a model, or to what a run trained"
+
+USAGE = """\
+usage: luthier chat RUN_FOLDER [name=value ...]
+       luthier chat CONFIG.yaml [name=value ...]
+       luthier chat --model_name_or_path MODEL [--adapter_name_or_path ADAPTER] [--template NAME]
+
+RUN_FOLDER is the output_dir of a finished run, or a checkpoint in it: base model, adapter and
+template are those of the run. CONFIG.yaml may be a training configuration; it means the model it
+names, with the adapter it names. Settings of generation such as temperature=0.7,
+max_new_tokens=200 or do_sample=false may follow; default_system sets the system prompt.
+
+Lines from a pipe are answered one by one: echo "Who are you?" | luthier chat RUN_FOLDER"""
+
+
+def run(argv: list[str]) -> int:
+    """Loads the model that the words name and talks until the user leaves."""
+    if argv and argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    arguments = read_arguments(argv)
+    for note in arguments.notes:
+        console.info(note)
+    _mention_trained(arguments)
+
+    from luthier.serving.chat import chat
+    from luthier.serving.engine import load_engine
+
+    chat(load_engine(arguments))
+    return 0
+
+
+def read_arguments(argv: list[str]) -> Arguments:
+    """What to load and how to answer; a folder in the first place stands for its run.
+
+    Raises:
+        LuthierError: with everything that is wrong.
+    """
+    words = list(argv)
+    if words and Path(words[0]).expanduser().is_dir():
+        from luthier.serving.run_folder import arguments_of
+
+        words[:1] = _as_words(arguments_of(Path(words[0]).expanduser()))
+    return parse_command_line(words, purpose="chat", look_for_args_file=False)
+
+
+def _as_words(values: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in values.items():
+        if value is not None:
+            yield f"{name}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def _mention_trained(arguments: Arguments) -> None:
+    folder = arguments.training.output_dir
+    if (
+        arguments.given("output_dir")
+        and not arguments.model.adapter_name_or_path
+        and (Path(str(folder)) / "adapter_config.json").exists()
+    ):
+        console.info(f"this is the untrained model; `luthier chat {folder}` talks to the trained")

@@ -1,0 +1,29 @@
+"""`luthier train`: trains, evaluates and predicts as a configuration says."""
+
+from __future__ import annotations
+
+SUMMARY = "train, evaluate and predict: luthier train CONFIG.yaml [name=value ...]"
+
+HELP = """\
+luthier train CONFIG.yaml [name=value ...]
+luthier train CONFIG.yaml [--name value ...]
+luthier train --name value ...
+
+Trains, evaluates and predicts, as the arguments say. CONFIG is a YAML or JSON file of them."""
+
+
+def run(argv: list[str]) -> int:
+    """Runs what the words ask for."""
+    if {"-h", "--help"} & set(argv):
+        from luthier.arguments.schema import help_page
+
+        print(HELP)
+        print(help_page())
+        return 0
+    from luthier.arguments.parse import parse_command_line
+
+    arguments = parse_command_line(argv)
+    from luthier.training.run import run as run_training
+
+    run_training(arguments)
+    return 0
