@@ -1,0 +1,1 @@
+"""A trained model answers: on the terminal and for other programs."""

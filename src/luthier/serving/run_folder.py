@@ -1,0 +1,81 @@
+"""The folder of a run -> the arguments that load what was trained there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from luthier.arguments.record import MASK
+from luthier.errors import ModelError
+
+RUN_RECORD = "run.json"
+ADAPTER_CONFIG = "adapter_config.json"
+
+PATHS = ("model_name_or_path", "adapter_name_or_path", "new_special_tokens_config")
+"""Settings that may be paths relative to where the run was started."""
+
+
+def arguments_of(folder: Path) -> dict[str, Any]:
+    """What `luthier chat FOLDER` means: base model, adapters, template, as the run had them.
+
+    Args:
+        folder: an output folder, a checkpoint in one, an adapter's or a whole model's folder.
+
+    Returns:
+        Names and values, those that the run was given; those it inferred follow again.
+
+    Raises:
+        ModelError: if nothing in the folder is a model.
+    """
+    record = _record_of(folder)
+    values = _given(record) if record else {}
+    adapter = folder / ADAPTER_CONFIG
+    if adapter.exists():
+        if not values:
+            base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+            values["model_name_or_path"] = base
+        values["adapter_name_or_path"] = [*_merged_before(values), str(folder)]
+        values["finetuning_type"] = "lora"
+        values.pop("create_new_adapter", None)
+    elif (folder / "config.json").exists():
+        values["model_name_or_path"] = str(folder)
+        values.pop("adapter_name_or_path", None)
+    else:
+        raise ModelError(
+            f"{folder}: neither {ADAPTER_CONFIG} nor config.json is in this folder, so there is no "
+            "model to talk to. Name the output_dir of a finished run, or a checkpoint-N in it."
+        )
+    return values
+
+
+def _record_of(folder: Path) -> dict[str, Any] | None:
+    for place in (folder, folder.resolve().parent):
+        if (place / RUN_RECORD).is_file():
+            record: dict[str, Any] = json.loads((place / RUN_RECORD).read_text(encoding="utf-8"))
+            return record
+    return None
+
+
+def _given(record: dict[str, Any]) -> dict[str, Any]:
+    values = {name: value for name, value in record["arguments"].items() if value != MASK}
+    started_in = Path(record["working_directory"])
+    for name in PATHS:
+        match values.get(name):
+            case str(path):
+                values[name] = _found(path, started_in)
+            case list(paths):
+                values[name] = [_found(path, started_in) for path in paths]
+    return values
+
+
+def _found(path: str, started_in: Path) -> str:
+    moved = started_in / path
+    return str(moved) if not Path(path).exists() and moved.exists() else path
+
+
+def _merged_before(values: dict[str, Any]) -> list[str]:
+    """Adapters that were merged into the base before this one: the last one was gone on with."""
+    named = values.get("adapter_name_or_path") or []
+    earlier = [name.strip() for name in named.split(",")] if isinstance(named, str) else list(named)
+    return earlier if values.get("create_new_adapter") else earlier[:-1]
