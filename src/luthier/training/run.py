@@ -56,7 +56,7 @@ def run(
     from luthier.stages.stage import STAGES
     from luthier.templates.choose import choose_template
     from luthier.templates.fit import fit_tokenizer
-    from luthier.training.report import save_metrics, write_model_card, write_run_record
+    from luthier.training.report import write_model_card, write_run_record
 
     training = arguments.training
     set_seed(training.seed)
@@ -72,14 +72,12 @@ def run(
     write_run_record(folder, arguments, data.report)
     metrics: dict[str, float] = {}
     if training.do_train:
-        metrics |= save_metrics(folder, "train", _train(trainer, arguments))
-        _plot(trainer, arguments)
+        metrics |= _train(trainer, arguments)
+        _plot(trainer, data, arguments)
     if trainer.args.do_eval:
-        metrics |= save_metrics(folder, "eval", trainer.evaluate())
+        metrics |= _evaluate(trainer)
     if training.predict_with_generate and (training.do_predict or trainer.args.do_eval):
-        metrics |= save_metrics(
-            folder, "predict", _predict(trainer, data, arguments, fitted.stop_token_ids)
-        )
+        metrics |= _predict(trainer, data, arguments, fitted.stop_token_ids)
     write_model_card(folder, arguments, metrics, trainer.state.log_history)
     return RunResult(folder, metrics, trainer.state.log_history, trainer.model)
 
@@ -118,6 +116,8 @@ def _make_trainer(
 
 
 def _train(trainer: LuthierTrainer, arguments: Arguments) -> dict[str, float]:
+    from luthier.training.report import save_metrics
+
     checkpoint = find_checkpoint(arguments)
     if checkpoint is not None:
         if trainer.is_finished_by(checkpoint):
@@ -129,6 +129,15 @@ def _train(trainer: LuthierTrainer, arguments: Arguments) -> dict[str, float]:
     metrics: dict[str, float] = dict(result.metrics)
     if arguments.finetuning.include_effective_tokens_per_second:
         metrics["effective_tokens_per_sec"] = trainer.tokens_trained / metrics["train_runtime"]
+    save_metrics(Path(trainer.args.output_dir), "train", metrics)
+    return metrics
+
+
+def _evaluate(trainer: LuthierTrainer) -> dict[str, float]:
+    from luthier.training.report import save_metrics
+
+    metrics: dict[str, float] = trainer.evaluate()
+    save_metrics(Path(trainer.args.output_dir), "eval", metrics)
     return metrics
 
 
@@ -139,6 +148,7 @@ def _predict(
     stop_token_ids: Sequence[int],
 ) -> dict[str, float]:
     from luthier.training.predict import predict_with_generate
+    from luthier.training.report import save_metrics
 
     metrics = predict_with_generate(
         Path(trainer.args.output_dir),
@@ -148,12 +158,16 @@ def _predict(
         arguments,
         stop_token_ids,
     )
+    save_metrics(Path(trainer.args.output_dir), "predict", metrics)
     trainer.announce_prediction(metrics)
     return metrics
 
 
-def _plot(trainer: LuthierTrainer, arguments: Arguments) -> None:
-    from luthier.training.plots import plot_curves
+def _plot(trainer: LuthierTrainer, data: EncodedDatasets, arguments: Arguments) -> None:
+    from luthier.training.plots import curve_names, write_plots
 
-    if arguments.finetuning.plot_loss and console.is_main_process():
-        plot_curves(Path(trainer.args.output_dir), trainer.state.log_history)
+    finetuning = arguments.finetuning
+    if finetuning.plot_loss and console.is_main_process():
+        sets = data.eval if arguments.training.eval_strategy != "no" else ()
+        names = curve_names(sets, with_accuracy=finetuning.compute_accuracy)
+        write_plots(Path(trainer.args.output_dir), trainer.state.log_history, names)
