@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from luthier import console
+from luthier.commands.help import commands
 from luthier.errors import LuthierError
 
-COMMANDS = Path(__file__).parent / "commands"
 INTERRUPTED = 130
 
 
@@ -50,21 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # the reader of a pipe, such as `head`, has gone; Python would complain again at its exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-
-
-def commands() -> list[str]:
-    """The words that can come first."""
-    return sorted(path.stem for path in COMMANDS.glob("*.py") if path.stem != "__init__")
-
-
-def summary(command: str) -> str:
-    """What a command does, from its `SUMMARY`, without importing it."""
-    source = (COMMANDS / f"{command}.py").read_text(encoding="utf-8")
-    for statement in ast.parse(source).body:
-        match statement:
-            case ast.Assign(targets=[ast.Name(id="SUMMARY")], value=ast.Constant(value=str(text))):
-                return text
-    raise AssertionError(f"{command} has no SUMMARY")
 
 
 def _unknown(word: str) -> str:

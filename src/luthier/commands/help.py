@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+from pathlib import Path
 
-from luthier import cli
 from luthier.errors import UnknownName
 
+FOLDER = Path(__file__).parent
 SUMMARY = "list the commands, or explain one: luthier help train"
 
 
@@ -15,17 +17,32 @@ def run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(page())
         return 0
-    if argv[0] not in cli.commands():
-        raise UnknownName("command", argv[0], cli.commands())
+    if argv[0] not in commands():
+        raise UnknownName("command", argv[0], commands())
     code: int = importlib.import_module(f"luthier.commands.{argv[0]}").run(["--help"])
     return code
 
 
+def commands() -> list[str]:
+    """The words that can come first."""
+    return sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
+
+
+def summary(command: str) -> str:
+    """What a command does, from its `SUMMARY`, without importing it."""
+    source = (FOLDER / f"{command}.py").read_text(encoding="utf-8")
+    for statement in ast.parse(source).body:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id="SUMMARY")], value=ast.Constant(value=str(text))):
+                return text
+    raise AssertionError(f"{command} has no SUMMARY")
+
+
 def page() -> str:
     """What stands behind `luthier --help`."""
-    names = cli.commands()
+    names = commands()
     width = max(map(len, names))
-    lines = [f"  {name:<{width}}  {cli.summary(name)}" for name in names]
+    lines = [f"  {name:<{width}}  {summary(name)}" for name in names]
     return "\n".join(
         [
             "luthier fine-tunes language models.",
