@@ -26,6 +26,25 @@ from luthier.errors import ArgumentsError, MissingArguments
 
 USAGE = "     usage: luthier train CONFIG.yaml [name=value ...], or: luthier train --name value ..."
 
+FAMILIAR = {
+    "accumulation_steps": "gradient_accumulation_steps",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "epochs": "num_train_epochs",
+    "eval_batch_size": "per_device_eval_batch_size",
+    "lr": "learning_rate",
+    "lr_scheduler": "lr_scheduler_type",
+    "max_seq_length": "cutoff_len",
+    "model": "model_name_or_path",
+    "optimizer": "optim",
+    "output": "output_dir",
+    "rank": "lora_rank",
+    "target_modules": "lora_target",
+    "train_batch_size": "per_device_train_batch_size",
+    "warmup": "warmup_ratio",
+}
+"""Names from elsewhere that are spelled too differently to be near."""
+
 
 @cache
 def fields() -> dict[str, FieldInfo]:
@@ -90,8 +109,11 @@ def missing_sentence(names: Iterable[str], is_flags: bool) -> str:
 def unknown_sentence(origin: str, name: str, value: Any = None, prefix: str = "") -> str:
     """Says that a name is unknown, with the nearest known ones."""
     ours = [*fields(), *(old for old, each in LEGACY.items() if each.becomes)]
-    near = difflib.get_close_matches(name, ours, n=3, cutoff=0.7) or difflib.get_close_matches(
-        name, [*ours, *LEGACY, *library_types()], n=3, cutoff=0.6
+    near = [FAMILIAR[name]] if name in FAMILIAR else []
+    near = (
+        near
+        or difflib.get_close_matches(name, ours, n=3, cutoff=0.7)
+        or difflib.get_close_matches(name, [*ours, *LEGACY, *library_types()], n=3, cutoff=0.6)
     )
     sentence = f"{origin}: the argument {prefix}{name} is unknown."
     if isinstance(value, dict):

@@ -62,9 +62,8 @@ def read_words(
 
 def looks_like_flag(word: str) -> bool:
     """Whether a word is a flag, and not a value such as `-1` or `- a text`."""
-    return (
-        word.startswith("-") and len(word) > 1 and " " not in word and not _NUMBER.fullmatch(word)
-    )
+    name = word.partition("=")[0]
+    return name.startswith("-") and name != "-" and " " not in name and not _NUMBER.fullmatch(word)
 
 
 class _Reader:

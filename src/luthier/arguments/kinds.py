@@ -5,15 +5,33 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
+
+from luthier.arguments.wording import members
 
 
 class Section(BaseModel):
     """A group of knobs. Frozen; numbers are taken from text, unknown names are refused."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", coerce_numbers_to_str=True, validate_default=False
+        frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _a_switch_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and info.field_name is not None:
+            kinds = members(cls.model_fields[info.field_name].annotation)
+            if bool not in kinds and {int, float} & set(kinds):
+                raise ValueError("true and false are no numbers")
+        return value
 
 
 def split_commas(value: Any) -> Any:

@@ -1,0 +1,107 @@
+import pytest
+
+from luthier.arguments.parse import parse_dict
+from luthier.errors import ArgumentsError
+
+RUN = {"model_name_or_path": "m", "output_dir": "o", "do_train": True, "dataset": "d"}
+
+BROKEN = [
+    ({"stage": "dpo"}, "stage: dpo is not in this version yet"),
+    ({"stage": "ppo"}, "not part of this program"),
+    ({"finetuning_type": "oft"}, "not in this version yet"),
+    ({"val_size": 0.1, "eval_dataset": "e"}, "keep one of them"),
+    ({"dataset": None, "do_train": False, "do_eval": True, "val_size": 0.1}, "no dataset is named"),
+    ({"val_size": 1.5}, "whole number of rows"),
+    ({"max_bad_rows": 2.5}, "whole number of rows"),
+    ({"dataset": "a,b", "interleave_probs": "0.5,0.5"}, "mix_strategy"),
+    (
+        {"dataset": "a,b", "interleave_probs": "1", "mix_strategy": "interleave_over"},
+        "1 shares and dataset has 2",
+    ),
+    (
+        {"dataset": "a,b", "interleave_probs": "-1,2", "mix_strategy": "interleave_over"},
+        "negative share",
+    ),
+    ({"train_on_prompt": True, "mask_history": True}, "keep one of them"),
+    ({"do_eval": True}, "do_eval needs rows"),
+    ({"eval_strategy": "epoch"}, "eval_strategy: epoch needs rows"),
+    ({"do_predict": True, "val_size": 0.1}, "predict_with_generate: true"),
+    (
+        {"predict_with_generate": True, "compute_accuracy": True, "val_size": 0.1},
+        "keep one of them",
+    ),
+    ({"adapter_name_or_path": "a", "finetuning_type": "full"}, "not full"),
+    ({"use_dora": True, "finetuning_type": "freeze"}, "use_dora goes with"),
+    ({"pissa_init": True, "finetuning_type": "full"}, "pissa_init goes with"),
+    ({"loraplus_lr_ratio": 16, "finetuning_type": "full"}, "loraplus_lr_ratio goes with"),
+    ({"use_rslora": True, "finetuning_type": "full"}, "use_rslora goes with"),
+    ({"create_new_adapter": True, "finetuning_type": "full"}, "create_new_adapter goes with"),
+    ({"pissa_convert": True}, "pissa_init: true"),
+    ({"pissa_init": True, "pissa_iter": 0}, "pissa_iter is 0"),
+    ({"finetuning_type": "freeze", "freeze_trainable_layers": 0}, "nothing would learn"),
+    ({"train_from_scratch": True}, "finetuning_type: full"),
+    ({"bf16": True, "fp16": True}, "different precisions"),
+    ({"pure_bf16": True, "fp16": True}, "different precisions"),
+    ({"bf16_full_eval": True, "fp16_full_eval": True}, "different precisions"),
+    (
+        {"gradient_checkpointing": True, "disable_gradient_checkpointing": True},
+        "the one that you mean",
+    ),
+    ({"load_best_model_at_end": True}, "set both to steps"),
+    (
+        {
+            "load_best_model_at_end": True,
+            "val_size": 0.1,
+            "eval_strategy": "steps",
+            "eval_steps": 3,
+            "save_steps": 10,
+        },
+        "multiple of eval_steps",
+    ),
+    ({"early_stopping_steps": 2}, "acts on evaluations"),
+    ({"save_strategy": "best"}, "acts on evaluations"),
+    ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "acts on evaluations"),
+    ({"max_steps": 0}, "max_steps is 0"),
+    ({"disable_shuffling": True, "group_by_length": True}, "keep one of them"),
+    ({"dataloader_prefetch_factor": 2}, "dataloader_num_workers above 0"),
+    ({"dataloader_persistent_workers": True}, "dataloader_num_workers above 0"),
+]
+
+
+@pytest.mark.parametrize(("values", "part"), BROKEN)
+def test_what_cannot_go_together_is_one_clear_problem(values, part):
+    with pytest.raises(ArgumentsError) as caught:
+        parse_dict({**RUN, **values})
+
+    assert len(caught.value.problems) == 1
+    assert part in caught.value.problems[0]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"val_size": 0.1, "eval_strategy": "steps", "eval_steps": 5, "save_steps": 10},
+        {"val_size": 100, "load_best_model_at_end": True, "eval_strategy": "steps"},
+        {
+            "val_size": 0.1,
+            "load_best_model_at_end": True,
+            "eval_strategy": "steps",
+            "eval_steps": 0.1,
+            "save_steps": 0.3,
+        },
+        {"bf16": True, "pure_bf16": True},
+        {"gradient_checkpointing": False, "disable_gradient_checkpointing": True},
+        {"do_train": False, "do_predict": True, "predict_with_generate": True, "eval_dataset": "e"},
+        {"dataset": "a,b", "interleave_probs": "0.5,0.5", "mix_strategy": "interleave_over"},
+        {"pissa_init": True, "pissa_iter": -1, "pissa_convert": True},
+        {"finetuning_type": "freeze", "freeze_trainable_layers": -2},
+        {"max_bad_rows": 3},
+    ],
+)
+def test_what_goes_together_is_accepted(values):
+    parse_dict({**RUN, **values})
+
+
+def test_a_run_without_a_task_is_told_what_to_set():
+    with pytest.raises(ArgumentsError, match=r"there is nothing to do.*do_train: true"):
+        parse_dict({"model_name_or_path": "m", "output_dir": "o", "dataset": "d"})

@@ -1,0 +1,50 @@
+from pathlib import Path
+
+import pytest
+
+from luthier.arguments.assemble import fields
+from luthier.arguments.schema import help_page, json_schema, reference_page, schema_text
+from tests.arguments.expected_names import EXPECTED_NAMES
+
+PAGE = Path(__file__).parents[2] / "docs" / "arguments.md"
+
+
+def test_the_reference_page_is_fresh():
+    assert PAGE.read_text(encoding="utf-8") == reference_page(), (
+        "stale: run `luthier schema --markdown > docs/arguments.md`"
+    )
+
+
+def test_page_and_schema_know_every_name():
+    page, schema = reference_page(), json_schema()
+
+    assert [name for name in EXPECTED_NAMES if f"`{name}`" not in page] == []
+    assert [name for name in EXPECTED_NAMES if name not in schema["properties"]] == []
+
+
+@pytest.mark.parametrize("name", fields())
+def test_every_help_line_is_a_full_thought(name):
+    description = fields()[name].description
+
+    assert description[0].isupper()
+    assert description.endswith(".")
+    assert "default" in description or "Required" in description
+
+
+def test_the_schema_has_types_bounds_and_choices():
+    properties = json_schema()["properties"]
+
+    assert properties["lora_rank"]["minimum"] == 1
+    assert properties["lora_rank"]["type"] == "integer"
+    assert "cosine" in properties["lr_scheduler_type"]["enum"]
+    assert {"type": "string"} in properties["dataset"]["anyOf"]
+
+
+def test_the_schema_is_json_without_secrets():
+    assert schema_text().startswith("{")
+
+
+def test_help_lists_every_name():
+    text = help_page()
+
+    assert [name for name in EXPECTED_NAMES if name not in text] == []
