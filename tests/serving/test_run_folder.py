@@ -103,3 +103,8 @@ def test_an_adapter_without_a_record_names_its_base_itself(tmp_path: Path) -> No
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no model to talk to"):
         arguments_of(tmp_path)
+
+
+def test_an_absent_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such folder"):
+        arguments_of(tmp_path / "rnu")

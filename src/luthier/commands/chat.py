@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from luthier import console
+from luthier.arguments.files import is_config
 from luthier.arguments.parse import parse_command_line
 from luthier.arguments.record import Arguments
+from luthier.errors import MissingArguments
 
 SUMMARY = "talk to a model, or to what a run trained"
 
@@ -32,8 +34,6 @@ def run(argv: list[str]) -> int:
         print(USAGE)
         return 0
     arguments = read_arguments(argv)
-    for note in arguments.notes:
-        console.info(note)
     _mention_trained(arguments)
 
     from luthier.serving.chat import chat
@@ -49,11 +49,14 @@ def read_arguments(argv: list[str]) -> Arguments:
     Raises:
         LuthierError: with everything that is wrong.
     """
+    if not argv:
+        raise MissingArguments([f"luthier chat needs to know which model to talk to.\n{USAGE}"])
     words = list(argv)
-    if words and Path(words[0]).expanduser().is_dir():
+    folder = Path(words[0]).expanduser()
+    if folder.is_dir() or not (is_config(words[0]) or "=" in words[0] or words[0].startswith("-")):
         from luthier.serving.run_folder import arguments_of
 
-        words[:1] = _as_words(arguments_of(Path(words[0]).expanduser()))
+        words[:1] = _as_words(arguments_of(folder))
     return parse_command_line(words, purpose="chat", look_for_args_file=False)
 
 

@@ -26,8 +26,10 @@ def arguments_of(folder: Path) -> dict[str, Any]:
         Names and values, those that the run was given; those it inferred follow again.
 
     Raises:
-        ModelError: if nothing in the folder is a model.
+        ModelError: if there is no such folder, or no model in it.
     """
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: there is no such folder. The folder here is {Path.cwd()}.")
     record = _record_of(folder)
     values = _given(record) if record else {}
     adapter = folder / ADAPTER_CONFIG

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from luthier.commands.chat import read_arguments, run
+from luthier.errors import ArgumentsError, LuthierError, MissingArguments
+
+
+def make_run(folder: Path) -> Path:
+    folder.mkdir()
+    arguments = {
+        "model_name_or_path": "owner/base",
+        "template": "qwen",
+        "default_system": "[Be brief]\nplease: a=b",
+        "do_train": True,
+        "dataset": ["user", "more"],
+        "learning_rate": 1e-4,
+        "temperature": 0.5,
+        "output_dir": "saves/x",
+    }
+    record = {"arguments": arguments, "working_directory": str(folder)}
+    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
+    return folder
+
+
+def test_a_run_folder_stands_for_what_the_run_was_given(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run=1")  # a name that looks like a setting is a path all the same
+
+    arguments = read_arguments([f"{folder}/", "--max_new_tokens", "7", "temperature=0.2"])
+
+    assert arguments.model.model_name_or_path == "owner/base"
+    assert [Path(name) for name in arguments.model.adapter_name_or_path] == [folder]
+    assert arguments.data.template == "qwen"
+    assert arguments.data.default_system == "[Be brief]\nplease: a=b"
+    assert arguments.data.dataset == ("user", "more")
+    assert arguments.generating.max_new_tokens == 7
+    assert arguments.generating.temperature == 0.2
+
+
+def test_a_training_configuration_is_accepted(tmp_path: Path) -> None:
+    config = tmp_path / "sft.yaml"
+    config.write_text(
+        "model_name_or_path: owner/base\nstage: sft\ndo_train: true\ndataset: user\n"
+        "template: qwen\noutput_dir: saves/x\nplot_loss: true\n",
+        encoding="utf-8",
+    )
+
+    arguments = read_arguments([str(config), "do_sample=false"])
+
+    assert arguments.model.model_name_or_path == "owner/base"
+    assert arguments.generating.do_sample is False
+
+
+def test_without_a_model_the_three_ways_are_shown() -> None:
+    with pytest.raises(MissingArguments, match="luthier chat RUN_FOLDER"):
+        read_arguments([])
+
+
+def test_wrong_words_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(LuthierError, match="no such folder"):
+        read_arguments([str(tmp_path / "nothing")])
+    with pytest.raises(ArgumentsError, match="temperature"):
+        read_arguments(["--model_name_or_path", "owner/base", "--temperatur", "1"])
+
+
+def test_help_is_a_page(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+
+    assert "luthier chat CONFIG.yaml" in capsys.readouterr().out
+
+
+def test_the_command_is_known_without_loading_anything_heavy() -> None:
+    code = (
+        "import sys, luthier.commands.chat as c; c.read_arguments(['--model_name_or_path', 'x']); "
+        "print(c.SUMMARY, {'torch', 'transformers', 'peft', 'datasets'} & set(sys.modules))"
+    )
+
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+
+    assert shown.strip().endswith("set()")
