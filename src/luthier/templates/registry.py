@@ -18,3 +18,6 @@ MULTIMODAL = frozenset(
     """.split()
 )
 """Names of templates for models that read images, video or sound: known, not available yet."""
+
+NOT_YET = frozenset({"hy_dense_1_8b", "hy_dense_7b"})
+"""Names of templates for text models that are known, not available yet."""

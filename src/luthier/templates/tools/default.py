@@ -39,7 +39,7 @@ class DefaultTools(ToolFormat):
         '{%- if parameter["enum"] %}'
         '{{- ", should be one of [" ~ (parameter["enum"] | join(", ")) ~ "]" }}'
         "{%- endif %}"
-        '{%- if parameter["items"] %}'
+        '{%- if "items" in parameter and parameter["items"] %}'
         '{{- ", where each item should be " ~ parameter["items"]["type"] }}'
         "{%- endif %}"
         '{{- "\\n" }}'

@@ -1,0 +1,64 @@
+"""Our conversations as the messages that chat templates read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from luthier.records import Conversation, Message
+from luthier.templates.tool_format import parse_calls, parse_tools
+
+ChatMessage = dict[str, Any]
+
+_WORDS = (("<think>\n", "\n</think>\n\n"), ("<think>", "</think>"))
+
+
+def as_chat(
+    conversation: Conversation,
+    thought_words: tuple[str, str] | None = None,
+    tool_call_words: tuple[str, str] = ("<tool_call>", "</tool_call>"),
+) -> list[ChatMessage]:
+    """The system text and the messages, roles and tool calls named as `transformers` names them.
+
+    Args:
+        conversation: what is rendered.
+        thought_words: what surrounds a thought; None finds the usual words.
+        tool_call_words: what surrounds calls in a function message that also holds text.
+
+    Raises:
+        TemplateError: if a function message cannot be read.
+    """
+    system = [{"role": "system", "content": conversation.system}] if conversation.system else []
+    return system + [
+        _as_chat_message(message, thought_words, tool_call_words)
+        for message in conversation.messages
+    ]
+
+
+def as_chat_tools(tools: str | None) -> list[dict[str, Any]] | None:
+    """The tool descriptions for `apply_chat_template`; None when there are none."""
+    return parse_tools(tools) if tools else None
+
+
+def _as_chat_message(
+    message: Message, thought_words: tuple[str, str] | None, tool_call_words: tuple[str, str]
+) -> ChatMessage:
+    if message.role == "function":
+        words = thought_words or next(
+            (pair for pair in _WORDS if pair[1] in message.content), _WORDS[0]
+        )
+        text, calls = parse_calls(message.content, words, tool_call_words)
+        called: Sequence[ChatMessage] = [
+            {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in calls
+        ]
+        return {"role": "assistant", "content": text, "tool_calls": list(called)}
+    role = "tool" if message.role == "observation" else message.role
+    return {"role": role, "content": message.content}
+
+
+def describe(messages: Sequence[ChatMessage]) -> str:
+    """The messages on one line, shortened, for an error."""
+    text = json.dumps(list(messages), ensure_ascii=False)
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,281 @@
+"""A tokenizer's own chat template, read by checked prefixes; and the one we write."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from luthier.errors import TemplateError
+from luthier.records import Conversation, Message, Piece, Turn
+from luthier.templates.chat_messages import ChatMessage, as_chat, as_chat_tools
+from luthier.templates.jinja import write_chat_template
+
+__all__ = ["ChatTemplate", "Tokenizer", "first_difference", "render_chat", "write_chat_template"]
+
+_MEND = (
+    "\n  Name a template instead (template: qwen3, llama3, ...): its turns do not depend on what "
+    "follows them."
+)
+
+
+class Tokenizer(Protocol):
+    """What this room asks of a tokenizer of `transformers`."""
+
+    chat_template: Any
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The token that ends an answer."""
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """The token that fills rows up."""
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """The texts of all special tokens."""
+
+    def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
+        """The rendered conversation."""
+
+    def add_special_tokens(self, special_tokens_dict: dict[str, Any], **options: Any) -> int:
+        """Adds or renames special tokens."""
+
+    def convert_tokens_to_ids(self, tokens: str) -> Any:
+        """The number of a token."""
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every token with its number."""
+
+    def __len__(self) -> int: ...
+
+
+def render_chat(
+    tokenizer: Tokenizer,
+    messages: Sequence[ChatMessage],
+    tools: Sequence[dict[str, Any]] | None = None,
+    *,
+    is_prompt: bool = False,
+    **variables: Any,
+) -> str:
+    """The text that the tokenizer's chat template gives.
+
+    Args:
+        tokenizer: with a chat template.
+        messages: as `as_chat` gives them.
+        tools: descriptions; None when there are none.
+        is_prompt: whether an answer's header is asked for at the end.
+        variables: further names for the template.
+
+    Raises:
+        TemplateError: if the chat template refuses the messages.
+    """
+    import jinja2
+
+    try:
+        text = tokenizer.apply_chat_template(
+            list(messages),
+            tools=None if tools is None else list(tools),
+            tokenize=False,
+            add_generation_prompt=is_prompt,
+            **variables,
+        )
+    except (jinja2.TemplateError, TypeError, KeyError) as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise TemplateError(
+            f"the tokenizer's chat template refuses a conversation of the roles {roles}: {error}"
+            f"{_MEND}"
+        ) from error
+    return str(text)
+
+
+def first_difference(ours: str, theirs: str, names: tuple[str, str] = ("ours", "theirs")) -> str:
+    """Where two texts part, with a few letters around, as two lines."""
+    pairs = zip(ours, theirs, strict=False)
+    start = next(
+        (at for at, (mine, other) in enumerate(pairs) if mine != other),
+        min(len(ours), len(theirs)),
+    )
+    width = max(map(len, names))
+    lines = (
+        f"    {name:<{width}}: {text[max(0, start - 20) : start + 40]!r}"
+        for name, text in zip(names, (ours, theirs), strict=True)
+    )
+    return f"character {start + 1}:\n" + "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatTemplate:
+    """Renders with the chat template that came with the tokenizer.
+
+    A turn's pieces are found by rendering the conversation up to the question with the header of
+    the answer, and up to the answer: each text must begin the next one and the whole. Where it
+    does not, training would show other texts than generation, and an error says where they part.
+
+    Attributes:
+        tokenizer: with a chat template.
+        name: how the run calls it.
+        default_system: the system text of a conversation that has none.
+        enable_thinking: given to the chat template under this name unless None.
+        preserve_thinking: given to the chat template under this name when true.
+        stop_words: the texts of tokens, other than EOS, with which the chat template ends an
+            answer; found by rendering one when not given.
+        efficient_eos: never; the chat template writes what ends an answer.
+    """
+
+    tokenizer: Tokenizer = dataclasses.field(repr=False)
+    name: str = "the tokenizer's chat template"
+    default_system: str = ""
+    enable_thinking: bool | None = None
+    preserve_thinking: bool = False
+    stop_words: tuple[str, ...] = ()
+    efficient_eos: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.stop_words:
+            object.__setattr__(self, "stop_words", self._find_stop_words())
+
+    def turns(self, conversation: Conversation, *, is_history_masked: bool = False) -> list[Turn]:
+        """Each question with its answer, for training.
+
+        Args:
+            conversation: questions and answers in turn, an answer last.
+            is_history_masked: whether only the last answer is learned. Then a chat template that
+                shows earlier turns otherwise than it showed them while they were last is no
+                error: all before the last answer is one prompt.
+
+        Raises:
+            TemplateError: if the rendering is not prefix-stable, or drops a content or the tools.
+        """
+        count = len(conversation.messages)
+        if not count or count % 2:
+            raise TemplateError(
+                f"a conversation to learn from ends with an answer; this one has {count} messages."
+            )
+        whole = self._render(conversation, count)
+        self._check_contents(conversation, whole)
+        turns: list[Turn] = []
+        start = 0
+        for question in range(0, count, 2):
+            is_last = question == count - 2
+            prompt = self._render(conversation, question + 1, is_prompt=True)
+            answered = whole if is_last else self._render(conversation, question + 2)
+            problem = _find_instability(prompt, answered, whole, question // 2 + 1)
+            if problem and is_history_masked and not is_last:
+                turns, start = [], 0
+                continue
+            if problem:
+                advice = "" if is_last else "\n  Or set mask_history: true, to learn the last turn."
+                raise TemplateError(problem + _MEND + advice)
+            turns.append(
+                Turn(
+                    (Piece(whole[start : len(prompt)]),),
+                    (Piece(whole[len(prompt) : len(answered)], is_last or not is_history_masked),),
+                )
+            )
+            start = len(answered)
+        return turns
+
+    def turn(self, conversation: Conversation, answer: Message) -> Turn:
+        """All that stands before one answer, and the answer, as generation shows them."""
+        full = dataclasses.replace(conversation, messages=(*conversation.messages, answer))
+        prompt = self._render(conversation, len(conversation.messages), is_prompt=True)
+        whole = self._render(full, len(full.messages))
+        self._check_contents(full, whole)
+        problem = _find_instability(prompt, whole, whole, len(full.messages) // 2)
+        if problem:
+            raise TemplateError(problem + _MEND)
+        return Turn((Piece(prompt),), (Piece(whole[len(prompt) :], is_learned=True),))
+
+    def prompt(
+        self, conversation: Conversation, answer: Message | None = None
+    ) -> tuple[Piece, ...]:
+        """What generation reads, or what stands before `answer`."""
+        if answer is not None:
+            return self.turn(conversation, answer).prompt
+        return (Piece(self._render(conversation, len(conversation.messages), is_prompt=True)),)
+
+    def answer(self, conversation: Conversation, message: Message) -> tuple[Piece, ...]:
+        """One answer to `conversation`, all of it learned."""
+        return self.turn(conversation, message).answer
+
+    def fingerprint(self) -> str:
+        """Text that changes with the chat template and with what it is given."""
+        given = (
+            self.tokenizer.chat_template,
+            self.tokenizer.bos_token,
+            self.tokenizer.eos_token,
+            self.default_system,
+            self.enable_thinking,
+            self.preserve_thinking,
+        )
+        return f"chat-{hashlib.sha256(repr(given).encode()).hexdigest()[:32]}"
+
+    def _render(self, conversation: Conversation, count: int, *, is_prompt: bool = False) -> str:
+        shown = dataclasses.replace(
+            conversation,
+            messages=conversation.messages[:count],
+            system=conversation.system or self.default_system or None,
+        )
+        variables: dict[str, Any] = {}
+        if self.enable_thinking is not None:
+            variables["enable_thinking"] = self.enable_thinking
+        if self.preserve_thinking:
+            variables["preserve_thinking"] = True
+        tools = as_chat_tools(conversation.tools)
+        return render_chat(self.tokenizer, as_chat(shown), tools, is_prompt=is_prompt, **variables)
+
+    def _check_contents(self, conversation: Conversation, whole: str) -> None:
+        for number, message in enumerate(conversation.messages, 1):
+            if message.role in ("user", "assistant"):
+                shown = message.content.rpartition("</think>")[2].strip()
+                if shown not in whole:
+                    raise TemplateError(
+                        f"the tokenizer's chat template leaves out message {number} "
+                        f"({message.role}): {shown[:60]!r}.{_MEND}"
+                    )
+        if conversation.system and conversation.system.strip() not in whole:
+            raise TemplateError(f"the tokenizer's chat template leaves out the system text.{_MEND}")
+        if as_chat_tools(conversation.tools) and not self._shows_tools(conversation, whole):
+            raise TemplateError(f"the tokenizer's chat template leaves out the tools.{_MEND}")
+
+    def _shows_tools(self, conversation: Conversation, whole: str) -> bool:
+        without = dataclasses.replace(conversation, tools=None)
+        return self._render(without, len(without.messages)) != whole
+
+    def _find_stop_words(self) -> tuple[str, ...]:
+        mark = "the-answer"
+        messages = [
+            {"role": "user", "content": "the-question"},
+            {"role": "assistant", "content": mark},
+        ]
+        try:
+            text = render_chat(self.tokenizer, messages)
+        except TemplateError:
+            return ()
+        after = text.rpartition(mark)[2].lstrip()
+        words = [word for word in self.tokenizer.all_special_tokens if after.startswith(word)]
+        longest = max(words, key=len, default="")
+        return (longest,) if longest and longest != self.tokenizer.eos_token else ()
+
+
+def _find_instability(prompt: str, answered: str, whole: str, turn: int) -> str:
+    """What is wrong with a turn's prefixes, or nothing."""
+    if not answered.startswith(prompt):
+        return (
+            f"the tokenizer's chat template renders the prompt of turn {turn} otherwise once it "
+            "is answered. They part at "
+            + first_difference(prompt, answered, ("prompt", "answered"))
+        )
+    if not whole.startswith(answered):
+        return (
+            f"the tokenizer's chat template renders turn {turn} otherwise once turns follow it. "
+            "They part at " + first_difference(answered, whole, ("alone", "followed"))
+        )
+    return ""

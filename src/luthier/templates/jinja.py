@@ -1,0 +1,178 @@
+"""The chat template, in jinja, that is saved with a tokenizer and renders what was trained."""
+
+from __future__ import annotations
+
+import re
+
+from luthier.templates.slots import as_expression, quote
+from luthier.templates.template import Template
+
+_TEXT_OF = """
+{%- macro text_of(content) -%}
+{%- if content is string %}{{- content }}
+{%- elif content %}
+{%- for part in content %}{{- part["text"] if part["type"] == "text" else "" }}{%- endfor %}
+{%- endif %}
+{%- endmacro %}
+"""
+
+_SYSTEM = """
+{%- if messages and messages[0]["role"] in ["system", "developer"] %}
+{%- set system = text_of(messages[0]["content"]) or DEFAULT_SYSTEM %}
+{%- set turns = messages[1:] %}
+{%- else %}
+{%- set system = DEFAULT_SYSTEM %}
+{%- set turns = messages %}
+{%- endif %}
+{%- set has_tools = tools is defined and tools is not none %}
+{%- set tools_text %}
+{%- if has_tools and tools %}TOOLS{%- endif %}
+{%- endset %}
+{%- set has_system = system or has_tools %}
+{%- set system_text = system ~ tools_text %}
+"""
+
+_TURNS = """
+{%- set waiting = namespace(observation="") %}
+{%- for message in turns %}
+{%- set role = message["role"] %}
+{%- set content = text_of(message["content"]) %}
+{%- if role == "user" %}
+FUSE
+{{- USER }}
+{%- elif role == "assistant" %}
+THOUGHTS
+{%- if message["tool_calls"] %}
+{%- set listed = namespace(calls=[]) %}
+{%- for call in message["tool_calls"] %}
+{%- set listed.calls = listed.calls + [call["function"] or call] %}
+{%- endfor %}
+{%- set calls = listed.calls %}
+{%- set calls_text %}CALLS{%- endset %}
+{%- set content = content ~ calls_text %}
+{{- FUNCTION }}
+{%- else %}
+{{- ASSISTANT }}
+{%- endif %}
+{%- elif role in ["tool", "observation", "ipython"] %}
+{%- set waiting.observation = waiting.observation ~ content %}
+{%- if not loop.last and loop.nextitem["role"] == role %}
+{%- set waiting.observation = waiting.observation ~ SEPARATOR %}
+{%- else %}
+{%- set content = waiting.observation %}
+{%- set waiting.observation = "" %}
+{{- OBSERVATION }}
+{%- endif %}
+{%- else %}
+{{- raise_exception("a message has the unknown role " ~ role) }}
+{%- endif %}
+{%- endfor %}
+"""
+
+_FUSE = """
+{%- if loop.first and has_system %}{%- set content = SYSTEM ~ content %}{%- endif %}
+"""
+
+_NEEDS_QUESTION = """
+{%- if has_system and turns and turns[0]["role"] != "user" %}
+{{- raise_exception("the system text stands in the first question, but there is none") }}
+{%- endif %}
+"""
+
+_WITHOUT_THOUGHT = """
+{%- macro without_thought(content) -%}
+{%- set state = namespace(kept="", opened="") %}
+{%- for part in content.split(OPENING) %}
+{%- if loop.first %}
+{%- set state.kept = part %}
+{%- elif CLOSING in part %}
+{%- set state.kept = state.kept ~ part.split(CLOSING, 1)[1] %}
+{%- set state.opened = "" %}
+{%- else %}
+{%- set state.opened = state.opened ~ OPENING ~ part %}
+{%- endif %}
+{%- endfor %}
+{{- (state.kept ~ state.opened).lstrip("\\n") }}
+{%- endmacro %}
+"""
+
+_POLICY = """
+{%- set thinks = enable_thinking if enable_thinking is defined else ENABLED %}
+{%- set keeps_thoughts = preserve_thinking if preserve_thinking is defined else PRESERVED %}
+{%- set is_prompt = messages and messages[-1]["role"] != "assistant" %}
+"""
+
+_THOUGHTS = """
+{%- if message["reasoning_content"] is string and message["reasoning_content"] %}
+{%- set content = OPENING ~ message["reasoning_content"] ~ CLOSING ~ content %}
+{%- endif %}
+{%- if is_prompt %}
+{%- if not keeps_thoughts %}{%- set content = without_thought(content) %}{%- endif %}
+{%- else %}
+{%- if thinks is false %}{%- set content = without_thought(content) %}{%- endif %}
+{%- if OPENING_WORD not in content and CLOSING_WORD not in content %}{{- EMPTY }}{%- endif %}
+{%- endif %}
+"""
+
+_OPEN_PROMPT = """
+{%- if add_generation_prompt and is_prompt and not thinks %}{{- EMPTY }}{%- endif %}
+"""
+
+
+def write_chat_template(template: Template) -> str:
+    """A jinja template for `tokenizer.chat_template`.
+
+    A conversation that ends with an answer reads as `template.turns` trains it, one that ends with
+    a question or an observation as `template.prompt`; the answer's header is part of a question
+    in either case. Messages of role `tool` that follow each other are joined to one observation.
+    `bos_token` and `eos_token` are the tokenizer's. For reasoning templates `enable_thinking` and
+    `preserve_thinking` may be given to `apply_chat_template`; see `luthier.templates.thinking`.
+    """
+    opening, closing = template.thought_words
+    values = {
+        "OPENING_WORD": quote(opening.strip()),
+        "CLOSING_WORD": quote(closing.strip()),
+        "OPENING": quote(opening),
+        "CLOSING": quote(closing),
+        "EMPTY": quote(template.empty_thought),
+        "ENABLED": {True: "true", False: "false", None: "none"}[template.enable_thinking],
+        "PRESERVED": "true" if template.preserve_thinking else "false",
+        "DEFAULT_SYSTEM": quote(template.default_system),
+        "SYSTEM": as_expression(template.system, "system_text"),
+        "USER": as_expression(template.user),
+        "ASSISTANT": as_expression(template.assistant),
+        "FUNCTION": as_expression(template.function),
+        "OBSERVATION": as_expression(template.observation),
+        "SEPARATOR": quote(_separator(template)),
+        "TOOLS": template.tools.tools_jinja,
+        "CALLS": template.tools.calls_jinja,
+    }
+    parts = [_TEXT_OF, _put(_SYSTEM, values)]
+    if template.is_reasoning:
+        parts += [_put(_WITHOUT_THOUGHT, values), _put(_POLICY, values)]
+    if template.prefix:
+        parts.append("{{- " + as_expression(template.prefix) + " }}\n")
+    if template.is_system_in_user:
+        parts.append(_NEEDS_QUESTION)
+    else:
+        parts.append("{%- if has_system %}{{- " + values["SYSTEM"] + " }}{%- endif %}\n")
+    values["FUSE"] = _put(_FUSE, values).strip() if template.is_system_in_user else ""
+    values["THOUGHTS"] = _put(_THOUGHTS, values).strip() if template.is_reasoning else ""
+    parts.append(_put(_TURNS, values))
+    if template.is_reasoning:
+        parts.append(_put(_OPEN_PROMPT, values))
+    lines = (line for part in parts for line in part.split("\n") if line)
+    return "\n".join(lines)
+
+
+def _separator(template: Template) -> str:
+    is_tagged = any(
+        isinstance(slot, str) and "<tool_response>\n" in slot for slot in template.observation
+    )
+    return "\n</tool_response>\n<tool_response>\n" if is_tagged else "\n"
+
+
+def _put(text: str, values: dict[str, str]) -> str:
+    """Fills the names in capitals, each once read and never again in what was filled in."""
+    pattern = re.compile(r"\b(" + "|".join(values) + r")\b")
+    return pattern.sub(lambda found: values[found.group(1)], text)
