@@ -9,15 +9,11 @@ from types import ModuleType
 from luthier.errors import MissingPackage
 
 EXTRAS = {
-    "bitsandbytes": "bitsandbytes",
-    "deepspeed": "deepspeed",
-    "fastapi": "api",
     "gguf": "gguf",
     "jieba": "metrics",
     "rouge_chinese": "metrics",
     "nltk": "metrics",
-    "sacrebleu": "metrics",
-    "liger_kernel": "liger-kernel",
+    "sentencepiece": "sentencepiece",
 }
 """Import name -> the extra of luthier that installs it."""
 

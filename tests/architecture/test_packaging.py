@@ -7,6 +7,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from luthier.optional import EXTRAS
 from tests.architecture.house import ROOT
 
 if sys.version_info >= (3, 11):
@@ -28,6 +29,13 @@ def wanted() -> list[Requirement]:
     lines = PROJECT["dependencies"] + [line for extra in INSTALLED_EXTRAS for line in extras[extra]]
     found = [Requirement(line) for line in lines]
     return [requirement for requirement in found if requirement.name != "luthier"]
+
+
+def test_every_extra_that_a_message_names_installs_its_package():
+    for module, extra in EXTRAS.items():
+        names = {Requirement(line).name for line in PROJECT["optional-dependencies"][extra]}
+
+        assert module.replace("_", "-") in names
 
 
 def test_torch_stands_first():
