@@ -1,0 +1,95 @@
+"""`freeze`: a few layers learn, the rest stays as it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from luthier import console
+from luthier.arguments.record import Arguments
+from luthier.errors import ModelError, suggest
+from luthier.modeling.adapters.registry import ADAPTERS
+from luthier.modeling.counts import LAYER_COUNT_NAMES, count_layers
+
+_LAYER = re.compile(r"\.(\d+)\.([^.]+)")
+"""A layer's number inside a parameter's name, and the module that comes after it."""
+
+
+@ADAPTERS.register("freeze")
+def prepare(model: PreTrainedModel, arguments: Arguments, *, is_trainable: bool) -> Any:
+    """Marks the chosen modules of the chosen layers, and the extra modules, as learning."""
+    model.requires_grad_(False)
+    if not is_trainable:
+        return model
+    finetuning = arguments.finetuning
+    names = [name for name, _ in model.named_parameters()]
+    inside, outside = find_modules(names)
+    modules = finetuning.freeze_trainable_modules
+    if "all" in modules:
+        modules = ("all",)
+    else:
+        _check("freeze_trainable_modules", modules, inside, or_all=True)
+    _check("freeze_extra_modules", finetuning.freeze_extra_modules, outside)
+    layers = choose_layers(_layer_count(model), finetuning.freeze_trainable_layers)
+    for name, parameter in model.named_parameters():
+        place = _LAYER.search(name)
+        if place is not None:
+            is_wanted = modules == ("all",) or place[2] in modules
+            is_chosen = is_wanted and int(place[1]) in layers
+        else:
+            is_chosen = name.split(".")[-2] in finetuning.freeze_extra_modules
+        parameter.requires_grad_(is_chosen)
+    extra = f" and {', '.join(finetuning.freeze_extra_modules)}"
+    console.info(
+        f"freeze: {', '.join(modules)} of layers {', '.join(map(str, layers))} learn"
+        + (extra if finetuning.freeze_extra_modules else "")
+    )
+    return model
+
+
+def find_modules(parameter_names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The names that a user may choose from, sorted: inside the layers, and outside of them.
+
+    A layer is what a number stands for in `model.layers.3.mlp.up_proj.weight` or
+    `transformer.h.3.mlp.c_fc.weight`; the module inside is the piece after it (`mlp`), the one
+    outside the last but one of a name without a number (`embed_tokens`, `wte`, `ln_f`).
+    """
+    inside, outside = set(), set()
+    for name in parameter_names:
+        place = _LAYER.search(name)
+        if place is not None:
+            inside.add(place[2])
+        elif "." in name:
+            outside.add(name.split(".")[-2])
+    return sorted(inside), sorted(outside)
+
+
+def choose_layers(num_layers: int, count: int) -> range:
+    """The last `count` layers, or the first ones when it is negative; never more than there are."""
+    if count < 0:
+        return range(min(-count, num_layers))
+    return range(max(num_layers - count, 0), num_layers)
+
+
+def _layer_count(model: PreTrainedModel) -> int:
+    num_layers = count_layers(model.config)
+    if num_layers is None:
+        raise ModelError(
+            f"finetuning_type: freeze does not fit {type(model).__name__}: its configuration has "
+            f"none of {', '.join(LAYER_COUNT_NAMES)}. Use lora or full."
+        )
+    return num_layers
+
+
+def _check(argument: str, asked: Iterable[str], known: list[str], *, or_all: bool = False) -> None:
+    unknown = [name for name in asked if name not in known]
+    if unknown:
+        choices = ["all", *known] if or_all else known
+        hint = suggest(unknown[0], known)
+        raise ModelError(
+            f"{argument}: module {unknown[0]!r} is not found in this model."
+            f"{hint if 'Did you' in hint else ''} Choose from: {', '.join(choices)}."
+        )

@@ -1,0 +1,54 @@
+"""How large a model is, and how much of it learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig
+
+from luthier import console
+
+LAYER_COUNT_NAMES = ("num_hidden_layers", "num_layers", "n_layer")
+
+
+def count_layers(config: PreTrainedConfig) -> int | None:
+    """The number of layers by the configuration's own word for it; None when it has none."""
+    known = config.get_text_config().to_dict()
+    return next((known[name] for name in LAYER_COUNT_NAMES if known.get(name)), None)
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """How many parameters learn, and how many there are.
+
+    Shared ones count once. Those that are sharded away count by their full size, those packed
+    into 4 bits by what they stand for.
+    """
+    trainable = total = 0
+    for parameter in model.parameters():
+        count = _size(parameter)
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return trainable, total
+
+
+def say_counts(model: nn.Module, *, is_trainable: bool, with_each: bool = False) -> None:
+    """Prints the counts, and on request every parameter (`print_param_status`)."""
+    trainable, total = count_parameters(model)
+    if is_trainable:
+        share = 100 * trainable / max(total, 1)
+        console.info(f"trainable params: {trainable:,} of {total:,} ({share:.2f} %)")
+    else:
+        console.info(f"params: {total:,}")
+    if with_each:
+        for name, parameter in model.named_parameters():
+            console.info(
+                f"{name}: {tuple(parameter.shape)}, {str(parameter.dtype).removeprefix('torch.')}, "
+                f"{parameter.device}, {'trained' if parameter.requires_grad else 'frozen'}"
+            )
+
+
+def _size(parameter: Any) -> int:
+    if type(parameter).__name__ == "Params4bit":
+        return int(parameter.numel()) * 2 * int(parameter.element_size())
+    return int(getattr(parameter, "ds_numel", parameter.numel()))

@@ -1,0 +1,85 @@
+"""The dtypes of a run: of the weights as they are loaded, and of those that learn.
+
+| run                               | weights are loaded | trained ones | computed in      |
+|-----------------------------------|--------------------|--------------|------------------|
+| training, pure_bf16               | bfloat16           | bfloat16     | bfloat16         |
+| training, bf16                    | as stored          | float32      | bfloat16 (auto)  |
+| training, fp16                    | as stored          | float32      | float16 (auto)   |
+| training, none of these           | float32            | float32      | float32          |
+| not training, infer_dtype given   | infer_dtype        |              | infer_dtype      |
+| not training, infer_dtype auto    | as stored          |              | as stored        |
+
+"auto" is torch's autocast, which the trainer switches on; it works on a CPU too. `full` with bf16
+or fp16 loads float32 at once, since every weight learns. A GGUF file has no dtype to keep: "as
+stored" means bfloat16 or float16 when bf16 or fp16 is set, float32 otherwise. Weights stored in
+bfloat16 are answered with in float16 on a GPU without bfloat16. Under ZeRO-3 the trained weights
+stay as loaded: DeepSpeed keeps its own float32 copy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from luthier.arguments.record import Arguments
+
+
+@dataclass(frozen=True)
+class Dtypes:
+    """What to load and what to train in.
+
+    Attributes:
+        weights: of all weights as loaded; "auto" keeps what is stored.
+        trained: of the weights that learn; None leaves them as loaded.
+    """
+
+    weights: torch.dtype | Literal["auto"]
+    trained: torch.dtype | None
+
+
+def choose_dtypes(
+    arguments: Arguments,
+    *,
+    is_trainable: bool,
+    stored: torch.dtype | None,
+    is_gguf: bool = False,
+) -> Dtypes:
+    """The row of the table that a run stands in.
+
+    Args:
+        arguments: of the run.
+        is_trainable: whether weights will learn.
+        stored: the dtype that the model's configuration states, if any.
+        is_gguf: whether the weights come from a GGUF file, or there are none yet.
+    """
+    training, finetuning = arguments.training, arguments.finetuning
+    half = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else None
+    as_stored: torch.dtype | Literal["auto"] = "auto"
+    if is_gguf:
+        as_stored = half or torch.float32
+    if is_trainable:
+        if finetuning.pure_bf16:
+            return Dtypes(torch.bfloat16, torch.bfloat16)
+        if half is None or finetuning.finetuning_type == "full":
+            return Dtypes(torch.float32, torch.float32)
+        return Dtypes(as_stored, torch.float32)
+    asked = arguments.model.infer_dtype
+    if asked != "auto":
+        return Dtypes(getattr(torch, asked), None)
+    if stored is torch.bfloat16 and torch.cuda.is_available():
+        if not torch.cuda.is_bf16_supported():
+            return Dtypes(torch.float16, None)
+    return Dtypes(as_stored, None)
+
+
+def cast_trained(model: nn.Module, dtype: torch.dtype | None) -> None:
+    """Casts the parameters that learn, in place; sharded ones stay as they are."""
+    if dtype is None or is_deepspeed_zero3_enabled():
+        return
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)

@@ -1,0 +1,233 @@
+"""Arguments -> a model that is ready to train or to answer, step by step."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from luthier import console
+from luthier.arguments.model import ModelArguments
+from luthier.arguments.record import Arguments
+from luthier.errors import MissingPackage, ModelError
+from luthier.modeling.adapters.registry import ADAPTERS
+from luthier.modeling.checkpointing import checkpoint_activations
+from luthier.modeling.counts import say_counts
+from luthier.modeling.dtypes import Dtypes, cast_trained, choose_dtypes
+from luthier.modeling.quirks.gguf_model import forget_gguf, unpacking
+from luthier.modeling.rope import stretch_rope
+from luthier.modeling.source import (
+    ATTENTION_PACKAGES,
+    ModelSource,
+    check_weights,
+    find_model,
+    hub_options,
+    unreadable,
+)
+from luthier.modeling.tokenizer import new_tokens, token_descriptions
+from luthier.modeling.vocabulary import embedding_names, grow_vocabulary
+from luthier.optional import is_installed, missing
+
+ATTENTION = {
+    "disabled": "eager",
+    "sdpa": "sdpa",
+    "fa2": "flash_attention_2",
+    "fa3": "flash_attention_3",
+}
+"""`flash_attn` -> transformers' name for it; `auto` leaves the choice to transformers."""
+
+
+def load_model(
+    arguments: Arguments, tokenizer: PreTrainedTokenizerBase, *, is_trainable: bool
+) -> Any:
+    """The model of a run.
+
+    Configuration, attention kernel, rotary scaling, weights, vocabulary, adapter, dtypes,
+    gradient checkpointing, in this order; what is chosen is said.
+
+    Args:
+        arguments: of the run.
+        tokenizer: from `load_tokenizer`, fitted to the template.
+        is_trainable: whether weights will learn; otherwise adapters are merged and the model is
+            in evaluation mode.
+
+    Returns:
+        A `PreTrainedModel`, or the `PeftModel` around it.
+
+    Raises:
+        ModelError: for everything about the model that a user can mend.
+    """
+    model_args, training = arguments.model, arguments.training
+    source = find_model(str(model_args.model_name_or_path))
+    config = load_config(model_args)
+    length = arguments.data.cutoff_len if is_trainable else None
+    stretch_rope(config, model_args.rope_scaling, length)
+    dtypes = choose_dtypes(
+        arguments,
+        is_trainable=is_trainable,
+        stored=config.dtype,
+        is_gguf=source.gguf_file is not None or model_args.train_from_scratch,
+    )
+    base = _load_weights(source, config, model_args, dtypes, is_trainable=is_trainable)
+    _mend_generation(base)
+    arguments = _grow(base, tokenizer, arguments)
+    model = _adapt(base, arguments, is_trainable=is_trainable)
+    if is_trainable:
+        _check_something_learns(model)
+        cast_trained(model, dtypes.trained)
+        _upcast(base, model_args)
+        if training.gradient_checkpointing and not model_args.disable_gradient_checkpointing:
+            options = dict(training.gradient_checkpointing_kwargs or {})
+            use_reentrant = bool(options.pop("use_reentrant", model_args.use_reentrant_gc))
+            checkpoint_activations(base, use_reentrant=use_reentrant, **options)
+        model.train()
+    else:
+        base.config.use_cache = model_args.use_kv_cache
+        model.requires_grad_(False)
+        model.eval()
+    say_counts(model, is_trainable=is_trainable, with_each=model_args.print_param_status)
+    return model
+
+
+def load_config(model_args: ModelArguments) -> PreTrainedConfig:
+    """The model's configuration, with the attention kernel that was asked for.
+
+    Raises:
+        ModelError: naming the path, when it cannot be read.
+        MissingPackage: when the kernel's package is absent.
+    """
+    name = str(model_args.model_name_or_path)
+    source = find_model(name)
+    options: dict[str, Any] = hub_options(model_args)
+    if source.gguf_file:
+        options["gguf_file"] = source.gguf_file
+    implementation = _attention(model_args.flash_attn)
+    if implementation is not None:
+        options["attn_implementation"] = implementation
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(source.path, **options)
+    except (OSError, ValueError, KeyError, ImportError) as problem:
+        raise unreadable(name, "configuration", problem) from problem
+    return config
+
+
+def _attention(asked: str) -> str | None:
+    if asked == "auto":
+        return None
+    package = ATTENTION_PACKAGES.get(asked)
+    if package is not None:
+        if not is_installed(package):
+            raise MissingPackage(missing(package, f"flash_attn: {asked}"))
+        if not torch.cuda.is_available():
+            raise ModelError(
+                f"flash_attn: {asked} needs a GPU, and there is none. Use sdpa or auto."
+            )
+    return ATTENTION[asked]
+
+
+def _load_weights(
+    source: ModelSource,
+    config: PreTrainedConfig,
+    model_args: ModelArguments,
+    dtypes: Dtypes,
+    *,
+    is_trainable: bool,
+) -> PreTrainedModel:
+    kind = (
+        AutoModelForImageTextToText
+        if type(config) in AutoModelForImageTextToText._model_mapping
+        else AutoModelForCausalLM
+    )
+    options: dict[str, Any] = {"dtype": dtypes.weights}
+    try:
+        if model_args.train_from_scratch:
+            console.info("weights: random (train_from_scratch)")
+            trusted = model_args.trust_remote_code
+            model: PreTrainedModel = kind.from_config(config, trust_remote_code=trusted, **options)
+            return model
+        check_weights(source)
+        if source.gguf_file:
+            options |= {"gguf_file": source.gguf_file, **unpacking()}
+        else:
+            options["use_safetensors"] = True
+        if not is_trainable and torch.cuda.is_available():
+            options["device_map"] = "auto"
+        model = kind.from_pretrained(
+            source.path, config=config, **options, **hub_options(model_args)
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as problem:
+        raise unreadable(str(model_args.model_name_or_path), "model", problem) from problem
+    if source.gguf_file:
+        forget_gguf(model)
+    stored = str(config.dtype).removeprefix("torch.")
+    if config.dtype not in (None, model.dtype):
+        console.info(f"weights: stored in {stored}, loaded in {str(model.dtype)[6:]}")
+    return model
+
+
+def _grow(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arguments: Arguments
+) -> Arguments:
+    is_grown = grow_vocabulary(
+        model,
+        tokenizer,
+        new_tokens=new_tokens(tokenizer),
+        init=arguments.model.init_special_tokens,
+        descriptions=token_descriptions(arguments.model),
+    )
+    finetuning = arguments.finetuning
+    if not (is_grown or arguments.model.resize_vocab) or finetuning.additional_target:
+        return arguments
+    names = embedding_names(model)
+    if finetuning.finetuning_type == "lora":
+        console.info(f"additional_target = {', '.join(names)} (the vocabulary has new tokens)")
+    grown = finetuning.model_copy(update={"additional_target": names})
+    return dataclasses.replace(arguments, finetuning=grown)
+
+
+def _adapt(model: PreTrainedModel, arguments: Arguments, *, is_trainable: bool) -> Any:
+    kind = arguments.finetuning.finetuning_type
+    if arguments.model.adapter_name_or_path and kind != "lora":
+        raise ModelError(
+            f"adapter_name_or_path: adapters go with finetuning_type: lora, not {kind}. Leave one "
+            "of the two out."
+        )
+    return ADAPTERS.get(kind)(model, arguments, is_trainable=is_trainable)
+
+
+def _check_something_learns(model: nn.Module) -> None:
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError(
+            "no parameter learns. With finetuning_type: freeze, set freeze_trainable_layers to "
+            "other than 0; with lora, name modules in lora_target."
+        )
+
+
+def _mend_generation(model: PreTrainedModel) -> None:
+    """Sampling settings without `do_sample` make the library refuse to save the model."""
+    generation = model.generation_config
+    if generation is None or generation.do_sample:
+        return
+    settings = (generation.temperature, generation.top_p, generation.typical_p)
+    if any(value not in (None, 1.0) for value in settings):
+        generation.do_sample = True
+
+
+def _upcast(model: PreTrainedModel, model_args: ModelArguments) -> None:
+    if model_args.upcast_layernorm:
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1 and any(word in name for word in ("norm", "ln")):
+                parameter.data = parameter.data.float()
+    head = model.get_output_embeddings()
+    if model_args.upcast_lmhead_output and isinstance(head, nn.Module):
+        head.register_forward_hook(lambda module, inputs, output: output.float())

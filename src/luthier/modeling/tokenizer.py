@@ -1,0 +1,95 @@
+"""A model's source -> its tokenizer, padded on the right, with the user's new tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+from ruamel.yaml import YAML, YAMLError
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from luthier import console
+from luthier.arguments.model import ModelArguments
+from luthier.errors import ModelError
+from luthier.modeling.quirks.gguf_tokenizer import mend_gguf_tokenizer
+from luthier.modeling.quirks.tokenizer_pad import mend_pad
+from luthier.modeling.source import find_model, hub_options, unreadable
+
+_new_tokens: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[str, ...]] = WeakKeyDictionary()
+
+
+def load_tokenizer(
+    model_args: ModelArguments, *, min_length: int | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model.
+
+    Args:
+        model_args: names the model and the tokens to add.
+        min_length: `model_max_length` is raised to it, never lowered (`cutoff_len`).
+
+    Raises:
+        ModelError: naming the path, when there is no tokenizer that can be read.
+    """
+    name = str(model_args.model_name_or_path)
+    source = find_model(name)
+    gguf = {"gguf_file": source.gguf_file} if source.gguf_file else {}
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source.path,
+            split_special_tokens=model_args.split_special_tokens,
+            padding_side="right",
+            **gguf,
+            **hub_options(model_args),
+        )
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as problem:
+        raise unreadable(name, "tokenizer", problem) from problem
+    if source.gguf_file:
+        mend_gguf_tokenizer(tokenizer, Path(source.path) / source.gguf_file)
+    mend_pad(tokenizer)
+    if min_length is not None and tokenizer.model_max_length < min_length:
+        tokenizer.model_max_length = min_length
+    _new_tokens[tokenizer] = _add_tokens(tokenizer, model_args)
+    return tokenizer
+
+
+def new_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """The tokens of `add_tokens` and its kin that the tokenizer did not have on disk."""
+    return _new_tokens.get(tokenizer, ())
+
+
+def token_descriptions(model_args: ModelArguments) -> dict[str, str]:
+    """What `new_special_tokens_config` says: token -> description; empty when it is unset.
+
+    Raises:
+        ModelError: when the file is not a mapping of texts.
+    """
+    if model_args.new_special_tokens_config is None:
+        return {}
+    file = Path(model_args.new_special_tokens_config).expanduser()
+    try:
+        read = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, YAMLError) as problem:
+        raise ModelError(
+            f"new_special_tokens_config: {file} cannot be read: {problem}"
+        ) from problem
+    if not isinstance(read, dict) or not all(
+        isinstance(part, str) for pair in read.items() for part in pair
+    ):
+        raise ModelError(
+            f"new_special_tokens_config: {file} is no mapping of texts. Write one "
+            '`"<token>": what it stands for` a line.'
+        )
+    return read
+
+
+def _add_tokens(tokenizer: PreTrainedTokenizerBase, model_args: ModelArguments) -> tuple[str, ...]:
+    special = tuple(token_descriptions(model_args)) or model_args.add_special_tokens
+    known = tokenizer.get_vocab() if special or model_args.add_tokens else {}
+    added = []
+    for tokens, is_special in ((model_args.add_tokens, False), (special, True)):
+        if tokens:
+            tokenizer.add_tokens(list(tokens), special_tokens=is_special)
+            added += [token for token in tokens if token not in known and token not in added]
+    if added:
+        console.info(f"new tokens: {', '.join(added)}")
+    return tuple(added)

@@ -1,0 +1,142 @@
+"""Embeddings that grow with the tokenizer; old rows keep their values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from luthier import console
+from luthier.errors import ModelError
+
+MULTIPLE = 64
+"""Rows are padded to a multiple of it, which matrix units like."""
+
+
+def grow_vocabulary(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    new_tokens: Sequence[str] = (),
+    init: str = "noise_init",
+    descriptions: Mapping[str, str] | None = None,
+) -> bool:
+    """Makes room for every token and gives the new ones a start, in place.
+
+    Grows only when the tokenizer is longer than the embeddings; the rows of `new_tokens` are set
+    also where they fit into the padding that is there.
+
+    Args:
+        model: with its weights.
+        tokenizer: after all tokens were added.
+        new_tokens: those the model has never seen.
+        init: `noise_init` is the mean of the old rows plus noise of deviation 1/sqrt(hidden size),
+            `desc_init` the mean of the description's tokens, `desc_init_w_noise` that plus noise.
+        descriptions: token -> text, for the two `desc_` ways.
+
+    Returns:
+        Whether any row is new.
+
+    Raises:
+        ModelError: if the model's head cannot be resized.
+    """
+    old_size = _rows(model.get_input_embeddings())
+    ids = {int(tokenizer.convert_tokens_to_ids(token)): token for token in new_tokens}
+    if len(tokenizer) <= old_size and not ids:
+        return False
+    if len(tokenizer) > old_size:
+        if not isinstance(model.get_output_embeddings(), nn.Linear):
+            raise ModelError(
+                f"{type(model).__name__} has no plain output head, so its vocabulary of "
+                f"{old_size:,} cannot grow to {len(tokenizer):,}. Leave the new tokens out."
+            )
+        model.resize_token_embeddings(
+            len(tokenizer), pad_to_multiple_of=MULTIPLE, mean_resizing=False
+        )
+    new_size = _rows(model.get_input_embeddings())
+    told = _described(tokenizer, ids, descriptions or {}) if init != "noise_init" else {}
+    with _whole(_matrices(model)) as matrices, torch.no_grad():
+        for rows in matrices:
+            _start(rows, {*ids, *range(old_size, new_size)}, told, with_noise=init != "desc_init")
+    console.info(f"vocabulary: {old_size:,} -> {new_size:,} rows, {len(ids)} new tokens")
+    return True
+
+
+def embedding_names(model: PreTrainedModel) -> tuple[str, ...]:
+    """The last names of the input embeddings and, where it is a matrix of its own, the head."""
+    modules = [model.get_input_embeddings()]
+    head = model.get_output_embeddings()
+    if head is not None and not is_tied(model):
+        modules.append(head)
+    return tuple(
+        dict.fromkeys(
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if any(module is wanted for wanted in modules)
+        )
+    )
+
+
+def is_tied(model: PreTrainedModel) -> bool:
+    """Whether the head is the input embeddings' own matrix."""
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight
+
+
+def _matrices(model: PreTrainedModel) -> list[nn.Parameter]:
+    head = model.get_output_embeddings()
+    own_head = [] if head is None or is_tied(model) else [head.weight]
+    return [model.get_input_embeddings().weight, *own_head]
+
+
+def _rows(embeddings: Any) -> int:
+    with _whole([embeddings.weight]) as (weight,):
+        return int(weight.shape[0])
+
+
+@contextmanager
+def _whole(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    if is_deepspeed_zero3_enabled():
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0):
+            yield parameters
+    else:
+        yield parameters
+
+
+def _described(
+    tokenizer: PreTrainedTokenizerBase, ids: Mapping[int, str], descriptions: Mapping[str, str]
+) -> dict[int, list[int]]:
+    told = {}
+    for number, token in ids.items():
+        words = tokenizer(descriptions.get(token, ""), add_special_tokens=False)["input_ids"]
+        told[number] = [word for word in words if word not in ids]
+        if not told[number]:
+            console.warn(
+                f"the new token {token} has no description that the tokenizer knows; it starts "
+                "from the mean of all rows with noise"
+            )
+    return told
+
+
+def _start(
+    weight: Tensor, new: set[int], told: Mapping[int, list[int]], *, with_noise: bool
+) -> None:
+    old = torch.ones(weight.shape[0], dtype=torch.bool, device=weight.device)
+    old[sorted(new)] = False
+    before = weight.detach().clone()
+    mean = before[old].float().mean(dim=0)
+    deviation = 1 / math.sqrt(weight.shape[1])
+    for row in sorted(new):
+        words = told.get(row)
+        start = before[words].float().mean(dim=0) if words else mean
+        if with_noise or not words:
+            start = start + torch.randn(weight.shape[1]).to(start) * deviation
+        weight[row] = start.to(weight.dtype)
