@@ -20,6 +20,7 @@ from luthier.templates.tool_format import (
 )
 from luthier.templates.tools.qwen import list_tools_jinja
 
+_GLM_ARGUMENT = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
 _NEEDS_OBJECT = "this tool format needs a call's arguments as an object"
 
 
@@ -134,10 +135,14 @@ class Glm4MoeTools(ToolFormat):
 
     def extract_calls(self, text: str) -> list[FunctionCall]:
         """Reads calls with or without their closing tag."""
-        closed = re.sub(r"</tool_call>|(?=<tool_call>)(?<=.)|\Z", "\x00", text, flags=re.DOTALL)
-        return Tags(
-            "<tool_call>", "", "<arg_key>", "</arg_key><arg_value>", "</arg_value>", "\x00"
-        ).read(closed)
+        calls = []
+        for part in text.split("<tool_call>")[1:]:
+            name, opening, rest = part.partition("</tool_call>")[0].partition("<arg_key>")
+            arguments = _GLM_ARGUMENT.findall(opening + rest)
+            calls.append(
+                FunctionCall(name.strip(), {key.strip(): load(value) for key, value in arguments})
+            )
+        return calls
 
 
 class MiniMax2Tools(ToolFormat):

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from luthier.errors import TemplateError, UnknownName
+from luthier.templates.tool_format import (
+    TOOL_FORMATS,
+    FunctionCall,
+    parse_calls,
+    parse_tools,
+)
+from luthier.templates.tools.llama3 import TODAY
+from tests.templates.battery import TOOLS
+
+WORDS = ("<think>\n", "\n</think>\n\n")
+TAGS = ("<tool_call>", "</tool_call>")
+LETTERS = st.text("abcdefghij", min_size=1, max_size=8).map(lambda text: f"{text}_")
+VALUES = st.one_of(
+    LETTERS,
+    st.integers(-99, 99),
+    st.booleans(),
+    st.none(),
+    st.lists(LETTERS, max_size=2),
+    st.dictionaries(LETTERS, LETTERS, max_size=2),
+)
+ARGUMENTS = st.dictionaries(LETTERS, VALUES, max_size=3)
+
+
+@pytest.mark.parametrize("name", TOOL_FORMATS.names())
+@given(calls=st.lists(st.builds(FunctionCall, LETTERS, ARGUMENTS), min_size=1, max_size=2))
+def test_calls_are_read_back_as_they_were_written(name, calls):
+    tool_format = TOOL_FORMATS.get(name)
+    written = calls[:1] if name == "glm4" else calls
+
+    assert tool_format.extract_calls(tool_format.render_calls(written)) == written
+
+
+@pytest.mark.parametrize("name", TOOL_FORMATS.names())
+@pytest.mark.parametrize("text", ["", "It is 3 degrees.", "One line.\nAnd <b>another</b>."])
+def test_a_plain_answer_calls_nothing(name, text):
+    assert TOOL_FORMATS.get(name).extract_calls(text) == []
+
+
+@pytest.mark.parametrize("name", TOOL_FORMATS.names())
+def test_every_tool_is_described_and_an_empty_list_says_nothing(name):
+    described = TOOL_FORMATS.get(name).describe(TOOLS)
+
+    assert "get_weather" in described
+    assert "now" in described
+    assert "天气" in described
+    assert TOOL_FORMATS.get(name).describe("[]") == ""
+
+
+def test_the_date_in_llama3s_system_text_stands_still():
+    assert f"Today Date: {TODAY}\n" in TOOL_FORMATS.get("llama3").describe(TOOLS)
+
+
+def test_arguments_that_are_json_in_a_text_become_the_object():
+    content = json.dumps({"name": "find", "arguments": '{"a": 1}'})
+
+    assert parse_calls(content, WORDS, TAGS) == ("", [FunctionCall("find", {"a": 1})])
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("find it", "not JSON"),
+        ('{"arguments": {}}', "without a name"),
+        ('{"name": "find"}', "no arguments"),
+        ("[1]", "without a name"),
+    ],
+)
+def test_a_call_that_cannot_be_read_says_what_is_wrong(content, reason):
+    with pytest.raises(TemplateError, match=reason):
+        parse_calls(content, WORDS, TAGS)
+
+
+@pytest.mark.parametrize("tools", ["search", '{"name": "search"}', '[{"title": "search"}]', "[1]"])
+def test_tools_that_cannot_be_read_say_what_is_expected(tools):
+    with pytest.raises(TemplateError, match=r'\[\{"name": "search"'):
+        parse_tools(tools)
+
+
+def test_glm4_refuses_two_calls_in_one_turn():
+    with pytest.raises(TemplateError, match="one call a turn"):
+        TOOL_FORMATS.get("glm4").render_calls([FunctionCall("a", {}), FunctionCall("b", {})])
+
+
+def test_an_unknown_format_gets_the_nearest_name():
+    with pytest.raises(UnknownName, match="qwen"):
+        TOOL_FORMATS.get("qwenn")
