@@ -51,6 +51,7 @@ def test_an_absent_feature_is_refused_with_a_sentence(name):
         ("torchdynamo", "inductor", "torch_compile_backend", "inductor"),
         ("activation_checkpointing", False, "gradient_checkpointing", False),
         ("name_module_trainable", "mlp", "freeze_trainable_modules", ("mlp",)),
+        ("generation_num_beams", 4, "eval_num_beams", 4),
         ("num_layer_trainable", 3, "freeze_trainable_layers", 3),
     ],
 )

@@ -54,18 +54,6 @@ INFERRED = [
         True,
         "greater_is_better = True (metric_for_best_model accuracy)",
     ),
-    (
-        {"predict_with_generate": True, "val_size": 0.1, "cutoff_len": 77},
-        "generation_max_length",
-        77,
-        "generation_max_length = 77 (as cutoff_len)",
-    ),
-    (
-        {"predict_with_generate": True, "val_size": 0.1, "eval_num_beams": 3},
-        "generation_num_beams",
-        3,
-        "generation_num_beams = 3 (as eval_num_beams)",
-    ),
 ]
 
 

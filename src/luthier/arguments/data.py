@@ -69,12 +69,8 @@ class DataArguments(Section):
     )
     eval_num_beams: int | None = knob(
         None,
-        "Beams of the search when predictions are generated; becomes `generation_num_beams`. By "
-        "default `num_beams`.",
+        "Beams of the search when predictions are generated. By default `num_beams`.",
         ge=1,
-    )
-    ignore_pad_token_for_loss: bool = knob(
-        True, "Whether padding is left out of the loss. By default it is."
     )
     val_size: float = knob(
         0.0,
@@ -105,11 +101,6 @@ class DataArguments(Section):
         False,
         "Whether the thoughts of earlier answers stay in the conversation. By default they are "
         "dropped, as reasoning models expect.",
-    )
-    data_shared_file_system: bool = knob(
-        False,
-        "Whether all machines see the same folders, so that one encodes for all. By default each "
-        "machine encodes once.",
     )
     max_bad_rows: float = knob(
         0.01,

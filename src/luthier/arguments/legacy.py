@@ -83,6 +83,7 @@ _renamed("torchdynamo", "torch_compile_backend")
 _renamed("activation_checkpointing", "gradient_checkpointing")
 _renamed("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
 _renamed("name_module_trainable", "freeze_trainable_modules")
+_renamed("generation_num_beams", "eval_num_beams")
 _renamed("num_layer_trainable", "freeze_trainable_layers")
 _switch("adafactor", "optim", "adafactor")
 _switch("group_by_length", "train_sampling_strategy", "group_by_length")
@@ -113,6 +114,27 @@ _file(
     length_column_name="length",
     split_batches=None,
     dispatch_batches=None,
+)
+_file(
+    "accepted without effect",
+    "`max_new_tokens` limits answers, or `max_length` prompt and answer together.",
+    generation_max_length=None,
+)
+_file(
+    "accepted without effect",
+    "Padding is never learned; leave it out.",
+    is_fixed=True,
+    ignore_pad_token_for_loss=True,
+)
+_file(
+    "accepted without effect",
+    "Encoded data is found by its content in any folder that a machine sees.",
+    data_shared_file_system=False,
+)
+_file(
+    "accepted without effect",
+    "transformers has one tokenizer for each model, the fast one where it exists.",
+    use_fast_tokenizer=True,
 )
 _file(
     "accepted without effect",

@@ -32,11 +32,6 @@ class ModelArguments(Section):
         "Where downloaded models and data sets are kept. By default in the hub library's own "
         "cache in the home folder.",
     )
-    use_fast_tokenizer: bool = knob(
-        True,
-        "Whether the fast tokenizer (the one in Rust) is used where a model has two. By default "
-        "it is.",
-    )
     resize_vocab: bool = knob(
         False,
         "Whether the embeddings grow to the tokenizer's length, rounded up to 64 rows. By default "

@@ -138,8 +138,7 @@ def shapes() -> dict[str, Shape]:
     """Every name -> how many words follow its flag."""
     ours = {name: _shape(each.annotation, each.default) for name, each in fields().items()}
     legacy: dict[str, Shape] = {
-        name: "switch" if isinstance(each.default, bool) else "value"
-        for name, each in LEGACY.items()
+        name: _shape(type(each.default), each.default) for name, each in LEGACY.items()
     }
     return {**legacy, **ours}
 

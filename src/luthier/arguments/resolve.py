@@ -118,16 +118,6 @@ def _best_model(arguments: Arguments) -> Iterator[Inferred]:
         yield Inferred("greater_is_better", is_better, f"metric_for_best_model {metric}")
 
 
-def _generation(arguments: Arguments) -> Iterator[Inferred]:
-    training, data = arguments.training, arguments.data
-    if not training.predict_with_generate:
-        return
-    if training.generation_max_length is None:
-        yield Inferred("generation_max_length", data.cutoff_len, "as cutoff_len")
-    if training.generation_num_beams is None and data.eval_num_beams is not None:
-        yield Inferred("generation_num_beams", data.eval_num_beams, "as eval_num_beams")
-
-
 INFERENCES: tuple[Inference, ...] = (
     _lora_alpha,
     _gradient_checkpointing,
@@ -135,7 +125,6 @@ INFERENCES: tuple[Inference, ...] = (
     _init_special_tokens,
     _evaluation,
     _best_model,
-    _generation,
 )
 
 

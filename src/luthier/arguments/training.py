@@ -400,14 +400,6 @@ class TrainingArguments(Section):
     dataloader_persistent_workers: bool = knob(
         False, "Whether those processes live on between epochs. By default they are made anew."
     )
-    generation_max_length: int | None = knob(
-        None,
-        "The most tokens of prompt and answer together in prediction. By default `cutoff_len`.",
-        ge=1,
-    )
-    generation_num_beams: int | None = knob(
-        None, "Beams of the search in prediction. By default `num_beams`.", ge=1
-    )
     torch_compile: bool = knob(
         False, "Whether torch compiles the model: slow at first, faster later. By default not."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 import torch
@@ -49,6 +50,8 @@ def library_arguments(arguments: Arguments) -> LibraryArguments:
         console.info("use_cpu = True (no accelerator found)")
     values["disable_tqdm"] = True
     values["remove_unused_columns"] = False
+    if arguments.training.logging_dir is not None:
+        os.environ["TENSORBOARD_LOGGING_DIR"] = arguments.training.logging_dir
     try:
         return LibraryArguments(**values)
     except (ValueError, TypeError, ImportError) as problem:

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from luthier.arguments.parse import parse_dict
+from luthier.training.library_arguments import library_arguments
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    return {
+        "model_name_or_path": "m",
+        "output_dir": str(tmp_path),
+        "do_train": True,
+        "dataset": "d",
+        "use_cpu": True,
+    }
+
+
+def test_the_folder_of_tensorboard_is_told_by_its_variable(run, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "before")
+
+    library_arguments(parse_dict({**run, "logging_dir": "logs"}))
+
+    assert os.environ["TENSORBOARD_LOGGING_DIR"] == "logs"
+
+
+def test_every_value_arrives_with_its_type(run):
+    values = {
+        "learning_rate": "1e-4",
+        "bf16": "true",
+        "report_to": "none",
+        "lr_scheduler_kwargs": '{"a": 1}',
+        "hub_token": "s3cret",
+        "dataloader_in_order": "false",
+        "adafactor": True,
+        "save_strategy": "no",
+    }
+
+    library = library_arguments(parse_dict({**run, **values}))
+
+    assert library.learning_rate == 1e-4
+    assert library.bf16 is True
+    assert library.report_to == []
+    assert library.lr_scheduler_kwargs == {"a": 1}
+    assert library.hub_token == "s3cret"
+    assert library.dataloader_in_order is False
+    assert library.optim == "adafactor"
+    assert library.save_strategy == "no"
