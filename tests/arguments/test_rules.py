@@ -1,6 +1,6 @@
 import pytest
 
-from luthier.arguments.parse import parse_dict
+from luthier.arguments.parse import parse_dict, parse_file
 from luthier.errors import ArgumentsError
 
 RUN = {"model_name_or_path": "m", "output_dir": "o", "do_train": True, "dataset": "d"}
@@ -100,6 +100,20 @@ def test_what_cannot_go_together_is_one_clear_problem(values, part):
 )
 def test_what_goes_together_is_accepted(values):
     parse_dict({**RUN, **values})
+
+
+def test_a_broken_rule_says_where_its_names_stand(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "model_name_or_path: m\noutput_dir: o\ndo_train: true\ndataset: d\nbf16: true\n"
+    )
+
+    with pytest.raises(ArgumentsError) as caught:
+        parse_file(file, ["fp16=true"])
+
+    assert caught.value.problems == [
+        f"{file}:5, command line: bf16 and fp16 are different precisions; keep one of them."
+    ]
 
 
 def test_a_run_without_a_task_is_told_what_to_set():

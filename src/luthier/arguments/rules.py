@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -26,6 +27,8 @@ class Rule:
 TASKS = frozenset({"do_train", "do_eval", "do_predict", "predict_with_generate"})
 """What a run can be told to do."""
 
+_NAME = re.compile(r"[a-z]\w+")
+
 RULES: list[Rule] = []
 
 
@@ -44,11 +47,17 @@ def rule(
 def broken_rules(arguments: Arguments, wrong: set[str], purpose: Purpose) -> list[str]:
     """Every sentence that the rules have to say; `wrong` holds names whose values do not count."""
     return [
-        problem
+        _with_origins(problem, arguments)
         for each in RULES
         if purpose in each.purposes and not each.names & wrong
         for problem in each.check(arguments)
     ]
+
+
+def _with_origins(problem: str, arguments: Arguments) -> str:
+    named = [name for name in _NAME.findall(problem) if name in arguments.origins]
+    places = dict.fromkeys(arguments.origins[name] for name in named)
+    return f"{', '.join(places)}: {problem}" if places else problem
 
 
 def missing_names(arguments: Arguments, purpose: Purpose) -> list[str]:
