@@ -138,6 +138,11 @@ _file(
 )
 _file(
     "accepted without effect",
+    "transformers always reads weights straight into place.",
+    low_cpu_mem_usage=True,
+)
+_file(
+    "accepted without effect",
     "Mixed precision is what torch does natively; `bf16` and `fp16` choose it.",
     fp16_backend="auto",
     half_precision_backend="auto",

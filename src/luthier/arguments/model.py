@@ -61,11 +61,6 @@ class ModelArguments(Section):
     model_revision: str = knob(
         "main", "The branch, tag or commit of a model on the hub. By default `main`."
     )
-    low_cpu_mem_usage: bool = knob(
-        True,
-        "Whether weights are read straight into place, so that the model is held in memory once. "
-        "By default they are.",
-    )
     rope_scaling: Literal["linear", "dynamic", "yarn", "llama3"] | None = knob(
         None,
         "How rotary positions are stretched when `cutoff_len` is longer than what the model was "
