@@ -27,7 +27,6 @@ def checkpoint_activations(model: PreTrainedModel, *, use_reentrant: bool, **opt
     if not model.supports_gradient_checkpointing:
         console.warn(f"{type(model).__name__} knows no gradient checkpointing; it stays off")
         return
-    model.config.use_cache = False
     settings = {"use_reentrant": use_reentrant, **options}
     model.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
     layers = [

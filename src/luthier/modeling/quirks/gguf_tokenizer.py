@@ -14,8 +14,6 @@ from pathlib import Path
 from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 
-from luthier.optional import need
-
 EACH_DIGIT_ALONE = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"})
 """Values of `tokenizer.ggml.pre` that stand for: every digit alone, then GPT-2's pattern.
 
@@ -25,9 +23,10 @@ Source: the table of pre-tokenizer types in llama.cpp, src/llama-vocab.cpp.
 
 def mend_gguf_tokenizer(tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
     """Puts the splitting of digits in front of the pre-tokenizer where the file asks for it."""
-    reader = need("gguf", f"{file.name}").GGUFReader(file)
-    kind = reader.get_field("tokenizer.ggml.pre")
-    if kind is None or kind.contents() not in EACH_DIGIT_ALONE:
+    from transformers.integrations.gguf import read_gguf_metadata
+
+    metadata, _ = read_gguf_metadata(str(file))
+    if metadata.get("tokenizer.ggml.pre") not in EACH_DIGIT_ALONE:
         return
     backend = tokenizer.backend_tokenizer
     if isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):
