@@ -120,6 +120,16 @@ def test_what_a_chat_template_leaves_out_is_an_error(chat_template, what):
         read(chat_template).turns(talk("Hi", "Hello", system="system text", tools=tools))
 
 
+def test_a_chat_template_that_always_opens_an_answer_can_only_prompt():
+    always = tiny.CHATML.replace("{% if add_generation_prompt %}", "").replace(
+        "assistant\n{% endif %}", "assistant\n"
+    )
+
+    with pytest.raises(TemplateError, match="opens another answer"):
+        read(always).turns(talk("a", "b"))
+    assert join(read(always).prompt(talk("a"))).endswith("<|im_start|>assistant")
+
+
 def test_a_refusal_is_passed_on_with_the_roles():
     with pytest.raises(TemplateError, match=r"roles user: no questions"):
         read("{{ raise_exception('no questions') }}", stop_words=("x",)).prompt(talk("Hi"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,9 +55,3 @@ def _as_chat_message(
         return {"role": "assistant", "content": text, "tool_calls": list(called)}
     role = "tool" if message.role == "observation" else message.role
     return {"role": role, "content": message.content}
-
-
-def describe(messages: Sequence[ChatMessage]) -> str:
-    """The messages on one line, shortened, for an error."""
-    text = json.dumps(list(messages), ensure_ascii=False)
-    return text if len(text) <= 200 else text[:197] + "..."

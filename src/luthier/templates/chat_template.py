@@ -136,8 +136,10 @@ class ChatTemplate:
     preserve_thinking: bool = False
     stop_words: tuple[str, ...] = ()
     efficient_eos: bool = False
+    _opens_after_answers: bool = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_opens_after_answers", self._find_opening_after_answers())
         if not self.stop_words:
             object.__setattr__(self, "stop_words", self._find_stop_words())
 
@@ -166,13 +168,12 @@ class ChatTemplate:
             is_last = question == count - 2
             prompt = self._render(conversation, question + 1, is_prompt=True)
             answered = whole if is_last else self._render(conversation, question + 2)
-            problem = _find_instability(prompt, answered, whole, question // 2 + 1)
-            if problem and is_history_masked and not is_last:
+            is_stable = answered.startswith(prompt) and whole.startswith(answered)
+            if is_history_masked and not is_stable and not is_last:
                 turns, start = [], 0
                 continue
-            if problem:
-                advice = "" if is_last else "\n  Or set mask_history: true, to learn the last turn."
-                raise TemplateError(problem + _MEND + advice)
+            _check_prompt(prompt, answered, question // 2 + 1)
+            _check_history(answered, whole, question // 2 + 1)
             turns.append(
                 Turn(
                     (Piece(whole[start : len(prompt)]),),
@@ -188,9 +189,7 @@ class ChatTemplate:
         prompt = self._render(conversation, len(conversation.messages), is_prompt=True)
         whole = self._render(full, len(full.messages))
         self._check_contents(full, whole)
-        problem = _find_instability(prompt, whole, whole, len(full.messages) // 2)
-        if problem:
-            raise TemplateError(problem + _MEND)
+        _check_prompt(prompt, whole, len(full.messages) // 2)
         return Turn((Piece(prompt),), (Piece(whole[len(prompt) :], is_learned=True),))
 
     def prompt(
@@ -232,6 +231,12 @@ class ChatTemplate:
         return render_chat(self.tokenizer, as_chat(shown), tools, is_prompt=is_prompt, **variables)
 
     def _check_contents(self, conversation: Conversation, whole: str) -> None:
+        if self._opens_after_answers:
+            raise TemplateError(
+                "the tokenizer's chat template opens another answer after every answer, whatever "
+                "add_generation_prompt says, so its last answer cannot be told from what follows."
+                + _MEND
+            )
         for number, message in enumerate(conversation.messages, 1):
             if message.role in ("user", "assistant"):
                 shown = message.content.rpartition("</think>")[2].strip()
@@ -249,33 +254,56 @@ class ChatTemplate:
         without = dataclasses.replace(conversation, tools=None)
         return self._render(without, len(without.messages)) != whole
 
-    def _find_stop_words(self) -> tuple[str, ...]:
-        mark = "the-answer"
-        messages = [
-            {"role": "user", "content": "the-question"},
-            {"role": "assistant", "content": mark},
-        ]
+    def _find_opening_after_answers(self) -> bool:
+        question, answer = _PROBE
         try:
-            text = render_chat(self.tokenizer, messages)
+            asked = render_chat(self.tokenizer, [question])
+            prompt = render_chat(self.tokenizer, [question], is_prompt=True)
+            answered = render_chat(self.tokenizer, [question, answer])
+            followed = render_chat(self.tokenizer, [question, answer, question])
+        except TemplateError:
+            return False
+        after_question = asked.rpartition(question["content"])[2]
+        after_answer = answered.rpartition(answer["content"])[2]
+        return (
+            asked == prompt
+            and after_question == after_answer != ""
+            and not followed.startswith(answered)
+        )
+
+    def _find_stop_words(self) -> tuple[str, ...]:
+        try:
+            text = render_chat(self.tokenizer, _PROBE)
         except TemplateError:
             return ()
-        after = text.rpartition(mark)[2].lstrip()
+        after = text.rpartition(_PROBE[1]["content"])[2].lstrip()
         words = [word for word in self.tokenizer.all_special_tokens if after.startswith(word)]
         longest = max(words, key=len, default="")
         return (longest,) if longest and longest != self.tokenizer.eos_token else ()
 
 
-def _find_instability(prompt: str, answered: str, whole: str, turn: int) -> str:
-    """What is wrong with a turn's prefixes, or nothing."""
+_PROBE = (
+    {"role": "user", "content": "the-question"},
+    {"role": "assistant", "content": "the-answer"},
+)
+
+
+def _check_prompt(prompt: str, answered: str, turn: int) -> None:
     if not answered.startswith(prompt):
-        return (
+        raise TemplateError(
             f"the tokenizer's chat template renders the prompt of turn {turn} otherwise once it "
             "is answered. They part at "
             + first_difference(prompt, answered, ("prompt", "answered"))
+            + _MEND
         )
+
+
+def _check_history(answered: str, whole: str, turn: int) -> None:
     if not whole.startswith(answered):
-        return (
+        raise TemplateError(
             f"the tokenizer's chat template renders turn {turn} otherwise once turns follow it. "
-            "They part at " + first_difference(answered, whole, ("alone", "followed"))
+            "They part at "
+            + first_difference(answered, whole, ("alone", "followed"))
+            + _MEND
+            + "\n  Or set mask_history: true, to learn only the last turn."
         )
-    return ""
