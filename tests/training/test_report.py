@@ -100,7 +100,9 @@ def test_results_are_kept_by_split_and_together(tmp_path: Path) -> None:
 
 
 def test_a_card_has_front_matter_that_the_hub_reads(tmp_path: Path, arguments: Arguments) -> None:
-    path = write_model_card(tmp_path / "my-run", arguments, {"eval_loss": 0.61234})
+    metrics = {"eval_loss": 0.61234, "eval_runtime": 3.0, "eval_samples_per_second": 2.0}
+
+    path = write_model_card(tmp_path / "my-run", arguments, metrics)
 
     card = ModelCard.load(path)
     assert card.data.base_model == "Qwen2-7B-Instruct"
@@ -113,6 +115,9 @@ def test_a_card_has_front_matter_that_the_hub_reads(tmp_path: Path, arguments: A
     assert "| learning_rate | 0.0002 |" in card.text
     assert "| lora_target | q_proj, v_proj |" in card.text
     assert "| eval_loss | 0.6123 |" in card.text
+    assert "runtime" not in card.text
+    assert "per_second" not in card.text
+    assert "../model" not in card.content  # where the model lay is nobody else's business
     assert f"| torch | {versions()['torch']} |" in card.text
 
 

@@ -142,7 +142,7 @@ def load_engine(arguments: Arguments) -> Engine:
     template = choose_template(arguments.data, tokenizer)
     fitted = fit_tokenizer(tokenizer, template)
     model = load_model(arguments, tokenizer, is_trainable=False)
-    if torch.accelerator.is_available():
+    if torch.accelerator.is_available() and model.device.type == "cpu":
         model.to(torch.accelerator.current_accelerator())
     model.eval()
     console.info(f"template: {template.name}; device: {model.device}; dtype: {model.dtype}")

@@ -28,6 +28,9 @@ PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "tokenize
 SECRET = re.compile(r"(^|_)(token|api_key|secret|password|webhook_url)$")
 """Names whose values are never written down."""
 
+COST = re.compile(r"_runtime$|_per_sec(ond)?$|^total_flos$|^epoch$")
+"""Numbers of a run that say nothing about its model; the card leaves them out."""
+
 SETTINGS = (
     "stage",
     "finetuning_type",
@@ -125,16 +128,17 @@ def write_model_card(
     path = folder / "README.md"
     if not console.is_main_process():
         return path
-    base = str(arguments.model.model_name_or_path)
     method = arguments.finetuning.finetuning_type
+    base = _hub_name(str(arguments.model.model_name_or_path))
+    datasets = [_hub_name(name) for name in arguments.data.dataset]
     front = ModelCardData(
-        base_model=_hub_name(base),
+        base_model=base,
         library_name="peft" if method == "lora" else "transformers",
         pipeline_tag="text-generation",
         tags=["luthier", method, arguments.finetuning.stage],
-        datasets=[_hub_name(name) for name in arguments.data.dataset] or None,
+        datasets=datasets or None,
     )
-    trained_on = ", ".join(f"`{name}`" for name in arguments.data.dataset) or "no data set"
+    trained_on = ", ".join(f"`{name}`" for name in datasets) or "no data set"
     sections = [
         f"---\n{front.to_yaml()}\n---",
         f"# {folder.resolve().name}",
@@ -142,8 +146,8 @@ def write_model_card(
         f"({arguments.finetuning.stage}, {method}) on {trained_on}.",
         "## Settings\n\n" + _table(("setting", "value"), _settings(arguments)),
     ]
-    if metrics:
-        rows = [(name, _number(value)) for name, value in sorted(metrics.items())]
+    rows = [(name, _number(metrics[name])) for name in sorted(metrics) if not COST.search(name)]
+    if rows:
         sections.append("## Results\n\n" + _table(("metric", "value"), rows))
     evaluations = _evaluations(log_history)
     if evaluations:

@@ -84,3 +84,9 @@ def test_other_ranks_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_loss_of_zero_is_shown() -> None:
     assert describe({"loss": 0.0, "total_flos": 1e18}) == "loss 0"
+
+
+def test_speeds_beside_tokens_per_second_are_left_out() -> None:
+    logs = {"eval_loss": 1.0, "eval_samples_per_second": 3.0, "eval_steps_per_second": 1.0}
+
+    assert describe(logs) == "eval_loss 1"

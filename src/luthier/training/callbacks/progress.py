@@ -14,7 +14,7 @@ from luthier import console
 from luthier.training.callbacks.pace import Pace, clock
 
 HIDDEN = {"total_flos", "epoch", "total_tokens", "num_input_tokens_seen"}
-"""Values of a log that the terminal does not show."""
+"""Values of a log that the terminal does not show, beside speeds other than tokens per second."""
 
 
 class ProgressCallback(TrainerCallback):
@@ -160,7 +160,11 @@ class ProgressCallback(TrainerCallback):
 
 def describe(logs: Mapping[str, float]) -> str:
     """The values of one log as short text: `loss 1.2345 | lr 1.0e-04 | 1,234 tokens/s`."""
-    return " | ".join(_fact(name, value) for name, value in logs.items() if name not in HIDDEN)
+    return " | ".join(
+        _fact(name, value)
+        for name, value in logs.items()
+        if name not in HIDDEN and not name.endswith(("_samples_per_second", "_steps_per_second"))
+    )
 
 
 def _fact(name: str, value: float) -> str:
