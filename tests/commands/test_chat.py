@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -86,3 +87,43 @@ def test_the_command_is_known_without_loading_anything_heavy() -> None:
     ).stdout
 
     assert shown.strip().endswith("set()")
+
+
+def test_what_a_run_trained_answers_a_piped_line(
+    tmp_path: Path,
+    llama_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from tests import tiny
+
+    tuned = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(llama_folder),
+        LoraConfig(target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False),
+    ).eval()
+    tuned.save_pretrained(tmp_path)
+    given = {
+        "model_name_or_path": str(llama_folder),
+        "template": "qwen",
+        "default_system": "Be brief.",
+    }
+    record = {"arguments": given, "working_directory": str(tmp_path)}
+    (tmp_path / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", io.StringIO("Who are you?\n"))
+
+    code = run([str(tmp_path), "do_sample=false", "max_new_tokens=8", "infer_dtype=float32"])
+
+    tokenizer = tiny.make_tokenizer()
+    prompt = (
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        "<|im_start|>user\nWho are you?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    ids = torch.tensor([tokenizer(prompt)["input_ids"]])
+    answered = tuned.generate(input_ids=ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    expected = tokenizer.decode(answered[0, ids.shape[1] :], skip_special_tokens=True)
+    assert code == 0
+    assert capsys.readouterr().out == expected + "\n"
