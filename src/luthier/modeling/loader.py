@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -162,17 +164,39 @@ def _load_weights(
             options["use_safetensors"] = True
         if not is_trainable and torch.cuda.is_available():
             options["device_map"] = "auto"
-        model = kind.from_pretrained(
-            source.path, config=config, **options, **hub_options(model_args)
+        model, report = kind.from_pretrained(
+            source.path,
+            config=config,
+            output_loading_info=True,
+            **options,
+            **hub_options(model_args),
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as problem:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        ImportError,
+        RuntimeError,
+        SafetensorError,
+    ) as problem:
         raise unreadable(str(model_args.model_name_or_path), "model", problem) from problem
+    _check_complete(source, report["missing_keys"])
     if source.gguf_file:
         forget_gguf(model)
     stored = str(config.dtype).removeprefix("torch.")
     if config.dtype not in (None, model.dtype):
         console.info(f"weights: stored in {stored}, loaded in {str(model.dtype)[6:]}")
     return model
+
+
+def _check_complete(source: ModelSource, absent: Collection[str]) -> None:
+    if absent:
+        first = ", ".join(sorted(absent)[:3])
+        raise ModelError(
+            f"{source} lacks {len(absent):,} of the weights that its configuration describes "
+            f"({first}{' ...' if len(absent) > 3 else ''}); they would start at random. Complete "
+            "the download, or look whether config.json belongs to these weights."
+        )
 
 
 def _grow(

@@ -17,7 +17,11 @@ from luthier.arguments.finetuning import FinetuningArguments
 from luthier.arguments.record import Arguments
 from luthier.errors import ModelError
 from luthier.modeling.adapters.registry import ADAPTERS
-from luthier.modeling.adapters.targets import check_saved_modules, choose_targets
+from luthier.modeling.adapters.targets import (
+    are_stored_crosswise,
+    check_saved_modules,
+    choose_targets,
+)
 from luthier.modeling.source import check_adapter, hub_options
 from luthier.modeling.vocabulary import embedding_names, is_tied
 
@@ -101,6 +105,7 @@ def _create(model: PreTrainedModel, arguments: Arguments) -> PeftModel:
         lora_alpha=alpha,
         lora_dropout=finetuning.lora_dropout,
         target_modules=targets,
+        fan_in_fan_out=are_stored_crosswise(model, targets),
         modules_to_save=list(saved) or None,
         use_rslora=finetuning.use_rslora,
         use_dora=finetuning.use_dora,

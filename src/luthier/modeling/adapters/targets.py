@@ -52,6 +52,14 @@ def choose_targets(model: PreTrainedModel, asked: Sequence[str]) -> list[str]:
     return list(asked)
 
 
+def are_stored_crosswise(model: PreTrainedModel, targets: Sequence[str]) -> bool:
+    """Whether the targets hold their weight as (in, out), as GPT-2's Conv1D does."""
+    return any(
+        isinstance(module, Conv1D) and any(_matches(target, [name]) for target in targets)
+        for name, module in model.named_modules()
+    )
+
+
 def check_saved_modules(model: PreTrainedModel, asked: Sequence[str]) -> None:
     """Refuses names of `additional_target` that the model does not have.
 

@@ -1,0 +1,193 @@
+"""adapters are made, trained on, merged; plain peft reads what is saved"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftConfig, PeftModel
+from transformers import AutoModelForCausalLM
+
+from luthier.errors import ModelError
+from luthier.modeling.loader import load_model
+from luthier.modeling.tokenizer import load_tokenizer
+from tests import tiny
+from tests.modeling.making import make_arguments
+
+IDS = torch.tensor([[5, 17, 300, 9, 4]])
+
+
+def load(folder: Path, *, is_trainable: bool = True, **values: object) -> Any:
+    arguments = make_arguments(model_name_or_path=str(folder), **values)
+    tokenizer = load_tokenizer(arguments.model)
+    return load_model(arguments, tokenizer, is_trainable=is_trainable)
+
+
+def learning(model: Any) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def shake(model: Any, seed: int = 1) -> None:
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(IDS).logits
+
+
+def saved(folder: Path, model_folder: Path, *, seed: int = 1, **values: object) -> Path:
+    model = load(model_folder, **values)
+    shake(model, seed)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(llama_folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(llama_folder)
+
+
+@pytest.mark.parametrize("folder", ["llama_folder", "gpt2_folder"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"use_rslora": True, "lora_rank": 4},
+        {"use_dora": True},
+        {"lora_alpha": 3, "lora_dropout": 0.1},
+        {"pissa_init": True, "pissa_iter": -1},
+        {"pissa_init": True, "pissa_iter": 4},
+    ],
+)
+def test_a_new_adapter_changes_nothing_and_learns(
+    request: pytest.FixtureRequest, folder: str, values: dict[str, object], tmp_path: Path
+):
+    path = request.getfixturevalue(folder)
+    before = logits(AutoModelForCausalLM.from_pretrained(path))
+
+    model = load(path, **values)
+
+    # PiSSA takes the weights apart in float32; its error is that of one sum
+    torch.testing.assert_close(logits(model), before, atol=1e-5, rtol=1e-4)
+    assert all("lora_" in name for name in learning(model))
+    model.train()
+    model(IDS, labels=IDS).loss.backward()
+    assert all(
+        (parameter.grad is not None) == parameter.requires_grad for parameter in model.parameters()
+    )
+
+
+@pytest.mark.parametrize("values", [{}, {"use_rslora": True}, {"use_dora": True}])
+def test_plain_peft_reads_what_was_saved(
+    llama_folder: Path, tmp_path: Path, values: dict[str, object]
+):
+    model = load(llama_folder, lora_rank=4, **values)
+    shake(model)
+    model.save_pretrained(tmp_path)
+
+    again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama_folder), tmp_path)
+
+    torch.testing.assert_close(logits(again), logits(model))
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors", ".md"}
+
+
+def test_alpha_is_twice_the_rank_unless_given(llama_folder: Path):
+    assert load(llama_folder, lora_rank=3).peft_config["default"].lora_alpha == 6
+    assert load(llama_folder, lora_rank=3, lora_alpha=5).peft_config["default"].lora_alpha == 5
+
+
+def test_additional_targets_are_trained_whole(llama_folder: Path):
+    model = load(llama_folder, lora_target="q_proj", additional_target="lm_head,norm")
+
+    names = learning(model)
+    assert any(name.endswith("lm_head.modules_to_save.default.weight") for name in names)
+    assert any(name.endswith("norm.modules_to_save.default.weight") for name in names)
+    assert sum("lora_A" in name for name in names) == 2
+
+
+def test_the_last_adapter_is_trained_on(llama_folder: Path, tmp_path: Path, base: Any):
+    first = saved(tmp_path / "first", llama_folder)
+    second = saved(tmp_path / "second", llama_folder, adapter_name_or_path=str(first), lora_rank=99)
+
+    model = load(llama_folder, adapter_name_or_path=f"{first},{second}")
+
+    assert PeftConfig.from_pretrained(second).r == 8
+    assert all("lora_" in name for name in learning(model))
+    merged = PeftModel.from_pretrained(base, first).merge_and_unload()
+    expected = logits(PeftModel.from_pretrained(merged, second))
+    torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_new_adapter_starts_on_the_merged_ones(llama_folder: Path, tmp_path: Path):
+    first = saved(tmp_path / "first", llama_folder)
+    expected = logits(load(llama_folder, adapter_name_or_path=str(first)))
+
+    model = load(
+        llama_folder, adapter_name_or_path=str(first), create_new_adapter=True, lora_rank=2
+    )
+
+    assert model.peft_config["default"].r == 2
+    torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_for_answers_everything_is_merged(llama_folder: Path, tmp_path: Path):
+    first = saved(tmp_path / "first", llama_folder)
+    expected = logits(load(llama_folder, adapter_name_or_path=str(first)))
+
+    model = load(llama_folder, adapter_name_or_path=str(first), is_trainable=False)
+
+    assert not isinstance(model, PeftModel)
+    assert not learning(model)
+    assert not model.training
+    torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_an_adapter_may_stand_in_a_folder_inside(llama_folder: Path, tmp_path: Path):
+    saved(tmp_path / "run" / "inner", llama_folder)
+
+    load(llama_folder, adapter_name_or_path=str(tmp_path / "run"), adapter_folder="inner")
+
+
+def test_an_adapter_of_another_model_is_refused(
+    llama_folder: Path, gpt2_folder: Path, tmp_path: Path
+):
+    first = saved(tmp_path / "first", llama_folder)
+
+    with pytest.raises(ModelError, match="does not fit the model"):
+        load(gpt2_folder, adapter_name_or_path=str(first))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_tokens_make_embeddings_learn_and_are_saved(tmp_path: Path, tied: bool):
+    folder = tiny.save(tmp_path / "model", tiny.make_llama(tie_word_embeddings=tied))
+    model = load(folder, add_special_tokens="<a>,<b>", resize_vocab=True)
+    shake(model)
+
+    names = {name for name in learning(model) if "lora_" not in name}
+    model.save_pretrained(tmp_path / "adapter")
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    plain.resize_token_embeddings(model.config.vocab_size)
+    again = PeftModel.from_pretrained(plain, tmp_path / "adapter")
+
+    assert all("modules_to_save" in name for name in names)
+    assert len(names) == (1 if tied else 2)
+    torch.testing.assert_close(logits(again), logits(model))
+
+
+def test_our_own_loading_grows_before_it_reads_the_adapter(tmp_path: Path):
+    folder = tiny.save(tmp_path / "model", tiny.make_llama())
+    first = saved(tmp_path / "adapter", folder, add_special_tokens="<a>")
+    model = load(folder, add_special_tokens="<a>", adapter_name_or_path=str(first))
+
+    answering = load(
+        folder, add_special_tokens="<a>", adapter_name_or_path=str(first), is_trainable=False
+    )
+
+    torch.testing.assert_close(logits(answering), logits(model), atol=1e-5, rtol=1e-4)
