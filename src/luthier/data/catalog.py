@@ -1,0 +1,373 @@
+"""dataset_info.json: what each data set is called, where it lies, how its rows are laid out."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from luthier.data.files import SUFFIXES, find_files
+from luthier.errors import DataError, suggest
+
+if TYPE_CHECKING:
+    from luthier.arguments.data import DataArguments
+
+FILE_NAME = "dataset_info.json"
+FORMATTINGS = ("alpaca", "sharegpt", "openai")
+Place: TypeAlias = Literal["file", "hub"]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column of a row holds what; None where nothing is read."""
+
+    prompt: str | None = "instruction"
+    query: str | None = "input"
+    response: str | None = "output"
+    history: str | None = None
+    messages: str | None = "conversations"
+    system: str | None = None
+    tools: str | None = None
+    images: str | None = None
+    videos: str | None = None
+    audios: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    kto_tag: str | None = None
+
+
+@dataclass(frozen=True)
+class Tags:
+    """How messages name their parts and their speakers (sharegpt and openai)."""
+
+    role_tag: str = "from"
+    content_tag: str = "value"
+    user_tag: str = "human"
+    assistant_tag: str = "gpt"
+    observation_tag: str = "observation"
+    function_tag: str = "function_call"
+    system_tag: str | None = "system"
+
+
+OPENAI_COLUMNS = Columns(messages="messages")
+OPENAI_TAGS = Tags("role", "content", "user", "assistant", "tool", "function_call", "system")
+
+
+@dataclass(frozen=True)
+class DatasetDescription:
+    """One data set as a run reads it.
+
+    Attributes:
+        name: how the user calls it.
+        place: whether `location` is a file or folder, or a name on the hub.
+        location: the path, or the hub's name.
+        formatting: one of `FORMATTINGS`; None when the rows are to tell.
+        ranking: whether rows hold a chosen and a rejected answer.
+        subset: the hub's configuration name.
+        split: the hub's split.
+        folder: a folder inside the hub's data set.
+        num_samples: how many rows to draw, more than exist allowed; None for all.
+        columns: which column holds what.
+        tags: how messages are tagged.
+    """
+
+    name: str
+    place: Place
+    location: str
+    formatting: str | None = None
+    ranking: bool = False
+    subset: str | None = None
+    split: str = "train"
+    folder: str | None = None
+    num_samples: int | None = None
+    columns: Columns = field(default_factory=Columns)
+    tags: Tags = field(default_factory=Tags)
+
+
+_SOURCES = {
+    "hf_hub_url": "",
+    "ms_hub_url": "data sets of ModelScope are not fetched: download it and give its `file_name`, "
+    "or its `hf_hub_url`.",
+    "om_hub_url": "data sets of Modelers are not fetched: download it and give its `file_name`, "
+    "or its `hf_hub_url`.",
+    "script_url": "loading scripts are programs of strangers and are not run: convert the data to "
+    "json or parquet and give its `file_name`.",
+    "cloud_file_name": "files in cloud storage are not fetched: download it and give its "
+    "`file_name`.",
+    "file_name": "",
+}
+"""Keys that say where a data set lies, first come first used, and why some are refused."""
+
+_VALUES: dict[str, tuple[type, str]] = {
+    **dict.fromkeys(_SOURCES, (str, "a text")),
+    "file_sha1": (str, "a text"),
+    "formatting": (str, "one of " + ", ".join(FORMATTINGS)),
+    "ranking": (bool, "true or false"),
+    "subset": (str, "a text"),
+    "split": (str, "a text"),
+    "folder": (str, "a text"),
+    "num_samples": (int, "a whole number above 0"),
+    "columns": (dict, "an object"),
+    "tags": (dict, "an object"),
+}
+"""Every key of a description: its type, and the type in words. `file_sha1` is of old files; the
+content of a file is hashed for the cache anyway."""
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The data sets that names stand for.
+
+    Attributes:
+        entries: name -> its object of dataset_info.json.
+        origin: the file, as messages name it.
+        folder: what file names are relative to.
+        is_online: whether every name is one of the hub.
+        is_remote: whether the file itself comes from the hub and so may not name local files.
+        absence: why there are no entries, when there is no file.
+    """
+
+    entries: Mapping[str, Any]
+    origin: str
+    folder: Path
+    is_online: bool = False
+    is_remote: bool = False
+    absence: str = ""
+
+    def describe(self, name: str) -> DatasetDescription:
+        """What `name` stands for: an entry, else a path of a file or a folder.
+
+        Raises:
+            DataError: with every problem of the description, or the nearest known names.
+        """
+        if self.is_online:
+            return DatasetDescription(name, "hub", name)
+        if name in self.entries:
+            return self._read(name, self.entries[name])
+        for path in (Path(name).expanduser(), self.folder / name):
+            if path.exists():
+                return DatasetDescription(name, "file", str(path))
+        if Path(name).suffix.lower() in SUFFIXES or name.startswith((".", "/", "~")):
+            raise DataError(
+                f"data set {name!r}: there is no such file or folder, neither here nor in "
+                f"{self.folder}."
+            )
+        hub = " For a data set of the hub set `dataset_dir: ONLINE`." if "/" in name else ""
+        reason = self.absence or f"it is not in {self.origin}"
+        raise DataError(
+            f"data set {name!r} is unknown: {reason}, and no file or folder is called so."
+            f"{suggest(name, self.entries)}{hub}"
+        )
+
+    def _read(self, name: str, entry: Any) -> DatasetDescription:
+        where = f"{self.origin}, under {name!r}"
+        problems: list[str] = []
+        if not isinstance(entry, dict):
+            raise DataError(f"{where}: an object is expected, found {_kind(entry)}.")
+        for key, value in entry.items():
+            if key not in _VALUES:
+                problems.append(f"{where}: key {key!r} is unknown.{suggest(key, _VALUES)}")
+            elif value is not None and not _is_a(value, _VALUES[key][0]):
+                problems.append(f'{where}: "{key}" is {_kind(value)}, expected {_VALUES[key][1]}.')
+        given = {key: value for key, value in entry.items() if value is not None}
+        formatting = given.get("formatting", "alpaca")
+        if isinstance(formatting, str) and formatting not in FORMATTINGS:
+            hint = suggest(formatting, FORMATTINGS)
+            problems.append(f'{where}: "formatting" {formatting!r} is unknown.{hint}')
+        if isinstance(given.get("num_samples"), int) and given["num_samples"] < 1:
+            problems.append(f'{where}: "num_samples" is not above 0.')
+        is_openai = formatting == "openai"
+        columns = _overlay(
+            OPENAI_COLUMNS if is_openai else Columns(), entry, "columns", where, problems
+        )
+        tags = _overlay(OPENAI_TAGS if is_openai else Tags(), entry, "tags", where, problems)
+        source = next((key for key in _SOURCES if key in given), None)
+        if source is None:
+            near = difflib.get_close_matches("file_name", [str(key) for key in entry], n=1)
+            hint = f" Is {near[0]!r} meant to be it?" if near else ""
+            problems.append(
+                f'{where}: it says nowhere where the data lies. Give "file_name", a path in '
+                f'{self.folder}, or "hf_hub_url".{hint}'
+            )
+        elif source == "file_name" and self.is_remote:
+            problems.append(f'{where}: "file_name": files named on the hub are not read here.')
+        elif _SOURCES[source]:
+            problems.append(f'{where}: "{source}": {_SOURCES[source]}')
+        if problems or source is None:
+            raise DataError("\n".join(problems))
+        assert isinstance(columns, Columns)
+        assert isinstance(tags, Tags)
+        is_hub = source == "hf_hub_url"
+        location = str(given[source])
+        return DatasetDescription(
+            name=name,
+            place="hub" if is_hub else "file",
+            location=location if is_hub else os.path.join(self.folder, location),
+            formatting=formatting,
+            ranking=given.get("ranking", False),
+            subset=given.get("subset"),
+            split=given.get("split", "train"),
+            folder=given.get("folder"),
+            num_samples=given.get("num_samples"),
+            columns=columns,
+            tags=tags,
+        )
+
+
+def load_catalog(dataset_dir: str | Path | Mapping[str, Any]) -> Catalog:
+    """Reads the catalog that `dataset_dir` names.
+
+    Args:
+        dataset_dir: a folder with dataset_info.json (a folder without one has no names, paths
+            still work), `ONLINE`, `REMOTE:NAME` of a hub data set that holds the file, or the
+            file's content.
+
+    Raises:
+        DataError: if the file cannot be read, or is not an object of objects.
+    """
+    if isinstance(dataset_dir, Mapping):
+        return Catalog(dataset_dir, "dataset_dir", Path("."))
+    if str(dataset_dir) == "ONLINE":
+        return Catalog({}, "the hub", Path("."), is_online=True)
+    if str(dataset_dir).startswith("REMOTE:"):
+        path = _fetch_catalog(str(dataset_dir).removeprefix("REMOTE:"))
+        entries = _parse(path.read_bytes(), str(dataset_dir))
+        return Catalog(entries, str(dataset_dir), Path("."), is_remote=True)
+    folder = Path(dataset_dir).expanduser()
+    path = folder / FILE_NAME
+    if not path.is_file():
+        there = "has no" if folder.is_dir() else "is no folder with a"
+        return Catalog(
+            {}, str(path), folder, absence=f"dataset_dir {str(folder)!r} {there} {FILE_NAME}"
+        )
+    return Catalog(_parse(path.read_bytes(), str(path)), str(path), folder)
+
+
+def check_datasets(data_args: DataArguments) -> list[str]:
+    """What can be known to be wrong with the data before anything slow is imported.
+
+    Returns:
+        One text a problem: names nobody knows, wrong descriptions, absent files.
+    """
+    try:
+        if str(data_args.dataset_dir).startswith("REMOTE:"):
+            return []
+        catalog = load_catalog(data_args.dataset_dir)
+    except DataError as error:
+        names = (*data_args.dataset, *data_args.eval_dataset)
+        return [str(error)] if names else []
+    problems = []
+    for name in dict.fromkeys((*data_args.dataset, *data_args.eval_dataset)):
+        try:
+            description = catalog.describe(name)
+            check_readable(description)
+            if description.place == "file":
+                find_files(name, description.location)
+        except DataError as error:
+            problems.append(str(error))
+    if data_args.eval_dataset and data_args.val_size:
+        problems.append(
+            "eval_dataset and val_size are both given: evaluation rows come from one of them. "
+            "Take one away."
+        )
+    if data_args.interleave_probs and len(data_args.interleave_probs) != len(data_args.dataset):
+        problems.append(
+            f"interleave_probs has {len(data_args.interleave_probs)} shares for "
+            f"{len(data_args.dataset)} data sets in `dataset`: give one for each."
+        )
+    return problems
+
+
+def check_readable(description: DatasetDescription) -> None:
+    """Refuses descriptions that no stage can read yet.
+
+    Raises:
+        DataError: naming the data set.
+    """
+    if description.ranking:
+        raise DataError(
+            f'data set {description.name!r}: "ranking" is true, its rows hold a chosen and a '
+            "rejected answer; stage sft learns from one answer. Use a data set of conversations."
+        )
+    columns = description.columns
+    for column in ("images", "videos", "audios"):
+        if getattr(columns, column) is not None:
+            raise DataError(
+                f'data set {description.name!r}: "columns" names {column}, and only text is read. '
+                f'Take "{column}" away to learn from the text alone.'
+            )
+
+
+def is_offline() -> bool:
+    """Whether the environment forbids to ask the hub."""
+    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return any(os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"} for name in names)
+
+
+def _fetch_catalog(repository: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, FILE_NAME, repo_type="dataset"))
+    except (OSError, ValueError) as error:  # the library's errors are of these two families
+        raise DataError(
+            f"dataset_dir 'REMOTE:{repository}': its {FILE_NAME} cannot be fetched from the hub "
+            f"({type(error).__name__}). Check the name and the network, or use a local folder."
+        ) from error
+
+
+def _parse(content: bytes, origin: str) -> dict[str, Any]:
+    def object_of(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        for name in names:
+            if names.count(name) > 1:
+                raise DataError(f"{origin}: {name!r} stands there twice in one object.")
+        return dict(pairs)
+
+    try:
+        entries = json.loads(content.decode("utf-8-sig"), object_pairs_hook=object_of)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{origin}: byte {error.start} is not UTF-8. Save it as UTF-8.") from error
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{origin}:{error.lineno}, column {error.colno}: not JSON: {error.msg}."
+        ) from error
+    except RecursionError as error:
+        raise DataError(f"{origin}: it is nested too deeply to be read.") from error
+    if not isinstance(entries, dict):
+        raise DataError(f"{origin}: an object of data sets is expected, found {_kind(entries)}.")
+    return entries
+
+
+def _overlay(
+    defaults: Columns | Tags, entry: dict[str, Any], key: str, where: str, problems: list[str]
+) -> Columns | Tags:
+    """`defaults` with what the entry gives; a null takes a column away."""
+    given = entry.get(key)
+    if not isinstance(given, dict):
+        return defaults
+    known = [one.name for one in fields(defaults)]
+    removable = set(known) if isinstance(defaults, Columns) else {"system_tag"}
+    accepted: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in known:
+            problems.append(f'{where}: "{key}" has the unknown key {name!r}.{suggest(name, known)}')
+        elif isinstance(value, str) or (value is None and name in removable):
+            accepted[name] = value
+        else:
+            problems.append(f'{where}: "{key}"."{name}" is {_kind(value)}, expected a text.')
+    return replace(defaults, **accepted)
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+
+
+def _kind(value: Any) -> str:
+    names = {str: "a text", bool: "a boolean", int: "a number", float: "a number"}
+    names |= {list: "a list", dict: "an object", type(None): "null"}
+    return names.get(type(value), type(value).__name__)

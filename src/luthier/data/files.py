@@ -1,0 +1,51 @@
+"""a path -> the data files behind it, all of one kind."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from luthier.errors import DataError
+
+SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".txt")
+"""The kinds of files that rows are read from."""
+
+
+def find_files(name: str, location: str | Path) -> tuple[Path, ...]:
+    """The file, or the data files of a folder in the order of their names.
+
+    Hidden files and files of no data kind (a README) are passed over.
+
+    Args:
+        name: the data set, for messages.
+        location: a file or a folder.
+
+    Raises:
+        DataError: if nothing is there, nothing in it is data, or kinds are mixed.
+    """
+    path = Path(location)
+    if not path.exists():
+        raise DataError(
+            f"data set {name!r}: there is no file or folder {path}. Relative names in "
+            "dataset_info.json start at dataset_dir."
+        )
+    kinds = ", ".join(SUFFIXES)
+    if path.is_file():
+        if path.suffix.lower() not in SUFFIXES:
+            raise DataError(f"data set {name!r}: {path} is none of the kinds {kinds}.")
+        return (path,)
+    files = sorted(
+        file
+        for file in path.iterdir()
+        if file.is_file() and file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+    )
+    found = Counter(file.suffix.lower() for file in files)
+    if not files:
+        raise DataError(f"data set {name!r}: the folder {path} has no file of the kinds {kinds}.")
+    if len(found) > 1:
+        listed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(found.items()))
+        raise DataError(
+            f"data set {name!r}: the folder {path} mixes kinds of files ({listed}). Put each kind "
+            "into a folder of its own."
+        )
+    return tuple(files)

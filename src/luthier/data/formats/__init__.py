@@ -1,0 +1,1 @@
+"""rows of a kind of data set -> conversations, one file a formatting."""

@@ -1,0 +1,96 @@
+"""the first rows of a file -> its formatting, columns and tags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from luthier.data.catalog import OPENAI_TAGS, Columns, DatasetDescription, Tags
+from luthier.errors import DataError
+
+NUM_LOOKED_AT = 20
+"""How many rows decide."""
+
+_QUESTIONS = ("instruction", "prompt", "question", "query", "input")
+_ANSWERS = ("output", "response", "answer", "completion", "target")
+_MESSAGES = ("messages", "conversations", "conversation", "dialogue")
+
+
+def detect_format(
+    description: DatasetDescription, rows: Sequence[Any]
+) -> tuple[DatasetDescription, str]:
+    """The description with what the rows tell, and the line that says what was taken for what.
+
+    Args:
+        description: one without a formatting.
+        rows: the first values of the data set.
+
+    Raises:
+        DataError: if they are like no formatting.
+    """
+    objects = [row for row in rows if isinstance(row, Mapping)]
+    keys = list(dict.fromkeys(str(key) for row in objects for key in row))
+    if "chosen" in keys and "rejected" in keys:
+        raise DataError(
+            f"data set {description.name!r}: its rows hold a chosen and a rejected answer; stage "
+            "sft learns from one answer. Use a data set of conversations."
+        )
+    found = _messages(objects, keys) or _alpaca(keys)
+    if found is None:
+        listed = ", ".join(keys[:12]) or "no objects at all"
+        raise DataError(
+            f"data set {description.name!r}: its rows are like no known formatting. Columns here: "
+            f"{listed}. Rename them (instruction, output), or describe the data set in "
+            'dataset_info.json with "formatting" and "columns".'
+        )
+    formatting, columns, tags, told = found
+    columns = replace(
+        columns,
+        system="system" if "system" in keys else None,
+        tools="tools" if "tools" in keys else None,
+    )
+    detected = replace(description, formatting=formatting, columns=columns, tags=tags)
+    told |= {name: name for name in ("system", "tools") if name in keys}
+    shown = ", ".join(f"{part} from {column!r}" for part, column in told.items())
+    return detected, f"{formatting} rows detected: {shown}"
+
+
+def _messages(
+    rows: Sequence[Mapping[str, Any]], keys: Sequence[str]
+) -> tuple[str, Columns, Tags, dict[str, str]] | None:
+    for column in _MESSAGES:
+        messages = [
+            message
+            for row in rows
+            if isinstance(row.get(column), list)
+            for message in row[column]
+            if isinstance(message, Mapping)
+        ]
+        if column not in keys or not messages:
+            continue
+        told = {"messages": column}
+        if any("role" in message for message in messages):
+            return "openai", Columns(messages=column), OPENAI_TAGS, told
+        if any("from" in message for message in messages):
+            roles = {str(message.get("from")) for message in messages}
+            tags = Tags(
+                user_tag="user" if "user" in roles and "human" not in roles else "human",
+                assistant_tag="assistant" if "assistant" in roles and "gpt" not in roles else "gpt",
+                observation_tag="tool" if "tool" in roles else "observation",
+            )
+            told |= {"questions": tags.user_tag, "answers": tags.assistant_tag}
+            return "sharegpt", Columns(messages=column), tags, told
+    return None
+
+
+def _alpaca(keys: Sequence[str]) -> tuple[str, Columns, Tags, dict[str, str]] | None:
+    prompt = next((name for name in _QUESTIONS if name in keys), None)
+    response = next((name for name in _ANSWERS if name in keys), None)
+    if prompt is None or response is None:
+        return None
+    query = next((name for name in ("input", "query") if name in keys and name != prompt), None)
+    history = "history" if "history" in keys else None
+    told = {"prompt": prompt, "query": query, "response": response, "history": history}
+    columns = Columns(prompt=prompt, query=query, response=response, history=history)
+    return "alpaca", columns, Tags(), {name: value for name, value in told.items() if value}

@@ -1,0 +1,175 @@
+"""the values of a row, each of the type that is expected."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from luthier.data.catalog import DatasetDescription
+from luthier.data.check import RowError
+from luthier.records import Message
+
+_MISSING = object()
+
+
+def text_at(row: Mapping[str, Any], column: str, field: str, fix: str) -> str:
+    """A text that has to be there and to say something.
+
+    Args:
+        row: where to look.
+        column: the key.
+        field: how messages name the place.
+        fix: what to do when it is not there.
+
+    Raises:
+        RowError: if it is missing, null, no text, empty or not UTF-8.
+    """
+    value = row.get(column, _MISSING)
+    if value is _MISSING:
+        raise RowError(field, "missing", fix, f" (there are: {_keys(row)})")
+    if value is None:
+        raise RowError(field, "null", fix)
+    text = as_text(value, field)
+    if not text or text.isspace():
+        raise RowError(field, "empty", fix)
+    return text
+
+
+def optional_text(row: Mapping[str, Any], column: str | None) -> str:
+    """A text that may be missing or null, which reads as empty."""
+    if column is None or row.get(column) is None:
+        return ""
+    return as_text(row[column], column)
+
+
+def as_text(value: Any, field: str) -> str:
+    """`value`, if it is a text that can be written as UTF-8.
+
+    Raises:
+        RowError: otherwise.
+    """
+    if not isinstance(value, str):
+        raise RowError(field, f"{kind_of(value)} where a text belongs", "Write it as a text.")
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            found = f" (character {error.start + 1})"
+            raise RowError(
+                field, "characters that are not UTF-8", "Save the file as UTF-8.", found
+            ) from error
+    return value
+
+
+def as_object(value: Any, field: str) -> Mapping[str, Any]:
+    """`value`, if it is an object; JSON text of one is read.
+
+    Raises:
+        RowError: otherwise.
+    """
+    if isinstance(value, str):
+        value = _parse(value)
+    if not isinstance(value, Mapping):
+        raise RowError(field, f"{kind_of(value)} where an object belongs", "Write it as {...}.")
+    return value
+
+
+def as_list(value: Any, field: str) -> list[Any]:
+    """`value`, if it is a list; JSON text of one (a cell of a CSV) is read.
+
+    Raises:
+        RowError: otherwise.
+    """
+    if isinstance(value, str):
+        value = _parse(value)
+    if not isinstance(value, list):
+        raise RowError(field, f"{kind_of(value)} where a list belongs", "Write it as [...].")
+    return value
+
+
+def tools_of(row: Mapping[str, Any], description: DatasetDescription) -> str | None:
+    """The tool descriptions as the text of a JSON list; None when there are none.
+
+    Raises:
+        RowError: if they are not a list of objects, or the text of one.
+    """
+    column = description.columns.tools
+    value = row.get(column) if column is not None else None
+    if value is None or value == "":
+        return None
+    assert column is not None
+    given = value
+    if isinstance(value, str):
+        value = _parse(as_text(value, column))
+    if isinstance(value, Mapping):
+        value = given = [value]
+    if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
+        raise RowError(
+            column, "no JSON list of tools", "Write a list of objects with name and parameters."
+        )
+    return as_text(given if isinstance(given, str) else dump(given, column), column)
+
+
+def dump(value: Any, field: str) -> str:
+    """`value` as JSON text.
+
+    Raises:
+        RowError: if JSON cannot say it (a date of a parquet file).
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RowError(field, "not to be written as JSON", "Use texts and numbers.") from error
+
+
+def check_order(
+    messages: list[Message], field: str, *, needs_answer: bool, tags: str
+) -> list[Message]:
+    """`messages` in turn: a question or tool result, then an answer or tool call.
+
+    Args:
+        messages: without the system message.
+        field: how the row names them.
+        needs_answer: whether the last one is an answer; if not, an empty one is put there.
+        tags: how roles are called in this data set, for the message.
+
+    Raises:
+        RowError: at the first message out of turn.
+    """
+    expected = (("user", "observation"), ("assistant", "function"))
+    for number, message in enumerate(messages):
+        if message.role not in expected[number % 2]:
+            raise RowError(
+                f"{field}[{number}]",
+                f"role {message.role} out of order",
+                f"Questions and answers take turns, a question first ({tags}); system texts are "
+                "not counted here.",
+            )
+    if not messages:
+        raise RowError(field, "no messages", "Give a question and an answer.")
+    if len(messages) % 2:
+        if needs_answer:
+            raise RowError(field, "no answer at the end", f"The last message answers ({tags}).")
+        return [*messages, Message("assistant", "")]
+    return messages
+
+
+def kind_of(value: Any) -> str:
+    """The type of a JSON value in words."""
+    names = {str: "text", bool: "a boolean", int: "a number", float: "a number", list: "a list"}
+    names |= {dict: "an object", type(None): "null"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def _parse(text: str) -> Any:
+    """The value of JSON text; the text itself when it is not JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _keys(row: Mapping[str, Any]) -> str:
+    shown = ", ".join(repr(key)[:40] for key in list(row)[:8])
+    return shown or "none"
