@@ -1,0 +1,279 @@
+import contextlib
+import json
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from luthier.data.catalog import load_catalog
+from luthier.data.check import RowError
+from luthier.data.formats.detect import detect_format
+from luthier.data.formats.registry import FORMATS, Reading
+from luthier.errors import DataError
+from luthier.records import Conversation
+
+
+def read(row: Any, formatting: str, answers: bool = True, **entry: Any) -> Conversation:
+    catalog = load_catalog({"user": {"file_name": "x", "formatting": formatting, **entry}})
+    reading = Reading(catalog.describe("user"), needs_answer=answers, tool_separator="|")
+    return FORMATS.get(formatting)(row, reading, None)
+
+
+def turns(conversation: Conversation) -> list[tuple[str, str]]:
+    return [(message.role, message.content) for message in conversation.messages]
+
+
+def test_alpaca_joins_prompt_and_query_and_puts_history_first():
+    row = {
+        "instruction": "one",
+        "input": "two",
+        "output": "three",
+        "history": [["a", "b"], ["c", "d"]],
+        "system": "be kind",
+    }
+
+    found = read(row, "alpaca", columns={"history": "history", "system": "system"})
+
+    assert found.system == "be kind"
+    assert turns(found) == [
+        ("user", "a"),
+        ("assistant", "b"),
+        ("user", "c"),
+        ("assistant", "d"),
+        ("user", "one\ntwo"),
+        ("assistant", "three"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "row", [{"instruction": "a"}, {"input": "a"}, {"instruction": "a", "input": None}]
+)
+def test_alpaca_leaves_empty_parts_out(row):
+    assert turns(read(row | {"output": "b"}, "alpaca"))[0] == ("user", "a")
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "reason"),
+    [
+        ({"instruction": "a"}, "output", "missing"),
+        ({"instruction": "a", "output": None}, "output", "null"),
+        ({"instruction": "a", "output": 3}, "output", "a number"),
+        ({"instruction": "a", "output": ["b"]}, "output", "a list"),
+        ({"instruction": "a", "output": ""}, "output", "empty"),
+        ({"instruction": "", "output": "b"}, "instruction", "empty"),
+        ({"output": "b"}, "instruction", "missing"),
+        ({"instruction": 1, "output": "b"}, "instruction", "a number"),
+        ({"instruction": "a", "output": "\udcff"}, "output", "not UTF-8"),
+        ({"instruction": "a", "output": "b", "history": [["c"]]}, "history[0]", "no pair"),
+        ({"instruction": "a", "output": "b", "history": [["c", 1]]}, "history[0]", "a number"),
+        ({"instruction": "a", "output": "b", "tools": "{"}, "tools", "no JSON list"),
+    ],
+)
+def test_a_wrong_alpaca_row_names_field_and_reason(row, field, reason):
+    with pytest.raises(RowError) as raised:
+        read(row, "alpaca", columns={"history": "history", "tools": "tools"})
+
+    assert raised.value.field == field
+    assert reason in raised.value.reason
+    assert raised.value.fix
+
+
+def said(*messages: tuple[Any, Any]) -> list[dict[str, Any]]:
+    return [{"from": role, "value": value} for role, value in messages]
+
+
+def test_sharegpt_keeps_turns_and_its_first_system_message_wins():
+    messages = said(
+        ("system", "be kind"),
+        ("human", "a"),
+        ("function_call", '{"name": "f", "arguments": {}}'),
+        ("observation", "found"),
+        ("gpt", "b"),
+    )
+
+    found = read({"conversations": messages, "sys": "x"}, "sharegpt", columns={"system": "sys"})
+
+    assert found.system == "be kind"
+    assert [role for role, _ in turns(found)] == ["user", "function", "observation", "assistant"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "field", "reason"),
+    [
+        (None, "conversations", "null"),
+        ("hello", "conversations", "text where a list"),
+        ([], "conversations", "no messages"),
+        ([1], "conversations[0]", "a number where an object"),
+        (said(("human", "a")), "conversations", "no answer"),
+        (said(("gpt", "a"), ("human", "b")), "conversations[0]", "out of order"),
+        (said(("human", "a"), ("human", "b")), "conversations[1]", "out of order"),
+        (said(("humam", "a"), ("gpt", "b")), "conversations[0].from", "unknown role"),
+        (said((["human"], "a"), ("gpt", "b")), "conversations[0].from", "a list"),
+        (said(("human", None), ("gpt", "b")), "conversations[0].value", "null"),
+        (said(("human", "a"), ("gpt", "")), "conversations[1].value", "empty"),
+        (said(("human", "a"), ("system", "b")), "conversations[1]", "in the middle"),
+    ],
+)
+def test_a_wrong_sharegpt_row_names_field_and_reason(messages, field, reason):
+    with pytest.raises(RowError) as raised:
+        read({"conversations": messages}, "sharegpt")
+
+    assert raised.value.field == field
+    assert reason in raised.value.reason
+
+
+def test_without_the_need_of_an_answer_a_question_is_enough():
+    found = read({"conversations": said(("human", "a"))}, "sharegpt", answers=False)
+
+    assert turns(found) == [("user", "a"), ("assistant", "")]
+
+
+def test_openai_system_text_stays_as_it_is():
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+    assert read({"messages": messages}, "openai").system is None
+    for role in ("system", "developer"):
+        row = {"messages": [{"role": role, "content": "be kind"}, *messages]}
+        assert read(row, "openai").system == "be kind"
+
+
+def test_openai_calls_become_a_function_message_and_results_one_observation():
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    row = {
+        "messages": [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": None, "tool_calls": [call, call]},
+            {"role": "tool", "tool_call_id": "1", "content": "one"},
+            {"role": "tool", "tool_call_id": "2", "content": "two"},
+            {"role": "assistant", "content": [{"type": "text", "text": "b"}]},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+    }
+
+    found = read(row, "openai", columns={"tools": "tools"})
+
+    assert json.loads(found.messages[1].content) == [{"name": "f", "arguments": {"x": 1}}] * 2
+    assert found.messages[2].content == "one|two"
+    assert found.messages[3].content == "b"
+    assert json.loads(found.tools or "") == row["tools"]
+
+
+def test_openai_thoughts_stand_before_their_answer():
+    parts = [{"type": "reasoning", "text": "hm"}, {"type": "text", "text": "b"}]
+    for answer in (
+        {"role": "assistant", "content": parts},
+        {"role": "assistant", "content": "b", "reasoning_content": "hm"},
+    ):
+        found = read({"messages": [{"role": "user", "content": "a"}, answer]}, "openai")
+
+        assert found.messages[1].content == "<think>\nhm\n</think>\n\nb"
+
+
+@pytest.mark.parametrize(
+    ("messages", "field", "reason"),
+    [
+        (
+            [{"role": "user", "content": [{"type": "image_url"}]}],
+            "messages[0].content[0]",
+            "no text",
+        ),
+        ([{"role": "user", "content": None}], "messages[0].content", "empty"),
+        ([{"role": "usr", "content": "a"}], "messages[0].role", "unknown role"),
+        (
+            [
+                {"role": "user", "content": "a"},
+                {
+                    "role": "assistant",
+                    "tool_calls": [{"function": {"name": "f", "arguments": "{"}}],
+                },
+            ],
+            "messages[1].tool_calls[0].arguments",
+            "not JSON",
+        ),
+        (
+            [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": "b"},
+                {"role": "tool", "content": "c"},
+            ],
+            "messages",
+            "no answer",
+        ),
+    ],
+)
+def test_a_wrong_openai_row_names_field_and_reason(messages, field, reason):
+    with pytest.raises(RowError) as raised:
+        read({"messages": messages}, "openai")
+
+    assert raised.value.field == field
+    assert reason in raised.value.reason
+
+
+@pytest.mark.parametrize(
+    ("row", "formatting", "column"),
+    [
+        ({"instruction": "a", "output": "b"}, "alpaca", "instruction"),
+        ({"question": "a", "answer": "b"}, "alpaca", "question"),
+        ({"conversations": said(("human", "a"), ("gpt", "b"))}, "sharegpt", "conversations"),
+        ({"conversations": said(("user", "a"), ("assistant", "b"))}, "sharegpt", "user"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "openai", "messages"),
+        ({"conversations": [{"role": "user", "content": "a"}]}, "openai", "conversations"),
+    ],
+)
+def test_the_format_is_detected_and_said(row, formatting, column):
+    description = load_catalog("ONLINE").describe("x")
+
+    detected, line = detect_format(description, [row])
+
+    assert detected.formatting == formatting
+    assert column in line
+    reading = Reading(detected, needs_answer=False)
+    assert turns(FORMATS.get(formatting)(row, reading, None))[0] == ("user", "a")
+
+
+@pytest.mark.parametrize("rows", [[], [1], [{"text": "a"}], [{"chosen": "a", "rejected": "b"}]])
+def test_rows_like_no_format_are_an_error(rows):
+    with pytest.raises(DataError, match="its rows"):
+        detect_format(load_catalog("ONLINE").describe("x"), rows)
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+WORDS = st.sampled_from(
+    ["human", "gpt", "user", "assistant", "tool", "system", "developer", "function_call", "{}"]
+)
+KEYS = st.sampled_from(
+    """instruction input output history system tools conversations messages from value role
+    content tool_calls function name arguments type text reasoning_content""".split()
+)
+ANY = st.recursive(
+    SCALARS | WORDS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=5),
+    max_leaves=25,
+)
+MESSAGE = st.dictionaries(KEYS, WORDS | ANY, max_size=5)
+ROW = st.dictionaries(KEYS, ANY | st.lists(MESSAGE, max_size=5) | st.text(), max_size=6)
+
+
+@pytest.mark.parametrize("formatting", ["alpaca", "sharegpt", "openai"])
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@given(row=ROW, answers=st.booleans())
+def test_any_row_is_read_or_refused_with_our_own_error(formatting, row, answers):
+    columns = {"history": "history", "system": "system", "tools": "tools"}
+    try:
+        found = read(row, formatting, answers, columns=columns)
+    except RowError:
+        return
+
+    assert len(found.messages) % 2 == 0
+    for number, message in enumerate(found.messages):
+        asks = ("user", "observation") if number % 2 == 0 else ("assistant", "function")
+        assert message.role in asks
+        message.content.encode("utf-8")
+
+
+@settings(max_examples=300, deadline=None)
+@given(rows=st.lists(ROW | ANY, max_size=4))
+def test_any_rows_are_detected_or_refused(rows):
+    with contextlib.suppress(DataError):
+        detect_format(load_catalog("ONLINE").describe("x"), rows)

@@ -1,0 +1,192 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from luthier.data.check import RowProblem
+from luthier.data.encode import Encoder, EncodingOptions, Example, share_room
+from luthier.data.table import encode_rows
+from luthier.errors import DataError
+from luthier.records import IGNORE_INDEX, Conversation, Message, Origin, Token
+from luthier.templates.registry import TEMPLATES
+from luthier.templates.template import CONTENT, Template
+
+CHATML = TEMPLATES.get("chatml")
+EFFICIENT = Template("efficient", user=("Q:" + CONTENT + "A:",), efficient_eos=True)
+
+
+def chat(*texts: str) -> Conversation:
+    roles = ("user", "assistant")
+    messages = (Message(roles[at % 2], text) for at, text in enumerate(texts))
+    return Conversation(tuple(messages), origin=Origin("rows.json", 3))
+
+
+def encode(tokenizer, conversation, template=CHATML, **options) -> Example:
+    (found,) = Encoder(
+        tokenizer, template, EncodingOptions(**({"cutoff_len": 512} | options))
+    ).encode([conversation])
+    assert isinstance(found, Example)
+    return found
+
+
+def learned(tokenizer, example: Example) -> str:
+    return tokenizer.decode([token for token in example.labels if token != IGNORE_INDEX])
+
+
+@settings(max_examples=300)
+@given(st.integers(0, 300), st.integers(0, 300), st.integers(1, 400))
+def test_room_is_filled_and_never_overdrawn(source, target, room):
+    kept_source, kept_target = share_room(source, target, room)
+
+    assert 0 <= kept_source <= source
+    assert 0 <= kept_target <= target
+    assert kept_source + kept_target <= room
+    if source + target <= room:
+        assert (kept_source, kept_target) == (source, target)
+    else:
+        assert kept_source + kept_target == room
+
+
+@pytest.mark.parametrize(
+    ("lengths", "kept"),
+    [
+        ((3000, 2000, 1000), (600, 400)),
+        ((2000, 3000, 1000), (400, 600)),
+        ((1000, 100, 1000), (900, 100)),
+        ((100, 1000, 1000), (100, 900)),
+    ],
+)
+def test_both_are_cut_in_proportion_but_short_ones_are_kept(lengths, kept):
+    assert share_room(*lengths) == kept
+
+
+def test_answers_are_learned_with_their_end(tiny_tokenizer):
+    example = encode(tiny_tokenizer, chat("one", "two", "three", "four"))
+
+    assert learned(tiny_tokenizer, example) == "two<|im_end|>\nfour<|im_end|>\n"
+    assert len(example.labels) == len(example.input_ids)
+    assert example.num_cut == 0
+
+
+def test_history_is_masked_and_the_last_turn_has_room_first(tiny_tokenizer):
+    conversation = chat("one " * 30, "two", "three", "four")
+
+    whole = encode(tiny_tokenizer, conversation, mask_history=True)
+    cut = encode(tiny_tokenizer, conversation, mask_history=True, cutoff_len=40)
+
+    assert learned(tiny_tokenizer, whole) == learned(tiny_tokenizer, cut) == "four<|im_end|>\n"
+    assert len(cut.input_ids) == 40
+    assert cut.num_cut == len(whole.input_ids) - 40
+
+
+def test_prompts_are_learned_when_asked(tiny_tokenizer):
+    example = encode(tiny_tokenizer, chat("one", "two"), train_on_prompt=True)
+
+    assert example.labels == example.input_ids
+
+
+def test_an_efficient_eos_ends_every_answer_once(tiny_tokenizer):
+    eos = tiny_tokenizer.eos_token_id
+
+    example = encode(tiny_tokenizer, chat("one", "two", "three", "four"), EFFICIENT)
+    masked = encode(
+        tiny_tokenizer, chat("one", "two", "three", "four"), EFFICIENT, mask_history=True
+    )
+
+    assert example.labels.count(eos) == 2
+    assert example.input_ids[-1] == eos
+    assert learned(tiny_tokenizer, masked) == "four<|im_end|>"
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    texts=st.lists(st.text("ab é\n", max_size=40), min_size=1, max_size=6),
+    cutoff_len=st.integers(1, 80),
+    mask_history=st.booleans(),
+    is_efficient=st.booleans(),
+)
+def test_no_example_is_longer_than_its_room(
+    tiny_tokenizer, texts, cutoff_len, mask_history, is_efficient
+):
+    conversation = chat(*texts, *texts)
+    template = EFFICIENT if is_efficient else CHATML
+    options = EncodingOptions(cutoff_len, mask_history)
+
+    (found,) = Encoder(tiny_tokenizer, template, options).encode([conversation])
+
+    if isinstance(found, RowProblem):
+        assert found.origin == "rows.json:3"
+        return
+    assert len(found.input_ids) == len(found.labels) <= cutoff_len
+    assert found.count_learned() > 0
+    pairs = zip(found.input_ids, found.labels, strict=True)
+    eos = tiny_tokenizer.eos_token_id
+    assert all(label in (IGNORE_INDEX, token) or label == eos for token, label in pairs)
+
+
+def test_a_row_without_room_for_its_answer_is_a_problem(tiny_tokenizer):
+    encoder = Encoder(tiny_tokenizer, CHATML, EncodingOptions(2))
+
+    (found,) = encoder.encode([chat("one " * 50, "two")])
+
+    assert isinstance(found, RowProblem)
+    assert "no learned token" in str(found)
+
+
+def test_tools_that_cannot_be_rendered_are_a_problem_of_the_row(tiny_tokenizer):
+    broken = Conversation((Message("user", "a"), Message("function", "not json")), tools="[]")
+    encoder = Encoder(tiny_tokenizer, TEMPLATES.get("qwen"), EncodingOptions(99))
+
+    first, second = encoder.encode([broken, chat("one", "two")])
+
+    assert isinstance(first, RowProblem)
+    assert isinstance(second, Example)
+
+
+def test_a_token_the_tokenizer_lacks_is_an_error(tiny_tokenizer):
+    template = Template("odd", prefix=(Token("[gMASK]"),))
+
+    with pytest.raises(DataError, match="gMASK"):
+        encode(tiny_tokenizer, chat("one", "two"), template)
+
+
+def test_a_batch_equals_rows_and_pieces_one_by_one(tiny_tokenizer):
+    conversations = [chat(f"question {n % 3}", f"answer {n} é") for n in range(20)]
+    encoder = Encoder(tiny_tokenizer, CHATML, EncodingOptions(64))
+
+    together = encoder.encode(conversations)
+
+    for conversation, found in zip(conversations, together, strict=True):
+        expected: list[int] = []
+        for turn in CHATML.turns(conversation):
+            for piece in (*turn.prompt, *turn.answer):
+                if isinstance(piece.content, str):
+                    expected += tiny_tokenizer.encode(piece.content, add_special_tokens=False)
+                else:
+                    expected.append(tiny_tokenizer.eos_token_id)
+        assert found.input_ids == expected
+
+
+def test_a_prompt_to_answer_holds_no_answer(tiny_tokenizer):
+    encoder = Encoder(tiny_tokenizer, CHATML, EncodingOptions(512))
+
+    (found,) = encoder.encode_prompts([chat("one", "two", "three", "four")])
+
+    assert tiny_tokenizer.decode(found.input_ids).endswith(
+        "three<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert tiny_tokenizer.decode(found.labels) == "four<|im_end|>\n"
+
+
+@pytest.mark.parametrize("purpose", ["learn", "answer"])
+def test_two_workers_give_what_one_gives(tiny_tokenizer, purpose):
+    rows = [(n, chat(f"question {n}", f"answer {n}" * (n % 5 + 1))) for n in range(53)]
+    encoder = Encoder(tiny_tokenizer, CHATML, EncodingOptions(24))
+
+    alone, shared = (
+        list(encode_rows(rows, encoder, purpose, batch_size=10, num_workers=workers))
+        for workers in (1, 2)
+    )
+
+    assert [batch.table for batch in alone] == [batch.table for batch in shared]
+    assert [batch.problems for batch in alone] == [batch.problems for batch in shared]
+    assert sum(batch.num_tokens_cut for batch in alone) > 0

@@ -1,0 +1,240 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
+import pytest
+
+from luthier.arguments.data import DataArguments
+from luthier.arguments.model import ModelArguments
+from luthier.arguments.training import TrainingArguments
+from luthier.data.pipeline import EncodedDatasets, find_tool_separator, load_datasets
+from luthier.errors import DataError
+from luthier.records import IGNORE_INDEX
+from luthier.templates.registry import TEMPLATES
+from tests import tiny
+
+CHATML = TEMPLATES.get("chatml")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path, "rows", 40)
+    write(tmp_path, "more", 10)
+    entries = {name: {"file_name": f"{name}.jsonl"} for name in ("rows", "more")}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(entries))
+    return tmp_path
+
+
+def write(folder: Path, name: str, count: int, *bad: str) -> None:
+    rows = [
+        json.dumps({"instruction": f"{name} question {n}", "output": f"answer {n}"})
+        for n in range(count)
+    ]
+    (folder / f"{name}.jsonl").write_text("\n".join([*bad, *rows]))
+
+
+def load(
+    folder: Path, template: Any = CHATML, tokenizer: Any = None, **given: Any
+) -> EncodedDatasets:
+    training = {
+        name: given.pop(name) for name in ("predict_with_generate", "seed") if name in given
+    }
+    arguments = SimpleNamespace(
+        model=ModelArguments(model_name_or_path="tiny", cache_dir=str(folder / "cache")),
+        data=DataArguments(**({"dataset": "rows", "dataset_dir": str(folder)} | given)),
+        training=TrainingArguments(output_dir="out", do_train=True, **training),
+    )
+    return load_datasets(arguments, template, tokenizer or tiny.make_tokenizer())  # type: ignore[arg-type]
+
+
+def origins(dataset: datasets.Dataset) -> list[str]:
+    return [Path(origin).name for origin in dataset["origin"]]
+
+
+def was_cached(found: EncodedDatasets) -> bool:
+    return all(one.was_cached for one in found.report.sets)
+
+
+def test_rows_arrive_encoded_with_counts_and_origins(folder):
+    found = load(folder)
+
+    assert found.train is not None
+    assert found.train.column_names == [
+        "input_ids",
+        "labels",
+        "num_tokens",
+        "num_learned",
+        "origin",
+    ]
+    assert origins(found.train) == [f"rows.jsonl:{line}" for line in range(1, 41)]
+    row = found.train[7]
+    text = tiny.make_tokenizer().decode(row["input_ids"])
+    assert text == (
+        "<|im_start|>user\nrows question 7<|im_end|>\n<|im_start|>assistant\nanswer 7<|im_end|>\n"
+    )
+    assert row["num_tokens"] == len(row["input_ids"])
+    assert row["num_learned"] == sum(label != IGNORE_INDEX for label in row["labels"][1:])
+    assert (found.eval, found.predict, found.report.num_train) == ({}, {}, 40)
+    assert found.train.features["input_ids"].feature.dtype == "int32"
+
+
+def test_a_second_run_finds_the_first_ones_rows_and_says_the_same(folder, capsys):
+    write(folder, "rows", 300, "{", '{"instruction": "a"}')
+    first = load(folder, cutoff_len=12)
+    said = capsys.readouterr().err
+    second = load(folder, cutoff_len=12)
+    again = capsys.readouterr().err
+
+    assert not was_cached(first)
+    assert was_cached(second)
+    assert again == said.replace("(encoded,", "(from the cache,")
+    assert "302 rows read, 300 kept, 2 skipped, 300 cut" in said
+    assert "rows.jsonl:1: not JSON" in said
+    assert second.train is not None
+    assert second.train[:] == first.train[:]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cutoff_len": 30},
+        {"mask_history": True},
+        {"train_on_prompt": True},
+        {"max_samples": 39},
+        {"template": replace(CHATML, default_system="be kind")},
+        {"tokenizer": tiny.make_tokenizer(vocab_size=390)},
+        {"overwrite_cache": True},
+    ],
+)
+def test_a_change_of_what_decides_is_never_answered_from_the_cache(folder, change):
+    load(folder)
+
+    assert not was_cached(load(folder, **change))
+
+
+def test_a_changed_byte_of_the_data_is_never_answered_from_the_cache(folder):
+    load(folder)
+    path = folder / "rows.jsonl"
+    path.write_text(path.read_text().replace("answer 39", "answer 38"))
+
+    changed = load(folder)
+
+    assert not was_cached(changed)
+    assert changed.train is not None
+    assert "answer 38" in tiny.make_tokenizer().decode(changed.train[39]["input_ids"])
+
+
+def test_a_changed_description_is_never_answered_from_the_cache(folder):
+    load(folder)
+    entry = {"file_name": "rows.jsonl", "columns": {"query": "output"}}
+    (folder / "dataset_info.json").write_text(json.dumps({"rows": entry}))
+
+    assert not was_cached(load(folder))
+
+
+@pytest.mark.parametrize(
+    "change", [{"preprocessing_num_workers": 2}, {"preprocessing_batch_size": 7}]
+)
+def test_how_it_is_computed_does_not_matter(folder, change):
+    first = load(folder)
+
+    found = load(folder, overwrite_cache=True, **{"preprocessing_batch_size": 8} | change)
+
+    assert not was_cached(found)
+    assert found.train[:] == first.train[:]  # type: ignore[index]
+
+
+def test_the_split_equals_that_of_datasets_and_prompts_follow_it(folder):
+    found = load(folder, dataset="rows,more", val_size=0.2, predict_with_generate=True)
+
+    names = [f"rows.jsonl:{n}" for n in range(1, 41)] + [f"more.jsonl:{n}" for n in range(1, 11)]
+    expected = datasets.Dataset.from_dict({"origin": names}).train_test_split(0.2, seed=42)
+    assert found.train is not None
+    assert origins(found.train) == expected["train"]["origin"][:]
+    assert origins(found.eval[""]) == origins(found.predict[""]) == expected["test"]["origin"][:]
+    assert found.predict[""].column_names == ["input_ids", "labels", "origin"]
+    assert tiny.make_tokenizer().decode(found.predict[""][0]["labels"]).startswith("answer")
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_evaluation_sets_are_one_or_each_its_own(folder, each):
+    found = load(
+        folder, eval_dataset="rows,more", eval_on_each_dataset=each, predict_with_generate=True
+    )
+
+    sizes = {"rows": 40, "more": 10} if each else {"": 50}
+    assert {name: len(one) for name, one in found.eval.items()} == sizes
+    assert {name: len(one) for name, one in found.predict.items()} == sizes
+
+
+def test_prompts_without_answers_can_be_answered_but_not_learned(folder):
+    (folder / "asked.jsonl").write_text('{"instruction": "a", "output": ""}\n')
+
+    found = load(folder, eval_dataset=str(folder / "asked.jsonl"), predict_with_generate=True)
+
+    assert "" not in found.eval
+    assert len(found.predict[""]) == 1
+
+
+def test_bad_rows_within_the_budget_are_skipped(folder):
+    write(folder, "rows", 40, "{", '{"instruction": "a"}', '{"instruction": "a", "output": 3}')
+
+    found = load(folder, max_bad_rows=3)
+
+    assert origins(found.train)[0] == "rows.jsonl:4"  # type: ignore[arg-type]
+    (report,) = found.report.sets
+    assert report.num_read == report.num_kept + report.num_skipped == 43
+    assert list(report.skipped.values()) == [1, 1, 1]
+
+
+@pytest.mark.parametrize("budget", [2, 0.05, 0])
+@pytest.mark.parametrize("run", ["first", "cached"])
+def test_more_bad_rows_than_the_budget_end_the_run(folder, budget, run):
+    write(folder, "rows", 40, "{", '{"instruction": "a"}', '{"instruction": "a", "output": 3}')
+    if run == "cached":
+        load(folder, max_bad_rows=0.5)
+
+    with pytest.raises(DataError) as raised:
+        load(folder, max_bad_rows=budget)
+
+    text = str(raised.value)
+    assert "'rows': 3 of 43 rows cannot be used" in text
+    for words in (
+        "rows.jsonl:1: not JSON",
+        "rows.jsonl:2, output: missing",
+        "1 x output: a number",
+    ):
+        assert words in text
+
+
+def test_rows_with_nothing_learned_count_as_bad(folder):
+    with pytest.raises(DataError, match="no learned token is left"):
+        load(folder, cutoff_len=1)
+
+
+def test_the_format_of_a_path_is_said(folder, capsys):
+    load(folder, dataset=str(folder / "rows.jsonl"))
+
+    assert "alpaca rows detected: prompt from 'instruction'" in capsys.readouterr().err
+
+
+def test_an_empty_file_is_an_error(folder):
+    (folder / "rows.jsonl").write_text("\n")
+
+    with pytest.raises(DataError, match="there are no rows"):
+        load(folder)
+
+
+def test_ranking_data_is_refused_by_name(folder):
+    entry = {"file_name": "rows.jsonl", "ranking": True}
+
+    with pytest.raises(DataError, match="'pairs'"):
+        load(folder, dataset="pairs", dataset_dir={"pairs": entry})
+
+
+def test_tool_results_are_wrapped_one_by_one_where_the_template_wraps_them():
+    assert find_tool_separator(TEMPLATES.get("qwen")) == "\n</tool_response>\n<tool_response>\n"
+    assert find_tool_separator(TEMPLATES.get("llama3")) == "\n"

@@ -1,0 +1,175 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from luthier.data.catalog import DatasetDescription, load_catalog
+from luthier.data.check import RowProblem
+from luthier.data.sources import Row, Source
+from luthier.errors import DataError
+
+ROWS = [{"instruction": f"question {n}", "input": "", "output": f"answer\n{n}"} for n in range(5)]
+
+
+def source(path: Path) -> Source:
+    return Source(DatasetDescription("user", "file", str(path)))
+
+
+def read(path: Path) -> list[Row | RowProblem]:
+    return list(source(path).rows())
+
+
+def test_a_list_knows_the_line_of_each_row(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_bytes(b"\xef\xbb\xbf\n\n" + json.dumps(ROWS, indent=2).encode())
+
+    rows = read(path)
+
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    starts = [number for number, line in enumerate(lines, 1) if line == "  {"]
+    assert [row.origin.line for row in rows] == starts
+    assert [row.values for row in rows] == ROWS
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_lines_know_their_numbers_and_blank_ones_are_fine(tmp_path, suffix):
+    path = tmp_path / f"rows{suffix}"
+    texts = [json.dumps(row) for row in ROWS]
+    path.write_bytes(("\ufeff" + "\r\n\n".join(texts)).encode())
+
+    rows = read(path)
+
+    assert [row.origin.line for row in rows] == [1, 3, 5, 7, 9]
+    assert [row.values for row in rows] == ROWS
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"a": 1', "not JSON"),
+        (b'{"a": 1,}', "not JSON"),
+        (b"hello", "not JSON"),
+        (b'{"a": "\xff"}', "bytes that are not UTF-8"),
+        (b"[" * 100_000, "too large"),
+        (b"1" * 5000, "too large"),
+    ],
+)
+def test_a_damaged_line_is_a_problem_at_its_line(tmp_path, line, reason):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 1}\n\n' + line + b'\n{"a": 2}\n')
+
+    first, problem, last = read(path)
+
+    assert isinstance(problem, RowProblem)
+    assert problem.origin == f"{path}:3"
+    assert reason in str(problem)
+    assert (first.values, last.values) == ({"a": 1}, {"a": 2})
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ('[\n{"a": 1},\n{"a" 2}\n]', 3, "delimiter"),
+        ('[\n{"a": 1}\n{"a": 2}\n]', 3, "comma"),
+        ('[\n{"a": 1},\n]', 2, "comma without a row"),
+        ('[\n{"a": 1},\n{"a": 2}\n', 4, "ends inside"),
+        ('[\n{"a": "one\ntwo"}\n]', 2, "control character"),
+        ('[\n{"a": 1}\n]\n{"b": 2}', 4, "behind the list"),
+    ],
+)
+def test_a_broken_list_says_the_line_and_what_is_wrong(tmp_path, text, line, words):
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+
+    with pytest.raises(DataError, match=words) as raised:
+        read(path)
+
+    assert str(raised.value).startswith(f"{path}:{line}:")
+
+
+@pytest.mark.parametrize("text", ["[]", "[ ]", "", "\n\n"])
+def test_nothing_is_no_rows(tmp_path, text):
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+
+    assert read(path) == []
+
+
+def test_csv_rows_know_where_they_start(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text('a,b\n1,"two\nlines"\n3\n4,5\n', encoding="utf-8-sig")
+
+    first, problem, last = read(path)
+
+    assert (first.values, first.origin.line) == ({"a": "1", "b": "two\nlines"}, 2)
+    assert problem.origin == f"{path}:4"
+    assert (last.values, last.origin.line) == ({"a": "4", "b": "5"}, 5)
+
+
+def test_text_lines_are_rows(tmp_path):
+    path = tmp_path / "rows.txt"
+    path.write_text("one\n\ntwo\n")
+
+    assert [(row.values["text"], row.origin.line) for row in read(path)] == [("one", 1), ("two", 3)]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow-file", "arrow-stream"])
+def test_columnar_files_give_the_same_rows(tmp_path, kind):
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.Table.from_pylist(ROWS)
+    path = tmp_path / f"rows.{kind.partition('-')[0]}"
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        new = pyarrow.ipc.new_file if kind == "arrow-file" else pyarrow.ipc.new_stream
+        with new(str(path), table.schema) as writer:
+            writer.write_table(table)
+
+    rows = read(path)
+
+    assert [row.values for row in rows] == ROWS
+    assert [row.origin.line for row in rows] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.arrow"])
+def test_a_damaged_columnar_file_is_an_error(tmp_path, name):
+    (tmp_path / name).write_bytes(b"PAR1 not really")
+
+    with pytest.raises(DataError, match=name):
+        read(tmp_path / name)
+
+
+def test_a_folder_gives_its_files_in_order_of_their_names(tmp_path):
+    for name in ("b", "a", "c"):
+        (tmp_path / f"{name}.json").write_text(json.dumps([{"name": name}]))
+    (tmp_path / "README.md").write_text("about")
+
+    assert [row.values["name"] for row in read(tmp_path)] == ["a", "b", "c"]
+
+
+def test_a_folder_of_two_kinds_or_none_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="no file of the kinds"):
+        source(tmp_path)
+    (tmp_path / "a.json").write_text("[]")
+    (tmp_path / "a.csv").write_text("")
+
+    with pytest.raises(DataError, match=r"mixes kinds of files \(1 .csv, 1 .json\)"):
+        source(tmp_path)
+
+
+def test_the_hash_is_of_the_bytes(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text("[1]")
+    before = source(path).hashes()
+    path.write_text("[2]")
+
+    assert source(path).hashes() != before
+
+
+def test_the_hub_without_network_is_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    with pytest.raises(DataError, match=r"'owner/nothing' on the hub\): HF_HUB_OFFLINE"):
+        Source(load_catalog("ONLINE").describe("owner/nothing"))
