@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import peft
@@ -239,6 +240,25 @@ def test_bfloat16_works_on_a_cpu_and_lowers_the_loss(config):
     result = luthier.train(config | {"bf16": True, "max_steps": 12, "use_cpu": True})
 
     assert losses(result)[-1] < losses(result)[0]
+
+
+def test_a_loss_that_is_no_number_is_logged_as_it_is(config):
+    result = luthier.train(config | {"learning_rate": 1e30, "max_grad_norm": 0, "optim": "sgd"})
+
+    assert math.isnan(losses(result)[-1])
+
+
+def test_a_pissa_adapter_is_also_saved_as_plain_lora_of_the_unchanged_model(config, llama_folder):
+    result = luthier.train(config | {"pissa_init": True, "pissa_convert": True})
+
+    base = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32)
+    plain = peft.PeftModel.from_pretrained(base, result.output_dir / "pissa_converted").eval()
+    ids = torch.arange(1, 20).unsqueeze(0)
+    with torch.no_grad():
+        # W + s(AB - A0B0) against (W - sA0B0) + sAB, both summed in float32
+        torch.testing.assert_close(
+            plain(ids).logits, result.model.eval()(ids).logits, rtol=1e-3, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize(

@@ -333,8 +333,9 @@ class TrainingArguments(Section):
         False, "Whether the first step is logged as well. By default not."
     )
     logging_nan_inf_filter: bool = knob(
-        True,
-        "Whether a loss that is no number is left out of the logged mean. By default it is.",
+        False,
+        "Whether a loss that is no number is left out of the logged mean, which then looks "
+        "healthy. By default it is logged as it is.",
     )
     logging_dir: str | None = knob(
         None,

@@ -36,6 +36,8 @@ class Stage(Protocol):
     record: type[Record]
     units_column: str
 
+    def __init__(self, label_smoothing: float = 0.0) -> None: ...
+
     def loss(self, model: Any, batch: MicroBatch, *, with_accuracy: bool) -> Loss:
         """Runs the model on the micro-batch and sums the loss over its units."""
         ...

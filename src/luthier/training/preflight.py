@@ -7,10 +7,10 @@ from pathlib import Path
 
 from luthier.arguments.record import Arguments
 from luthier.data.catalog import check_datasets
-from luthier.errors import ArgumentsError, UnknownName
+from luthier.errors import ArgumentsError, TemplateError, UnknownName
 from luthier.modeling.source import check_model
 from luthier.optional import is_installed, missing
-from luthier.templates.registry import TEMPLATES
+from luthier.templates.choose import find_template
 
 TRACKER_MODULES = {
     "clearml": "clearml",
@@ -47,9 +47,11 @@ def _data(arguments: Arguments) -> Iterator[str]:
 
 
 def _template(arguments: Arguments) -> Iterator[str]:
-    name = arguments.data.template
-    if name is not None and name not in TEMPLATES:
-        yield str(UnknownName("template", name, TEMPLATES.names()))
+    if arguments.data.template is not None:
+        try:
+            find_template(arguments.data.template)
+        except (UnknownName, TemplateError) as problem:
+            yield str(problem)
 
 
 def _packages(arguments: Arguments) -> Iterator[str]:

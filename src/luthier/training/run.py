@@ -49,6 +49,7 @@ def run(
     check_before_loading(arguments)
 
     from transformers import set_seed
+    from transformers.utils.logging import disable_progress_bar
 
     from luthier.data.pipeline import load_datasets
     from luthier.modeling.loader import load_model
@@ -58,12 +59,15 @@ def run(
     from luthier.templates.fit import fit_tokenizer
     from luthier.training.report import write_model_card, write_run_record
 
+    disable_progress_bar()
     training = arguments.training
     set_seed(training.seed)
     stage = STAGES.get(arguments.finetuning.stage)(training.label_smoothing_factor)
     tokenizer = load_tokenizer(arguments.model, min_length=arguments.data.cutoff_len)
     template = choose_template(arguments.data, tokenizer)
     fitted = fit_tokenizer(tokenizer, template)
+    for note in fitted.notes:
+        console.info(note)
     data = load_datasets(arguments, template, tokenizer, stage.record)
     model = load_model(arguments, tokenizer, is_trainable=training.do_train)
     trainer = _make_trainer(arguments, stage, model, tokenizer, data, callbacks)
@@ -97,7 +101,9 @@ def _make_trainer(
     from luthier.training.library_arguments import library_arguments
     from luthier.training.trainer import LuthierTrainer
 
-    ours: list[TrainerCallback | type[TrainerCallback]] = [LogFileCallback, ProgressCallback]
+    ours: list[TrainerCallback | type[TrainerCallback]] = [LogFileCallback]
+    if not arguments.training.disable_tqdm:
+        ours.append(ProgressCallback)
     patience = arguments.finetuning.early_stopping_steps
     if patience is not None:
         ours.append(EarlyStoppingCallback(early_stopping_patience=patience))
@@ -116,20 +122,27 @@ def _make_trainer(
 
 
 def _train(trainer: LuthierTrainer, arguments: Arguments) -> dict[str, float]:
+    from luthier.modeling.adapters.pissa import convert_pissa, save_pissa_start
     from luthier.training.report import save_metrics
 
+    folder = Path(trainer.args.output_dir)
     checkpoint = find_checkpoint(arguments)
     if checkpoint is not None:
         if trainer.is_finished_by(checkpoint):
             return {}
         console.info(f"going on from {checkpoint}")
+    is_converted = arguments.finetuning.pissa_init and arguments.finetuning.pissa_convert
+    if is_converted and checkpoint is None:
+        save_pissa_start(trainer.model, folder)
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_model()
     trainer.save_state()
+    if is_converted:
+        console.info(f"as plain LoRA: {convert_pissa(trainer.model, folder)}")
     metrics: dict[str, float] = dict(result.metrics)
     if arguments.finetuning.include_effective_tokens_per_second:
         metrics["effective_tokens_per_sec"] = trainer.tokens_trained / metrics["train_runtime"]
-    save_metrics(Path(trainer.args.output_dir), "train", metrics)
+    save_metrics(folder, "train", metrics)
     return metrics
 
 

@@ -51,6 +51,9 @@ class LuthierTrainer(Trainer):
         callbacks: heard at every event.
     """
 
+    optimizer: Any
+    control: Any
+
     def __init__(
         self,
         arguments: Arguments,
@@ -239,7 +242,8 @@ class LuthierTrainer(Trainer):
                 self.get_decay_parameter_names(trained),
             )
             self.optimizer = optimizer_class(groups, **options)
-        return super().create_optimizer(model)
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        return optimizer
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -253,14 +257,16 @@ class LuthierTrainer(Trainer):
             options = dict(self.args.lr_scheduler_kwargs or {})
             if not {"num_stable_steps", "num_decay_steps"} & options.keys():
                 stable = (num_training_steps - warmup_steps) // 3
-                options["num_stable_steps"] = stable
                 options["num_decay_steps"] = num_training_steps - warmup_steps - stable
                 console.info(
                     f"lr_scheduler_kwargs: {stable} stable steps and {options['num_decay_steps']} "
                     "of decay (one and two thirds of the steps after warm-up)"
                 )
             self.args.lr_scheduler_kwargs = options
-        return super().create_scheduler(num_training_steps, optimizer)
+        scheduler: torch.optim.lr_scheduler.LRScheduler = super().create_scheduler(
+            num_training_steps, optimizer
+        )
+        return scheduler
 
     def _prepare_for_training(self, *args: Any, **options: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **options)
