@@ -75,6 +75,20 @@ def test_absent_weights_do_not_start_at_random(tmp_path: Path):
         load(folder)
 
 
+def test_a_models_own_code_does_not_run(tmp_path: Path):
+    folder = tiny.save(tmp_path / "model", tiny.make_llama())
+    config = json.loads((folder / "config.json").read_text())
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
+    (folder / "config.json").write_text(json.dumps(config | own))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass OwnConfig: ...")
+    arguments = make_arguments(model_name_or_path=str(folder))
+
+    with pytest.raises(ModelError, match="set trust_remote_code: true"):
+        load_config(arguments.model)
+
+    assert not (tmp_path / "ran").exists()
+
+
 def test_pickled_weights_are_not_opened(tmp_path: Path):
     folder = tiny.save(tmp_path / "model", tiny.make_llama())
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Collection
 from typing import Any
 
@@ -26,7 +27,6 @@ from luthier.modeling.adapters.registry import ADAPTERS
 from luthier.modeling.checkpointing import checkpoint_activations
 from luthier.modeling.counts import say_counts
 from luthier.modeling.dtypes import Dtypes, cast_trained, choose_dtypes
-from luthier.modeling.quirks.gguf_model import forget_gguf, unpacking
 from luthier.modeling.rope import stretch_rope
 from luthier.modeling.source import (
     ATTENTION_PACKAGES,
@@ -80,7 +80,9 @@ def load_model(
         stored=config.dtype,
         is_gguf=source.gguf_file is not None or model_args.train_from_scratch,
     )
-    base = _load_weights(source, config, model_args, dtypes, is_trainable=is_trainable)
+    base = _load_weights(
+        source, config, model_args, dtypes, is_trainable=is_trainable, use_cpu=training.use_cpu
+    )
     _mend_generation(base)
     arguments = _grow(base, tokenizer, arguments)
     model = _adapt(base, arguments, is_trainable=is_trainable)
@@ -144,6 +146,7 @@ def _load_weights(
     dtypes: Dtypes,
     *,
     is_trainable: bool,
+    use_cpu: bool,
 ) -> PreTrainedModel:
     kind = (
         AutoModelForImageTextToText
@@ -159,11 +162,10 @@ def _load_weights(
             return model
         check_weights(source)
         if source.gguf_file:
-            options |= {"gguf_file": source.gguf_file, **unpacking()}
+            options |= {"gguf_file": source.gguf_file, "quantization_config": _unpacked()}
         else:
             options["use_safetensors"] = True
-        if not is_trainable and torch.cuda.is_available():
-            options["device_map"] = "auto"
+        options["device_map"] = None if is_trainable else _answering_devices(use_cpu)
         model, report = kind.from_pretrained(
             source.path,
             config=config,
@@ -181,12 +183,25 @@ def _load_weights(
     ) as problem:
         raise unreadable(str(model_args.model_name_or_path), "model", problem) from problem
     _check_complete(source, report["missing_keys"])
-    if source.gguf_file:
-        forget_gguf(model)
     stored = str(config.dtype).removeprefix("torch.")
     if config.dtype not in (None, model.dtype):
         console.info(f"weights: stored in {stored}, loaded in {str(model.dtype)[6:]}")
     return model
+
+
+def _unpacked() -> Any:
+    """Asks for plain weights of a GGUF file's blocks; packed ones cannot be trained or saved."""
+    from transformers import GgufConfig
+
+    return GgufConfig(dequantize=True)
+
+
+def _answering_devices(use_cpu: bool) -> str | dict[str, int] | None:
+    """All GPUs together; of several processes, each its own."""
+    if use_cpu or not torch.cuda.is_available():
+        return None
+    rank = os.environ.get("LOCAL_RANK")
+    return "auto" if rank is None else {"": int(rank)}
 
 
 def _check_complete(source: ModelSource, absent: Collection[str]) -> None:

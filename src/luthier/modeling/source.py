@@ -93,7 +93,13 @@ def unreadable(name_or_path: str, part: str, problem: Exception) -> ModelError:
     """The error for a `from_pretrained` that failed: which path, why, what to do."""
     source = find_model(name_or_path)
     first_line = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
-    if source.is_local:
+    if "trust_remote_code" in str(problem):
+        mend = (
+            "It comes with Python code of its own, which does not run unless you say so. If you "
+            "have read and trust it, set trust_remote_code: true, with model_revision set to the "
+            "commit that you read."
+        )
+    elif source.is_local:
         mend = f"Look whether the {part}'s files in that folder are complete."
     else:
         mend = (
