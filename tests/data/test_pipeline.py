@@ -13,6 +13,7 @@ from luthier.arguments.training import TrainingArguments
 from luthier.data.pipeline import EncodedDatasets, find_tool_separator, load_datasets
 from luthier.errors import DataError
 from luthier.records import IGNORE_INDEX
+from luthier.templates.choose import choose_template
 from luthier.templates.registry import TEMPLATES
 from tests import tiny
 
@@ -238,3 +239,25 @@ def test_ranking_data_is_refused_by_name(folder):
 def test_tool_results_are_wrapped_one_by_one_where_the_template_wraps_them():
     assert find_tool_separator(TEMPLATES.get("qwen")) == "\n</tool_response>\n<tool_response>\n"
     assert find_tool_separator(TEMPLATES.get("llama3")) == "\n"
+
+
+def test_the_tokenizers_own_chat_template_encodes_alike(folder):
+    tokenizer = tiny.make_tokenizer()
+    template = choose_template(DataArguments(), tokenizer)
+
+    found = load(
+        folder, template=template, tokenizer=tokenizer, predict_with_generate=True, val_size=2
+    )
+
+    expected = load(folder, predict_with_generate=True, val_size=2)
+    assert found.train["input_ids"][:] == expected.train["input_ids"][:]  # type: ignore[index]
+    assert found.predict[""]["input_ids"][:] == expected.predict[""]["input_ids"][:]
+
+
+def test_drawn_rows_come_again_and_their_prompts_are_found(folder):
+    entry = {"rows": {"file_name": str(folder / "rows.jsonl"), "num_samples": 60}}
+
+    found = load(folder, dataset_dir=entry, val_size=10, predict_with_generate=True)
+
+    assert len(found.train) == 50  # type: ignore[arg-type]
+    assert origins(found.eval[""]) == origins(found.predict[""])

@@ -269,16 +269,6 @@ def check_datasets(data_args: DataArguments) -> list[str]:
                 find_files(name, description.location)
         except DataError as error:
             problems.append(str(error))
-    if data_args.eval_dataset and data_args.val_size:
-        problems.append(
-            "eval_dataset and val_size are both given: evaluation rows come from one of them. "
-            "Take one away."
-        )
-    if data_args.interleave_probs and len(data_args.interleave_probs) != len(data_args.dataset):
-        problems.append(
-            f"interleave_probs has {len(data_args.interleave_probs)} shares for "
-            f"{len(data_args.dataset)} data sets in `dataset`: give one for each."
-        )
     return problems
 
 

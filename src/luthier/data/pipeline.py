@@ -97,11 +97,6 @@ class _Loader:
         options = EncodingOptions(
             self.data.cutoff_len, self.data.mask_history, self.data.train_on_prompt
         )
-        if self.data.train_on_prompt and template.efficient_eos:
-            raise DataError(
-                f"train_on_prompt does not go with template {template.name!r}, whose answers end "
-                "in the next prompt. Take train_on_prompt away, or choose another template."
-            )
         self.encoder = Encoder(tokenizer, template, options)
         self.tool_separator = find_tool_separator(template)
         self.report = DataReport()
@@ -184,9 +179,10 @@ class _Loader:
         whole = mix(sets, "concat", (), self.seed)
         places: dict[tuple[int, int], int] = {}
         for at, one in enumerate(sets):
-            for row in one["row"]:
+            for row in one["row"][:]:
                 places[at, row] = len(places)
-        return whole.select([places[pair] for pair in zip(kept["set"], kept["row"], strict=True)])
+        pairs = zip(kept["set"][:], kept["row"][:], strict=True)
+        return whole.select([places[pair] for pair in pairs])
 
     def _encode(self, name: str, purpose: Purpose, allow_prompts: bool = False) -> datasets.Dataset:
         """One data set, from the cache or built, its report said and its budget checked."""
