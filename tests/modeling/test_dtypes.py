@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from luthier.modeling.dtypes import Dtypes, choose_dtypes
+from luthier.modeling import dtypes
+from luthier.modeling.dtypes import Dtypes, choose_dtypes, without_emulation
 from luthier.modeling.loader import load_model
 from luthier.modeling.tokenizer import load_tokenizer
 from tests import tiny
@@ -81,3 +82,24 @@ def test_loaded_models_stand_in_the_table(
     for parameter in model.parameters():
         found[parameter.requires_grad].add(parameter.dtype)
     assert found == {False: frozen, True: trained}
+
+
+def test_bfloat16_is_not_emulated_on_a_cpu_without_it(monkeypatch, capsys):
+    monkeypatch.setattr(dtypes, "is_emulated", lambda dtype, use_cpu: dtype is BF16)
+    asked = make_arguments(bf16=True, pure_bf16=True)
+
+    arguments = without_emulation(asked)
+
+    assert not arguments.training.bf16
+    assert not arguments.finetuning.pure_bf16
+    assert choose_dtypes(arguments, is_trainable=True, stored=BF16) == Dtypes(FP32, FP32)
+    assert choose_dtypes(arguments, is_trainable=False, stored=BF16) == Dtypes(FP32, None)
+    assert "bf16 and pure_bf16: this CPU has no such instructions" in capsys.readouterr().err
+
+
+def test_bfloat16_stays_where_the_device_has_it(monkeypatch):
+    monkeypatch.setattr(dtypes, "is_emulated", lambda dtype, use_cpu: dtype is FP16)
+    asked = make_arguments(bf16=True)
+
+    assert without_emulation(asked) is asked
+    assert choose_dtypes(asked, is_trainable=False, stored=BF16) == Dtypes("auto", None)

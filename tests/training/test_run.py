@@ -15,6 +15,7 @@ from transformers.trainer_callback import CallbackHandler
 
 import luthier
 from luthier.errors import ArgumentsError
+from luthier.modeling import dtypes
 
 EVENTS = sorted(
     name for name in vars(CallbackHandler) if name.startswith("on_") and name != "on_push_begin"
@@ -236,7 +237,10 @@ def test_training_stops_early_and_the_best_weights_come_back(config):
     assert result.metrics["eval_loss"] == pytest.approx(min(seen), rel=1e-6)
 
 
-def test_bfloat16_works_on_a_cpu_and_lowers_the_loss(config):
+@pytest.mark.parametrize("is_emulated", [True, False])
+def test_bfloat16_works_on_every_cpu_and_lowers_the_loss(config, is_emulated, monkeypatch):
+    monkeypatch.setattr(dtypes, "is_emulated", lambda dtype, use_cpu: is_emulated)
+
     result = luthier.train(config | {"bf16": True, "max_steps": 12, "use_cpu": True})
 
     assert losses(result)[-1] < losses(result)[0]

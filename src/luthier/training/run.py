@@ -52,6 +52,7 @@ def run(
     from transformers.utils.logging import disable_progress_bar
 
     from luthier.data.pipeline import load_datasets
+    from luthier.modeling.dtypes import without_emulation
     from luthier.modeling.loader import load_model
     from luthier.modeling.tokenizer import load_tokenizer
     from luthier.stages.stage import STAGES
@@ -60,6 +61,7 @@ def run(
     from luthier.training.report import write_model_card, write_run_record
 
     disable_progress_bar()
+    arguments = without_emulation(arguments)
     training = arguments.training
     set_seed(training.seed)
     stage = STAGES.get(arguments.finetuning.stage)(training.label_smoothing_factor)
