@@ -56,40 +56,31 @@ def make_tokenizer(
     )
 
 
+GROUPED_QUERIES: dict[str, object] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": None,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
 def make_llama(vocab_size: int = 400, seed: int = 0, **overrides: object) -> LlamaForCausalLM:
     """Two layers, hidden 32, four query heads on two key heads, float32, random."""
-    settings: dict[str, object] = {
-        "vocab_size": vocab_size,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "bos_token_id": None,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-    }
+    config = LlamaConfig(**({"vocab_size": vocab_size} | GROUPED_QUERIES | overrides))
     torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(**(settings | overrides)))
+    return LlamaForCausalLM(config)
 
 
 def make_qwen2(vocab_size: int = 400, seed: int = 0, **overrides: object) -> Qwen2ForCausalLM:
     """As `make_llama`, with biases on queries, keys and values."""
-    settings: dict[str, object] = {
-        "vocab_size": vocab_size,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "bos_token_id": None,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-    }
+    config = Qwen2Config(**({"vocab_size": vocab_size} | GROUPED_QUERIES | overrides))
     torch.manual_seed(seed)
-    return Qwen2ForCausalLM(Qwen2Config(**(settings | overrides)))
+    return Qwen2ForCausalLM(config)
 
 
 def make_gpt2(vocab_size: int = 400, seed: int = 0, **overrides: object) -> GPT2LMHeadModel:

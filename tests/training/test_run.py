@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from transformers.trainer_callback import CallbackHandler
 
 import luthier
-from luthier.errors import ArgumentsError
+from luthier.errors import ArgumentsError, DataError
 from luthier.modeling import dtypes
 
 EVENTS = sorted(
@@ -212,6 +212,28 @@ def test_evaluation_alone_does_not_depend_on_the_batch_size(config, rows):
     )
 
     assert small == pytest.approx(large, rel=1e-6)
+
+
+def test_rows_without_answers_are_answered_but_not_evaluated(config, tmp_path):
+    questions = tmp_path / "questions.json"
+    questions.write_text(
+        json.dumps([{"instruction": each, "output": ""} for each in ("Who?", "Why?")])
+    )
+    config |= {
+        "do_train": False,
+        "do_predict": True,
+        "predict_with_generate": True,
+        "eval_dataset": str(questions),
+        "max_new_tokens": 2,
+    }
+    del config["dataset"]
+
+    luthier.train(config)
+    with pytest.raises(DataError, match="do_eval: no row"):
+        luthier.train(config | {"do_eval": True})
+
+    written = Path(str(config["output_dir"])) / "generated_predictions.jsonl"
+    assert len(written.read_text().splitlines()) == 2
 
 
 def test_training_stops_early_and_the_best_weights_come_back(config):

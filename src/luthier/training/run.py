@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier import console
 from luthier.arguments.record import Arguments
+from luthier.errors import DataError
 from luthier.training.preflight import check_before_loading, find_checkpoint
 
 if TYPE_CHECKING:
@@ -71,6 +72,11 @@ def run(
     for note in fitted.notes:
         console.info(note)
     data = load_datasets(arguments, template, tokenizer, stage.record)
+    if training.do_eval and not data.eval:
+        raise DataError(
+            "do_eval: no row of the evaluation data has an answer to take a loss on. Take do_eval "
+            "and eval_strategy away; do_predict alone answers such rows."
+        )
     model = load_model(arguments, tokenizer, is_trainable=training.do_train)
     trainer = _make_trainer(arguments, stage, model, tokenizer, data, callbacks)
 
@@ -80,9 +86,9 @@ def run(
     if training.do_train:
         metrics |= _train(trainer, arguments)
         _plot(trainer, data, arguments)
-    if trainer.args.do_eval:
+    if training.do_eval:
         metrics |= _evaluate(trainer)
-    if training.predict_with_generate and (training.do_predict or trainer.args.do_eval):
+    if training.predict_with_generate and (training.do_predict or training.do_eval):
         metrics |= _predict(trainer, data, arguments, fitted.stop_token_ids)
     write_model_card(folder, arguments, metrics, trainer.state.log_history)
     return RunResult(folder, metrics, trainer.state.log_history, trainer.model)
