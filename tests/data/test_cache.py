@@ -35,6 +35,21 @@ def test_overwriting_builds_again(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["key"]
 
 
+@pytest.mark.parametrize("name", ["rows", "sizes.json"])
+@pytest.mark.parametrize("damage", [lambda file: os.truncate(file, 1), os.remove])
+def test_a_damaged_folder_is_built_again(tmp_path, capsys, name, damage):
+    folder, _ = get_or_build(tmp_path, "key", fill)
+    content = (folder / "rows").read_text()
+    damage(folder / name)
+
+    again, was_there = get_or_build(tmp_path, "key", fill)
+
+    assert (again, was_there) == (folder, False)
+    assert (folder / "rows").read_text() == content
+    assert "damaged" in capsys.readouterr().err
+    assert get_or_build(tmp_path, "key", pytest.fail) == (folder, True)
+
+
 def test_a_failed_build_leaves_nothing(tmp_path):
     def fail(folder: Path) -> None:
         fill(folder)

@@ -59,6 +59,22 @@ def was_cached(found: EncodedDatasets) -> bool:
     return all(one.was_cached for one in found.report.sets)
 
 
+@pytest.mark.parametrize("name", ["rows.arrow", "report.json"])
+def test_a_cache_that_was_cut_short_is_noticed(folder, name):
+    whole = load(folder).train
+    assert whole is not None
+    rows = whole.to_list()
+    (file,) = (folder / "cache").rglob(name)
+    file.write_bytes(file.read_bytes()[:100])
+
+    found = load(folder)
+
+    assert not was_cached(found)
+    assert found.train is not None
+    assert found.train.to_list() == rows
+    assert was_cached(load(folder))
+
+
 def test_rows_arrive_encoded_with_counts_and_origins(folder):
     found = load(folder)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _STAGE = "stage-"
+_SIZES = "sizes.json"
 
 
 def cache_root(cache_dir: str | None) -> Path:
@@ -74,7 +75,8 @@ def get_or_build(
     """The folder of `key`, made by `build` when it is not there.
 
     It is made in a stage folder and published by renaming, under a lock: one of several processes
-    builds, the others wait and find it. A builder that is killed leaves no folder of that name.
+    builds, the others wait and find it. A builder that is killed leaves no folder of that name. A
+    folder whose files are not as long as they were written is built again.
 
     Args:
         root: the cache.
@@ -108,10 +110,13 @@ def get_or_build(
         for left in root.glob(f"{_STAGE}{key}-*"):
             shutil.rmtree(left, ignore_errors=True)
         if folder.exists() and not (overwrite and console.is_main_process()):
-            return folder, True
+            if _is_whole(folder):
+                return folder, True
+            console.warn(f"cached data is damaged and encoded again: {folder}")
         stage = Path(tempfile.mkdtemp(prefix=f"{_STAGE}{key}-", dir=root))
         try:
             build(stage)
+            (stage / _SIZES).write_text(json.dumps(_sizes(stage)), encoding="utf-8")
             _flush(stage)
             if folder.exists():
                 folder.rename(stage.with_name(f"{stage.name}-old"))
@@ -122,6 +127,18 @@ def get_or_build(
         return folder, False
     finally:
         lock.release()
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the files are those that were published, none absent or cut short."""
+    try:
+        return bool(json.loads((folder / _SIZES).read_text(encoding="utf-8")) == _sizes(folder))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in folder.iterdir() if path.name != _SIZES}
 
 
 def _flush(folder: Path) -> None:
