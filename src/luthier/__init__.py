@@ -26,6 +26,7 @@ def train(
         LuthierError: for anything that the caller can mend; all problems at once.
     """
     from luthier.arguments.parse import parse_dict
+    from luthier.training.preflight import find_problems
     from luthier.training.run import run
 
-    return run(parse_dict(arguments), callbacks=callbacks)
+    return run(parse_dict(arguments, check=find_problems), callbacks=callbacks)

@@ -70,6 +70,23 @@ def test_wrong_words_are_refused(tmp_path: Path) -> None:
         read_arguments(["--model_name_or_path", "owner/base", "--temperatur", "1"])
 
 
+def test_what_is_absent_is_said_before_anything_is_loaded(
+    tmp_path: Path, llama_folder: Path
+) -> None:
+    config = tmp_path / "chat.yaml"
+    config.write_text(
+        f"model_name_or_path: {llama_folder}\nadapter_name_or_path: ./nowhere\ntemplate: qwenn\n",
+        encoding="utf-8",
+    )
+
+    with pytest.raises(ArgumentsError) as caught:
+        run([str(config), "temperatur=1"])
+
+    assert len(caught.value.problems) == 3
+    assert "nowhere does not exist" in str(caught.value)
+    assert f"{config}:3: template 'qwenn' is unknown. Did you mean 'qwen'" in str(caught.value)
+
+
 def test_help_is_a_page(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
 

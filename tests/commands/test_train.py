@@ -20,13 +20,13 @@ def test_help_of_a_command_is_reached_by_help(capsys):
     assert capsys.readouterr().out == direct
 
 
-def test_the_run_gets_the_checked_arguments(monkeypatch):
+def test_the_run_gets_the_checked_arguments(monkeypatch, llama_folder):
     from luthier.training import run
 
     got = []
     monkeypatch.setattr(run, "run", got.append)
 
-    words = ["model_name_or_path=m", "output_dir=o", "do_eval=true", "eval_dataset=d"]
-    assert train.run(words) == 0
+    words = ["output_dir=o", "do_eval=true", "eval_dataset=identity_eval"]
+    assert train.run([f"model_name_or_path={llama_folder}", *words]) == 0
     assert isinstance(got[0], Arguments)
-    assert got[0].data.eval_dataset == ("d",)
+    assert got[0].data.eval_dataset == ("identity_eval",)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from types import NoneType
@@ -60,6 +60,7 @@ def assemble(
     notes: Iterable[str] = (),
     *,
     purpose: Purpose = "train",
+    check: Callable[[Arguments], Iterable[str]] | None = None,
     is_flags: bool = False,
 ) -> Arguments:
     """Checks and resolves what was given; a later setting of a name wins over an earlier one.
@@ -69,6 +70,7 @@ def assemble(
         problems: what was already found wrong with their form.
         notes: what is already known to be worth saying.
         purpose: what will be done with them.
+        check: says what else is wrong, such as absent files; wrong settings have their defaults.
         is_flags: whether absent names are listed as flags.
 
     Raises:
@@ -87,6 +89,8 @@ def assemble(
     found.problems += broken_rules(arguments, found.wrong, purpose)
     missing = [each for each in missing_names(arguments, purpose) if each not in found.wrong]
     idle = nothing_to_do(arguments) if purpose == "train" and not found.wrong & TASKS else []
+    if check is not None:
+        found.problems += found.further_problems(check(arguments), arguments, missing)
     if missing:
         sentence = missing_sentence(missing, is_flags)
         if not found.problems:
@@ -211,6 +215,18 @@ class _Assembly:
         self.wrong |= first.keys()
         return kind(**{name: value for name, value in values.items() if name not in first})
 
+    def further_problems(
+        self, problems: Iterable[str], arguments: Arguments, missing: Iterable[str]
+    ) -> list[str]:
+        """The problems with their places, without those of names that are wrong or absent."""
+        known = (*self.wrong, *missing)
+        places = {text: _subject(text) for text in problems}
+        return [
+            f"{arguments.origins[name]}: {text}" if name in arguments.origins else text
+            for text, name in places.items()
+            if name not in known
+        ]
+
 
 def typed(each: Given, annotation: Any) -> Any:
     """The value as its type wants it: words of a command line become null, lists, mappings."""
@@ -227,6 +243,11 @@ def typed(each: Given, annotation: Any) -> Any:
         except YAMLError:
             return each.value
     return [each.value] if list in kinds and str not in kinds else each.value
+
+
+def _subject(problem: str) -> str:
+    """The name that a problem begins with."""
+    return problem.partition(" ")[0].rstrip(":")
 
 
 def _is_private(name: str) -> bool:

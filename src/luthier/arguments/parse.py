@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeAlias, overload
 
 from luthier.arguments.assemble import assemble, fields, unknown_sentence
 from luthier.arguments.files import read_config
@@ -21,15 +21,20 @@ from luthier.errors import ArgumentsError
 
 COMMAND_LINE = "command line"
 
+Check: TypeAlias = Callable[[Arguments], Iterable[str]]
+"""Says what is wrong with arguments beyond their own words: absent files, unknown names."""
 
-def parse_dict(values: Mapping[str, Any], *, purpose: Purpose = "train") -> Arguments:
-    """Arguments from Python: flat names and their values.
+
+def parse_dict(
+    values: Mapping[str, Any], *, purpose: Purpose = "train", check: Check | None = None
+) -> Arguments:
+    """Arguments from Python: flat names and their values; `check` as in `parse_command_line`.
 
     Raises:
         ArgumentsError: with all problems.
     """
     given = [Given(str(name), value, "dict") for name, value in values.items()]
-    return assemble(given, purpose=purpose)
+    return assemble(given, purpose=purpose, check=check)
 
 
 def parse_file(
@@ -52,6 +57,7 @@ def parse_command_line(
     args_filename: str | Path | None = None,
     args_file_flag: str | None = None,
     purpose: Purpose = "train",
+    check: Check | None = None,
 ) -> Arguments: ...
 
 
@@ -64,6 +70,7 @@ def parse_command_line(
     args_filename: str | Path | None = None,
     args_file_flag: str | None = None,
     purpose: Purpose = "train",
+    check: Check | None = None,
 ) -> tuple[Arguments, list[str]]: ...
 
 
@@ -75,6 +82,7 @@ def parse_command_line(
     args_filename: str | Path | None = None,
     args_file_flag: str | None = None,
     purpose: Purpose = "train",
+    check: Check | None = None,
 ) -> Arguments | tuple[Arguments, list[str]]:
     """Arguments from words: flags, a configuration file with overrides, or both.
 
@@ -89,6 +97,7 @@ def parse_command_line(
         args_file_flag: a flag whose value is such a file, too; it may stand several times, later
             files win.
         purpose: what will be done with the arguments.
+        check: its problems are raised together with those of the words.
 
     Raises:
         MissingArguments: if nothing is wrong but that required arguments are absent.
@@ -127,7 +136,7 @@ def parse_command_line(
         problems += each.problems
         if not return_remaining_strings:
             problems += _refuse(each)
-    arguments = assemble(given, problems, notes, purpose=purpose, is_flags=not configs)
+    arguments = assemble(given, problems, notes, purpose=purpose, check=check, is_flags=not configs)
     if return_remaining_strings:
         return arguments, [word for each in said for word in each.rest]
     return arguments

@@ -9,7 +9,7 @@ from typing import Any
 
 from luthier import console
 from luthier.arguments.files import is_config
-from luthier.arguments.parse import parse_command_line
+from luthier.arguments.parse import Check, parse_command_line
 from luthier.arguments.record import Arguments
 from luthier.errors import MissingArguments
 
@@ -33,7 +33,9 @@ def run(argv: list[str]) -> int:
     if argv and argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0
-    arguments = read_arguments(argv)
+    from luthier.training.preflight import find_problems_of_a_chat
+
+    arguments = read_arguments(argv, check=find_problems_of_a_chat)
     _mention_trained(arguments)
 
     from luthier.serving.chat import chat
@@ -43,8 +45,12 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def read_arguments(argv: list[str]) -> Arguments:
+def read_arguments(argv: list[str], *, check: Check | None = None) -> Arguments:
     """What to load and how to answer; a folder in the first place stands for its run.
+
+    Args:
+        argv: the words.
+        check: its problems are raised together with those of the words.
 
     Raises:
         LuthierError: with everything that is wrong.
@@ -57,7 +63,7 @@ def read_arguments(argv: list[str]) -> Arguments:
         from luthier.serving.run_folder import arguments_of
 
         words[:1] = _as_words(arguments_of(folder))
-    return parse_command_line(words, purpose="chat", look_for_args_file=False)
+    return parse_command_line(words, purpose="chat", check=check, look_for_args_file=False)
 
 
 def _as_words(values: Mapping[str, Any]) -> Iterator[str]:

@@ -21,8 +21,9 @@ def run(argv: list[str]) -> int:
         print(help_page())
         return 0
     from luthier.arguments.parse import parse_command_line
+    from luthier.training.preflight import find_problems
 
-    arguments = parse_command_line(argv)
+    arguments = parse_command_line(argv, check=find_problems)
     from luthier.training.run import run as run_training
 
     run_training(arguments)

@@ -33,9 +33,19 @@ def check_before_loading(arguments: Arguments) -> None:
     Raises:
         ArgumentsError: with all problems at once.
     """
-    problems = [problem for check in CHECKS for problem in check(arguments)]
+    problems = find_problems(arguments)
     if problems:
         raise ArgumentsError(problems)
+
+
+def find_problems(arguments: Arguments) -> list[str]:
+    """What files, names, packages and the output folder say against a run."""
+    return [problem for check in CHECKS for problem in check(arguments)]
+
+
+def find_problems_of_a_chat(arguments: Arguments) -> list[str]:
+    """The same for a chat, which reads the model and the template only."""
+    return [*_model(arguments), *_template(arguments)]
 
 
 def _model(arguments: Arguments) -> Iterator[str]:
@@ -67,7 +77,9 @@ def _packages(arguments: Arguments) -> Iterator[str]:
 
 def _output_folder(arguments: Arguments) -> Iterator[str]:
     training = arguments.training
-    folder = Path(str(training.output_dir)).expanduser()
+    if training.output_dir is None:
+        return
+    folder = Path(training.output_dir).expanduser()
     if folder.exists() and not folder.is_dir():
         yield f"output_dir: {folder} is a file. Name a folder; it is made when absent."
     if not training.do_train or training.overwrite_output_dir or not folder.is_dir():
