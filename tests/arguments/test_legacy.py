@@ -25,7 +25,12 @@ def test_the_default_of_an_absent_feature_is_accepted(name):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, each in LEGACY.items() if each.status in ("not yet", "refused")]
+    "name",
+    [
+        name
+        for name, each in LEGACY.items()
+        if each.status in ("not yet", "refused") and each.part_of is None
+    ],
 )
 def test_an_absent_feature_is_refused_with_a_sentence(name):
     default = LEGACY[name].default
@@ -36,6 +41,28 @@ def test_an_absent_feature_is_refused_with_a_sentence(name):
 
     assert caught.value.problems[0].startswith(f"dict: {name} is ")
     assert LEGACY[name].says in caught.value.problems[0]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, each in LEGACY.items() if each.part_of is not None]
+)
+def test_a_part_of_an_absent_feature_is_idle_without_it_and_refused_with_it(name):
+    whole = LEGACY[name].part_of
+    assert whole in {**LEGACY, **fields()}
+
+    arguments = parse_dict({**RUN, name: "something"})
+
+    assert sum(f"{name} has no effect: it belongs to {whole}." in n for n in arguments.notes) == 1
+    if whole in LEGACY:
+        switched_on = not LEGACY[whole].default
+        with pytest.raises(ArgumentsError) as caught:
+            parse_dict({**RUN, name: "something", whole: switched_on or "something"})
+        assert len(caught.value.problems) == 1
+        assert caught.value.problems[0].startswith(f"dict: {whole} is ")
+
+
+def test_a_feature_that_is_switched_off_is_no_problem():
+    parse_dict({**RUN, "packing": False, "deepspeed": "false", "use_galore": False})
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,12 @@ class _Assembly:
             return {each.name: each.value}
         if legacy.becomes is not None:
             return self._rename(each, legacy)
-        if legacy.status == "accepted without effect" and (
+        if legacy.part_of is not None:
+            if not legacy.is_default(each.value):
+                self.notes.append(
+                    f"{each.origin}: {each.name} has no effect: it belongs to {legacy.part_of}."
+                )
+        elif legacy.status == "accepted without effect" and (
             legacy.is_default(each.value) or not legacy.is_fixed
         ):
             self.notes.append(f"{each.origin}: {each.name} has no effect. {legacy.says}")

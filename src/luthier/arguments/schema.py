@@ -67,7 +67,7 @@ def json_schema() -> dict[str, Any]:
         properties |= made["properties"]
     for name, legacy in LEGACY.items():
         properties[name] = {
-            "description": f"{legacy.status.capitalize()}. {legacy.says}",
+            "description": f"{legacy.status.capitalize()}. {_says(legacy)}",
             "default": legacy.default,
             "deprecated": True,
             "status": legacy.status,
@@ -97,7 +97,7 @@ def reference_page() -> str:
     for status, caption in STATUSES:
         legacy = [
             (_names(group), says)
-            for says, group in groupby(_legacy_of(status), key=lambda each: each[1].says)
+            for says, group in groupby(_legacy_of(status), key=lambda each: _says(each[1]))
         ]
         parts.append(f"## {status.capitalize()}\n\n{caption}\n")
         parts.append(_table(("names (defaults)", "what to use"), legacy))
@@ -130,6 +130,12 @@ def _help_lines() -> Iterator[str]:
 
 def _legacy_of(status: Status) -> list[tuple[str, Legacy]]:
     return [(name, each) for name, each in LEGACY.items() if each.status == status]
+
+
+def _says(legacy: Legacy) -> str:
+    if legacy.part_of is None:
+        return legacy.says
+    return f"Part of `{legacy.part_of}`, without effect by itself. {legacy.says}"
 
 
 def _names(group: Iterator[tuple[str, Legacy]]) -> str:
