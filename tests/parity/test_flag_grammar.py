@@ -187,5 +187,5 @@ def test_remaining_strings_are_the_same(words: list[str]) -> None:
     assert rest == expected
     with pytest.raises(ValueError, match="not used by the HfArgumentParser"):
         theirs([*FIRST, *words])
-    with pytest.raises(ArgumentsError, match="unknown|stands alone"):
+    with pytest.raises(ArgumentsError, match=r"unknown|stands alone"):
         parse_command_line([*FIRST, *words])
