@@ -42,7 +42,7 @@ def test_new_tokens_are_counted_and_named():
     fitted = fit_tokenizer(tokenizer, TEMPLATES.get("llama3"))
 
     assert fitted.num_new_tokens == len(tokenizer) - before == 2
-    assert any("<|eom_id|>, <|eot_id|>" in note and "resize" in note for note in fitted.notes)
+    assert any("<|eom_id|>, <|eot_id|>" in note and "grows" in note for note in fitted.notes)
     assert tokenizer.encode("<|eot_id|>", add_special_tokens=False) == [fitted.stop_token_ids[0]]
 
 

@@ -27,6 +27,7 @@ from luthier.modeling.adapters.registry import ADAPTERS
 from luthier.modeling.checkpointing import checkpoint_activations
 from luthier.modeling.counts import say_counts
 from luthier.modeling.dtypes import Dtypes, cast_trained, choose_dtypes
+from luthier.modeling.quirks.idle_warnings import silence_idle_warnings
 from luthier.modeling.rope import stretch_rope
 from luthier.modeling.source import (
     ATTENTION_PACKAGES,
@@ -69,6 +70,7 @@ def load_model(
     Raises:
         ModelError: for everything about the model that a user can mend.
     """
+    silence_idle_warnings()
     model_args, training = arguments.model, arguments.training
     source = find_model(str(model_args.model_name_or_path))
     config = load_config(model_args)
@@ -84,7 +86,7 @@ def load_model(
         source, config, model_args, dtypes, is_trainable=is_trainable, use_cpu=training.use_cpu
     )
     _mend_generation(base)
-    arguments = _grow(base, tokenizer, arguments)
+    arguments = _grow(base, tokenizer, arguments, is_trainable=is_trainable)
     model = _adapt(base, arguments, is_trainable=is_trainable)
     if is_trainable:
         _check_something_learns(model)
@@ -215,7 +217,11 @@ def _check_complete(source: ModelSource, absent: Collection[str]) -> None:
 
 
 def _grow(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arguments: Arguments
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: Arguments,
+    *,
+    is_trainable: bool,
 ) -> Arguments:
     is_grown = grow_vocabulary(
         model,
@@ -228,7 +234,7 @@ def _grow(
     if not (is_grown or arguments.model.resize_vocab) or finetuning.additional_target:
         return arguments
     names = embedding_names(model)
-    if finetuning.finetuning_type == "lora":
+    if is_trainable and finetuning.finetuning_type == "lora":
         console.info(f"additional_target = {', '.join(names)} (the vocabulary has new tokens)")
     grown = finetuning.model_copy(update={"additional_target": names})
     return dataclasses.replace(arguments, finetuning=grown)

@@ -64,7 +64,9 @@ def grow_vocabulary(
     with _whole(_matrices(model)) as matrices, torch.no_grad():
         for rows in matrices:
             _start(rows, {*ids, *range(old_size, new_size)}, told, with_noise=init != "desc_init")
-    console.info(f"vocabulary: {old_size:,} -> {new_size:,} rows, {len(ids)} new tokens")
+    num_new = max(len(ids), len(tokenizer) - old_size)
+    padding = f", padded to a multiple of {MULTIPLE}" if new_size > len(tokenizer) else ""
+    console.info(f"vocabulary: {old_size:,} -> {new_size:,} rows for {num_new} new tokens{padding}")
     return True
 
 

@@ -54,8 +54,8 @@ def fit_tokenizer(tokenizer: Tokenizer, template: Template | ChatTemplate) -> Fi
     new = sorted(set(tokenizer.get_vocab()) - known)
     if new:
         notes.append(
-            f"{len(new)} new tokens: {', '.join(new)}. The model's vocabulary must be resized "
-            "(resize_vocab: true)."
+            f"{len(new)} new tokens of the template: {', '.join(new)}. "
+            "The model's vocabulary grows to hold them."
         )
     if isinstance(template, Template):
         notes += _fit_chat_template(tokenizer, template)

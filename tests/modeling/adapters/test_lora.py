@@ -181,6 +181,22 @@ def test_new_tokens_make_embeddings_learn_and_are_saved(tmp_path: Path, tied: bo
     torch.testing.assert_close(logits(again), logits(model))
 
 
+def test_a_tied_head_follows_embeddings_that_learn_also_under_gpt2s_names(tmp_path: Path):
+    folder = tiny.save(tmp_path / "model", tiny.make_gpt2())
+    model = load(folder, add_special_tokens="<a>", resize_vocab=True)
+    shake(model)
+
+    model.save_pretrained(tmp_path / "adapter")
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    plain.resize_token_embeddings(model.config.vocab_size)
+    again = PeftModel.from_pretrained(plain, tmp_path / "adapter")
+
+    learned = model.get_input_embeddings().modules_to_save["default"].weight
+    assert model.get_output_embeddings().modules_to_save["default"].weight is learned
+    assert sum("modules_to_save" in name for name in learning(model)) == 1
+    torch.testing.assert_close(logits(again), logits(model))
+
+
 def test_our_own_loading_grows_before_it_reads_the_adapter(tmp_path: Path):
     folder = tiny.save(tmp_path / "model", tiny.make_llama())
     first = saved(tmp_path / "adapter", folder, add_special_tokens="<a>")

@@ -95,8 +95,8 @@ def _create(model: PreTrainedModel, arguments: Arguments) -> PeftModel:
     check_saved_modules(model, saved)
     targets = [name for name in targets if name not in saved]
     ties = is_tied(model) and bool(set(saved) & {*embedding_names(model), "lm_head"})
-    if ties:
-        saved = tuple(dict.fromkeys(_without_head(model, saved)))
+    if ties:  # peft ties what learns only when it meets a name it knows, which gpt2's wte is not
+        saved = tuple(dict.fromkeys((*embedding_names(model), *saved, "lm_head")))
     rank, alpha = finetuning.lora_rank, finetuning.lora_alpha or 2 * finetuning.lora_rank
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -121,11 +121,3 @@ def _start(finetuning: FinetuningArguments) -> str | bool:
     if not finetuning.pissa_init:
         return True
     return "pissa" if finetuning.pissa_iter == -1 else f"pissa_niter_{finetuning.pissa_iter}"
-
-
-def _without_head(model: PreTrainedModel, saved: tuple[str, ...]) -> list[str]:
-    embeddings = embedding_names(model)
-    return [
-        *embeddings,
-        *(name for name in saved if name != "lm_head" and name not in embeddings),
-    ]
