@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,6 +9,7 @@ from luthier.data.encode import Encoder, EncodingOptions, Example, share_room
 from luthier.data.table import encode_rows
 from luthier.errors import DataError
 from luthier.records import IGNORE_INDEX, Conversation, Message, Origin, Token
+from luthier.templates.chat_template import ChatTemplate
 from luthier.templates.registry import TEMPLATES
 from luthier.templates.template import CONTENT, Template
 
@@ -190,3 +193,16 @@ def test_two_workers_give_what_one_gives(tiny_tokenizer, purpose):
     assert [batch.table for batch in alone] == [batch.table for batch in shared]
     assert [batch.problems for batch in alone] == [batch.problems for batch in shared]
     assert sum(batch.num_tokens_cut for batch in alone) > 0
+
+
+def test_a_chat_template_that_drops_tools_is_told_apart_from_a_wrong_row(tiny_tokenizer):
+    tools = '[{"name": "saw", "description": "Saws.", "parameters": {}}]'
+    row = dataclasses.replace(chat("Hi", "Hello"), tools=tools)
+    encoder = Encoder(tiny_tokenizer, ChatTemplate(tiny_tokenizer), EncodingOptions(cutoff_len=512))
+
+    (problem,) = encoder.encode([row])
+
+    assert isinstance(problem, RowProblem)
+    assert "leaves out the tools.\n  Name a template instead" in str(problem)
+    assert "Mend" not in str(problem)
+    assert ".." not in str(problem).replace("...", "")

@@ -144,9 +144,9 @@ class Encoder:
         try:
             turns: list[Turn] = render(conversation)
         except TemplateError as error:
-            fix = "Mend the tools or the calls of the row."
-            found = f": {error}"
-            problem = RowError("", "the template cannot render it", fix, found)
+            text = str(error).rstrip(".")
+            fix = "" if "\n" in text else "Mend the tools or the calls of the row."
+            problem = RowError("", "the template cannot render it", fix, f": {text}")
             return RowProblem.of(conversation.origin, problem)
         return turns
 

@@ -15,8 +15,8 @@ from luthier.templates.jinja import write_chat_template
 __all__ = ["ChatTemplate", "Tokenizer", "first_difference", "render_chat", "write_chat_template"]
 
 _MEND = (
-    "\n  Name a template instead (template: qwen3, llama3, ...): its turns do not depend on what "
-    "follows them."
+    "\n  Name a template instead (template: qwen3, llama3, ...): it writes every part of a row, "
+    "and every turn in one way."
 )
 
 
