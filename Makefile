@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+CONSTRAINTS ?= constraints.txt
 
 # Every test worker computes on one thread, so there may be one worker a core.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))' 2>/dev/null || echo 1)
@@ -14,16 +15,19 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint bench
+.PHONY: help quickstart test test-oldest lint bench
 
 help: ## print what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 quickstart: $(ENVIRONMENT) $(SMALL_MODEL) ## train a small real model and show its answers before and after
 	@$(BIN)/python examples/quickstart.py
 
 test: $(ENVIRONMENT) ## run the whole test suite (TESTS=tests/data for one room)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(TESTS)
+
+test-oldest: ## run it on the lowest versions that are admitted, in .venv-oldest
+	@$(MAKE) --no-print-directory test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 
 lint: $(ENVIRONMENT) ## check style, format and types; change nothing
 	$(BIN)/ruff check .
@@ -36,13 +40,13 @@ bench: $(ENVIRONMENT) ## run every script of benchmarks/
 	done; \
 	if [ -z "$$found" ]; then echo "There is no script in benchmarks/ yet."; fi
 
-$(ENVIRONMENT): pyproject.toml constraints.txt
+$(ENVIRONMENT): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 		echo "luthier needs Python 3.10 or newer, and '$(PYTHON)' is not one:" \
 			"name one with 'make PYTHON=python3.11 ...'." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) torch==2.13.0
+	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) -e ".[dev]"
 	@touch $@
 
 # The package's own dependencies build a program that is not needed here.

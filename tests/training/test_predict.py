@@ -11,6 +11,7 @@ import torch
 from luthier.arguments.generating import GeneratingArguments
 from luthier.modeling.generation import new_token_limit
 from luthier.records import IGNORE_INDEX
+from luthier.modeling.quirks.checkpointing_name import enable_checkpointing
 from luthier.training.predict import (
     Prediction,
     predict,
@@ -151,7 +152,7 @@ def test_keys_and_values_are_kept_and_the_models_state_is_restored(
 ) -> None:
     model = tiny.make_llama()
     model.config.use_cache = False
-    model.activation_checkpointing_enable()
+    enable_checkpointing(model, {})
     model.enable_input_require_grads()
     model.train()
     model.model.layers[0].eval()

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from luthier import console
+from luthier.modeling.quirks.checkpointing_name import enable_checkpointing
 
 
 def checkpoint_activations(model: PreTrainedModel, *, use_reentrant: bool, **options: Any) -> None:
@@ -28,7 +29,7 @@ def checkpoint_activations(model: PreTrainedModel, *, use_reentrant: bool, **opt
         console.warn(f"{type(model).__name__} knows no gradient checkpointing; it stays off")
         return
     settings = {"use_reentrant": use_reentrant, **options}
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
+    enable_checkpointing(model, settings)
     layers = [
         (name, module)
         for name, module in model.named_modules()
