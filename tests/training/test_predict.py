@@ -10,8 +10,8 @@ import torch
 
 from luthier.arguments.generating import GeneratingArguments
 from luthier.modeling.generation import new_token_limit
-from luthier.records import IGNORE_INDEX
 from luthier.modeling.quirks.checkpointing_name import enable_checkpointing
+from luthier.records import IGNORE_INDEX
 from luthier.training.predict import (
     Prediction,
     predict,
