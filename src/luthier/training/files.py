@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,5 +34,15 @@ def write_whole(path: Path, lines: Iterable[str]) -> Path:
 
 
 def write_json(path: Path, value: Any) -> Path:
-    """Writes one JSON value, indented, in one move."""
-    return write_whole(path, [json.dumps(value, indent=2, ensure_ascii=False), "\n"])
+    """Writes one JSON value, indented, in one move; numbers that JSON lacks become null."""
+    text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    return write_whole(path, [text, "\n"])
+
+
+def finite(value: Any) -> Any:
+    """`value` with None for every NaN and infinity in it, which JSON has no words for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    return [finite(inner) for inner in value] if isinstance(value, list | tuple) else value

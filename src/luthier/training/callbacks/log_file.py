@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from luthier import console
 from luthier.training.callbacks.pace import Pace, clock
-from luthier.training.files import write_whole
+from luthier.training.files import finite, write_whole
 
 FILE_NAME = "trainer_log.jsonl"
 
@@ -45,6 +47,7 @@ class LogFileCallback(TrainerCallback):
 
     def __init__(self) -> None:
         self._pace = Pace(0)
+        self._has_warned = False
 
     def on_train_begin(
         self,
@@ -76,12 +79,20 @@ class LogFileCallback(TrainerCallback):
         logs: Mapping[str, float] | None = None,
         **others: Any,
     ) -> None:
-        """Writes one line."""
+        """Writes one line, null for a number that is none; the first such loss is told."""
+        loss = 0.0 if logs is None else logs.get("loss", 0.0)
+        if not math.isfinite(loss) and not self._has_warned:
+            self._has_warned = True
+            console.warn(
+                f"the loss is {loss} at step {state.global_step:,}, and the weights are likely "
+                "lost. Go on from an earlier checkpoint with a lower learning_rate, or with bf16 "
+                "in place of fp16."
+            )
         if not args.should_save or not logs:
             return
         path = Path(args.output_dir) / FILE_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps(self._line(state, logs))
+        line = json.dumps(finite(self._line(state, logs)), allow_nan=False)
         with path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
             file.flush()
