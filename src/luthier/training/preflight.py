@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +24,24 @@ TRACKER_MODULES = {
     "wandb": "wandb",
 }
 """Values of `report_to` -> the package each needs."""
+
+OPTIMIZER_MODULES = {
+    "adamw_torch_4bit": "torchao",
+    "adamw_torch_8bit": "torchao",
+    "adamw_anyprecision": "torchdistx",
+    "adamw_torch_npu_fused": "torch_npu",
+    "adamw_torch_xla": "torch_xla",
+    "grokadamw": "grokadamw",
+    "lomo": "lomo_optim",
+    "adalomo": "lomo_optim",
+    "stable_adamw": "optimi",
+    "schedule_free_adamw": "schedulefree",
+    "schedule_free_radam": "schedulefree",
+    "schedule_free_sgd": "schedulefree",
+}
+"""Values of `optim` -> the package each needs, beside those of bitsandbytes."""
+
+OF_BITSANDBYTES = re.compile(r"(paged_|lion_|ademamix)|_bnb|^adamw_8bit$")
 
 OUTPUT_WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
 
@@ -69,10 +88,31 @@ def _packages(arguments: Arguments) -> Iterator[str]:
         module = TRACKER_MODULES.get(tracker)
         if module is not None and not is_installed(module):
             yield missing(module, f"report_to: {tracker}")
+    optimizer = str(arguments.training.optim)
+    module = OPTIMIZER_MODULES.get(optimizer)
+    if module is None and OF_BITSANDBYTES.search(optimizer):
+        module = "bitsandbytes"
+    if arguments.training.do_train and module is not None and not is_installed(module):
+        yield missing(module, f"optim: {optimizer}")
     if arguments.training.predict_with_generate:
         for module in ("nltk", "jieba", "rouge_chinese"):
             if not is_installed(module):
                 yield missing(module, "predict_with_generate")
+
+
+def _best_metric(arguments: Arguments) -> Iterator[str]:
+    data, training = arguments.data, arguments.training
+    metric = training.metric_for_best_model
+    if not training.do_train or training.eval_strategy == "no" or metric is None:
+        return
+    values = ["loss", "accuracy"] if arguments.finetuning.compute_accuracy else ["loss"]
+    if data.eval_dataset and data.eval_on_each_dataset:
+        values = [f"{name}_{value}" for name in data.eval_dataset for value in values]
+    if metric.removeprefix("eval_") not in values:
+        yield (
+            f"metric_for_best_model: {metric!r} is not computed by the evaluations of this run. "
+            f"Choose from: {', '.join(values)}."
+        )
 
 
 def _output_folder(arguments: Arguments) -> Iterator[str]:
@@ -114,6 +154,7 @@ CHECKS: tuple[Callable[[Arguments], Iterator[str]], ...] = (
     _data,
     _template,
     _packages,
+    _best_metric,
     _output_folder,
     _checkpoint,
 )
