@@ -16,6 +16,7 @@ from transformers.trainer_callback import CallbackHandler
 import luthier
 from luthier.errors import ArgumentsError, DataError
 from luthier.modeling import dtypes
+from luthier.training import preflight
 
 EVENTS = sorted(
     name for name in vars(CallbackHandler) if name.startswith("on_") and name != "on_push_begin"
@@ -181,6 +182,74 @@ def test_an_interrupted_run_goes_on_where_its_checkpoint_stands(config, tmp_path
     assert all(torch.equal(ours[name], expected[name]) for name in ours)
 
 
+def test_a_log_between_checkpoints_is_the_mean_of_the_same_steps_after_resuming(config, tmp_path):
+    config |= {"save_strategy": "steps", "save_steps": 3, "logging_steps": 4, "max_steps": 8}
+    straight = luthier.train(config | {"output_dir": str(tmp_path / "straight")})
+
+    luthier.train(config, callbacks=[Listener(last=3)])
+    resumed = luthier.train(config)
+
+    assert losses(resumed) == losses(straight)
+
+
+def test_a_resumed_step_has_the_size_that_is_asked_for_and_the_change_is_said(config, capsys):
+    config |= {"save_strategy": "steps", "save_steps": 3}
+    luthier.train(config, callbacks=[Listener(last=3)])
+    capsys.readouterr()
+
+    luthier.train(config | {"gradient_accumulation_steps": 1, "per_device_train_batch_size": 4})
+    assert "examples a step" not in capsys.readouterr().err
+
+    resumed = luthier.train(config | {"per_device_train_batch_size": 4, "max_steps": 9})
+    assert "made with 4 examples a step, and this run takes 8" in capsys.readouterr().err
+    assert resumed.log_history[-1]["epoch"] == pytest.approx(9 / 5)
+
+
+def test_patience_that_was_used_up_is_not_given_again_by_resuming(config, tmp_path):
+    config |= {
+        "val_size": 8,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "max_steps": 12,
+        "learning_rate": 1e-30,  # nothing gets better
+        "early_stopping_steps": 3,
+    }
+    straight = luthier.train(config | {"output_dir": str(tmp_path / "straight")})
+
+    luthier.train(config, callbacks=[Listener(last=3)])
+    resumed = luthier.train(config)
+
+    assert len(losses(resumed)) == len(losses(straight)) == 4
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"optim": "paged_adamw_8bit"}, "bitsandbytes"),
+        ({"optim": "schedule_free_adamw"}, "schedulefree"),
+        ({"metric_for_best_model": "rouge", "val_size": 8, "eval_strategy": "epoch"}, "loss"),
+        (
+            {
+                "eval_dataset": "{rows},{rows}",
+                "eval_on_each_dataset": True,
+                "eval_strategy": "epoch",
+                "early_stopping_steps": 1,
+            },
+            "rows.json_loss",
+        ),
+    ],
+    ids=["optim", "schedule-free", "metric", "each"],
+)
+def test_what_would_fail_in_the_middle_fails_before_loading(config, rows, monkeypatch, wrong, said):
+    monkeypatch.setattr(preflight, "is_installed", lambda module: False)
+    wrong = {key: v.format(rows=rows) if isinstance(v, str) else v for key, v in wrong.items()}
+
+    with pytest.raises(ArgumentsError, match=said):
+        luthier.train(config | wrong)
+
+
 def test_a_finished_run_is_left_as_it_is(config):
     config |= {"save_strategy": "steps", "save_steps": 3, "lr_scheduler_type": "constant"}
     first = luthier.train(config)
@@ -268,10 +337,26 @@ def test_bfloat16_works_on_every_cpu_and_lowers_the_loss(config, is_emulated, mo
     assert losses(result)[-1] < losses(result)[0]
 
 
-def test_a_loss_that_is_no_number_is_logged_as_it_is(config):
-    result = luthier.train(config | {"learning_rate": 1e30, "max_grad_norm": 0, "optim": "sgd"})
+def test_a_loss_that_is_no_number_is_told_and_files_stay_json(config, capsys):
+    wild = {"learning_rate": 1e30, "max_grad_norm": 0, "optim": "sgd", "plot_loss": True}
 
+    result = luthier.train(config | wild)
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    folder = result.output_dir
+    lines = (folder / "trainer_log.jsonl").read_text().splitlines()
     assert math.isnan(losses(result)[-1])
+    logged = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert logged[5]["loss"] is None
+    results = (folder / "all_results.json").read_text()
+    assert json.loads(results, parse_constant=refuse)["train_loss"] is None
+    first = next(at for at, loss in enumerate(losses(result), 1) if not math.isfinite(loss))
+    said = capsys.readouterr().err
+    assert said.count("warning: the loss is") == 1
+    assert f"at step {first}," in said
+    assert (folder / "training_loss.png").exists()
 
 
 def test_a_pissa_adapter_is_also_saved_as_plain_lora_of_the_unchanged_model(config, llama_folder):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState
 from transformers import TrainingArguments as LibraryArguments
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput
 
 from luthier import console
@@ -29,6 +30,10 @@ SATURATING_TOKENS = {"cpu": 2048, "cuda": 8192}
 
 EVAL_GROUP = 16
 """Evaluation batches that are planned together, so that rows of like length share a rectangle."""
+
+
+STATE_ENTRY = "LuthierTrainer"
+"""Where trainer_state.json keeps, among the callbacks' states, what the library forgets."""
 
 
 class LuthierTrainer(Trainer):
@@ -69,6 +74,7 @@ class LuthierTrainer(Trainer):
         self.stage = stage
         self.tokens_trained = 0
         self._meter = Meter()
+        self._is_restored = False
         super().__init__(
             model=model,
             args=library_arguments,
@@ -271,7 +277,41 @@ class LuthierTrainer(Trainer):
     def _prepare_for_training(self, *args: Any, **options: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **options)
         self._meter = Meter()
+        self._is_restored = False
         return prepared
+
+    def _run_epoch(self, *args: Any, **options: Any) -> Any:
+        if not self._is_restored:
+            self._is_restored = True
+            self._restore(self.state.stateful_callbacks or {})
+        return super()._run_epoch(*args, **options)
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        """Takes up the loss since the last log, and the counters of callbacks that export them.
+
+        The library saves both kinds of state at most, and begins anew: the next logged loss would
+        be the mean of fewer steps, and patience with a run that gets no better would be full again.
+        """
+        for callback in self.callback_handler.callbacks:
+            state = saved.get(type(callback).__name__)
+            if isinstance(callback, ExportableState) and isinstance(state, dict):
+                for name, value in state["attributes"].items():
+                    setattr(callback, name, value)
+        ours = saved.get(STATE_ENTRY)
+        if ours is None:
+            return
+        ours = ours["attributes"]
+        self._tr_loss += ours["loss_since_log"]
+        self._globalstep_last_logged = ours["last_logged_step"]
+        before = ours["examples_per_step"]
+        if before != self.examples_per_step:
+            console.warn(
+                f"the checkpoint was made with {before:,} examples a step, and this run takes "
+                f"{self.examples_per_step:,}. It goes on after step {self.state.global_step:,} of "
+                "that size, so some examples of the epoch are left out or seen again. To go on "
+                "exactly, keep per_device_train_batch_size x gradient_accumulation_steps x "
+                f"processes at {before:,}."
+            )
 
     # Evaluation
 
@@ -326,6 +366,15 @@ class LuthierTrainer(Trainer):
     # Files and logs
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        assert self.state.stateful_callbacks is not None
+        self.state.stateful_callbacks[STATE_ENTRY] = {
+            "args": {},
+            "attributes": {
+                "loss_since_log": self.accelerator.reduce(self._tr_loss, "mean").item(),
+                "last_logged_step": self._globalstep_last_logged,
+                "examples_per_step": self.examples_per_step,
+            },
+        }
         with self._meter.paused():
             super()._save_checkpoint(model, trial)
 
