@@ -175,7 +175,7 @@ def test_keys_and_values_are_kept_and_the_models_state_is_restored(
     assert widths == ([4, 1, 1] if use_cache else [4, 5, 6])
     assert {name: module.training for name, module in model.named_modules()} == before
     assert model.config.use_cache is False
-    assert model.is_activation_checkpointing
+    assert all(layer.gradient_checkpointing for layer in model.model.layers)
 
 
 def test_files_and_metrics_follow_the_rows(tmp_path: Path, tiny_tokenizer) -> None:
