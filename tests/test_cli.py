@@ -1,5 +1,7 @@
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,57 @@ def test_an_interrupt_is_one_line(monkeypatch, capsys):
 
     assert cli.main(["version"]) == 130
     assert capsys.readouterr().err.count("\n") == 1
+
+
+class Dying:
+    """Is interrupted while it is destroyed, where Python drops exceptions."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupt_that_python_drops_comes_again(monkeypatch, capsys):
+    from luthier.commands import version
+
+    def work(_argv):
+        dying = Dying()
+        del dying
+        time.sleep(5)
+
+    monkeypatch.setattr(version, "run", work)
+    begun = time.monotonic()
+
+    assert cli.main(["version"]) == 130
+    assert time.monotonic() - begun < 4
+    assert capsys.readouterr().err == "error: interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_what_breaks_by_an_interrupt_is_an_interrupt(monkeypatch, capsys):
+    from luthier.commands import version
+
+    def work(_argv):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RuntimeError("a worker exited unexpectedly") from None
+
+    monkeypatch.setattr(version, "run", work)
+
+    assert cli.main(["version"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def test_what_breaks_by_itself_keeps_its_traceback(monkeypatch):
+    from luthier.commands import version
+
+    def work(_argv):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(version, "run", work)
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main(["version"])
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from types import FrameType, TracebackType
+from typing import Any
 
 from luthier import console
 from luthier.commands.help import commands
@@ -30,24 +34,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         word = "help"
     elif word in ("-V", "--version"):
         word = "version"
-    try:
-        if word not in commands():
-            console.error(_unknown(word))
-            return LuthierError.exit_code
-        run = importlib.import_module(f"luthier.commands.{word}").run
-        code: int = run(words[1:])
-        sys.stdout.flush()
-        return code
-    except LuthierError as problem:
-        console.error(str(problem))
-        return problem.exit_code
-    except KeyboardInterrupt:
-        console.error("interrupted")
-        return INTERRUPTED
-    except BrokenPipeError:
-        # the reader of a pipe, such as `head`, has gone; Python would complain again at its exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    with _Interrupts() as interrupts:
+        try:
+            if word not in commands():
+                console.error(_unknown(word))
+                return LuthierError.exit_code
+            run = importlib.import_module(f"luthier.commands.{word}").run
+            code: int = run(words[1:])
+            sys.stdout.flush()
+            return code
+        except LuthierError as problem:
+            console.error(str(problem))
+            return problem.exit_code
+        except KeyboardInterrupt:
+            console.error("interrupted")
+            return INTERRUPTED
+        except BrokenPipeError:
+            # the reader of a pipe, such as `head`, has gone; Python would complain again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except Exception:
+            if not interrupts.was_asked:
+                raise
+            console.error("interrupted")
+            return INTERRUPTED
 
 
 def _unknown(word: str) -> str:
@@ -56,3 +66,49 @@ def _unknown(word: str) -> str:
     near = difflib.get_close_matches(word, commands(), n=1)
     hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(commands())}."
     return f"the command {word!r} is unknown. {hint}"
+
+
+class _Interrupts:
+    """Remembers that Ctrl-C was pressed while a `with` block runs.
+
+    A KeyboardInterrupt can be lost: in a destructor, where Python drops exceptions, it is raised
+    again a moment later; under the error of a worker process that was interrupted as well,
+    `was_asked` tells what really happened.
+    """
+
+    def __init__(self) -> None:
+        self.was_asked = False
+        self._is_ours = False
+
+    def __enter__(self) -> _Interrupts:
+        self._dropped = sys.unraisablehook
+        self._is_ours = (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        )
+        if self._is_ours:
+            signal.signal(signal.SIGINT, self._interrupt)
+            sys.unraisablehook = self._drop
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        problem: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._is_ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            sys.unraisablehook = self._dropped
+
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        self.was_asked = True
+        raise KeyboardInterrupt
+
+    def _drop(self, dropped: Any) -> None:
+        if dropped.exc_type is not KeyboardInterrupt:
+            self._dropped(dropped)
+            return
+        again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+        again.daemon = True
+        again.start()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -94,13 +97,34 @@ def encode_rows(
     method = "fork" if "fork" in get_all_start_methods() else "spawn"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
-        with ProcessPoolExecutor(
+        pool = ProcessPoolExecutor(
             num_workers,
             mp_context=get_context(method),
             initializer=_start_worker,
             initargs=(conversations, encoder, purpose, batch_size),
-        ) as pool:
-            yield from pool.map(_encode_from, starts)
+        )
+        try:
+            with _interrupts_held():
+                batches = pool.map(_encode_from, starts)
+            yield from batches
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Lets Ctrl-C wait while workers start, and never reach those that are forked meanwhile.
+
+    A pool that is interrupted half started never ends.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _work: tuple[Sequence[tuple[int, Conversation]], Encoder, Purpose, int] | None = None
@@ -109,6 +133,7 @@ _work: tuple[Sequence[tuple[int, Conversation]], Encoder, Purpose, int] | None =
 def _start_worker(*work: Any) -> None:
     global _work
     _work = work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for them
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
 
 
