@@ -205,6 +205,19 @@ def test_a_resumed_step_has_the_size_that_is_asked_for_and_the_change_is_said(co
     assert resumed.log_history[-1]["epoch"] == pytest.approx(9 / 5)
 
 
+@pytest.mark.parametrize(
+    "change", [{"lora_rank": 4}, {"finetuning_type": "full"}, {"optim": "sgd"}], ids=str
+)
+def test_a_checkpoint_of_other_settings_is_named_before_loading(config, change):
+    config |= {"save_strategy": "steps", "save_steps": 3}
+    luthier.train(config, callbacks=[Listener(last=3)])
+
+    with pytest.raises(ArgumentsError, match=r"checkpoint-3 was made with .*, and this run says"):
+        luthier.train(config | change)
+
+    assert len(losses(luthier.train(config | change | {"overwrite_output_dir": True}))) == 6
+
+
 def test_patience_that_was_used_up_is_not_given_again_by_resuming(config, tmp_path):
     config |= {
         "val_size": 8,
@@ -334,7 +347,10 @@ def test_bfloat16_works_on_every_cpu_and_lowers_the_loss(config, is_emulated, mo
 
     result = luthier.train(config | {"bf16": True, "max_steps": 12, "use_cpu": True})
 
+    record = json.loads((result.output_dir / "run.json").read_text())
     assert losses(result)[-1] < losses(result)[0]
+    assert record["arguments"]["bf16"] is True
+    assert any("float32" in note for note in record["notes"]) == is_emulated
 
 
 def test_a_loss_that_is_no_number_is_told_and_files_stay_json(config, capsys):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from luthier.arguments.record import Arguments
 from luthier.data.catalog import check_datasets
@@ -42,6 +44,22 @@ OPTIMIZER_MODULES = {
 """Values of `optim` -> the package each needs, beside those of bitsandbytes."""
 
 OF_BITSANDBYTES = re.compile(r"(paged_|lion_|ademamix)|_bnb|^adamw_8bit$")
+
+STATE_ENTRY = "LuthierTrainer"
+"""Where trainer_state.json keeps, among the callbacks' states, what the library forgets."""
+
+FIXED_BY_CHECKPOINT = (
+    "finetuning_type",
+    "optim",
+    "lora_rank",
+    "lora_target",
+    "additional_target",
+    "use_dora",
+    "freeze_trainable_layers",
+    "freeze_trainable_modules",
+    "freeze_extra_modules",
+)
+"""Settings that say which weights learn and what the optimizer keeps of each."""
 
 OUTPUT_WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
 
@@ -149,6 +167,29 @@ def _checkpoint(arguments: Arguments) -> Iterator[str]:
         )
 
 
+def _checkpoint_settings(arguments: Arguments) -> Iterator[str]:
+    checkpoint = find_checkpoint(arguments) if arguments.training.do_train else None
+    if checkpoint is None or not (checkpoint / "trainer_state.json").is_file():
+        return
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    ours = state.get("stateful_callbacks", {}).get(STATE_ENTRY, {"attributes": {}})
+    before = ours["attributes"].get("settings", {})
+    for name, value in settings_of_checkpoint(arguments).items():
+        if name in before and before[name] != value:
+            yield (
+                f"{name}: {checkpoint} was made with {before[name]!r}, and this run says "
+                f"{value!r}. Set it back to go on, or overwrite_output_dir: true (or another "
+                "output_dir) for a new run."
+            )
+
+
+def settings_of_checkpoint(arguments: Arguments) -> dict[str, Any]:
+    """The settings that a run and the checkpoint it goes on from must share, as JSON holds them."""
+    values = arguments.flat()
+    chosen = {name: values[name] for name in FIXED_BY_CHECKPOINT}
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in chosen.items()}
+
+
 CHECKS: tuple[Callable[[Arguments], Iterator[str]], ...] = (
     _model,
     _data,
@@ -157,6 +198,7 @@ CHECKS: tuple[Callable[[Arguments], Iterator[str]], ...] = (
     _best_metric,
     _output_folder,
     _checkpoint,
+    _checkpoint_settings,
 )
 
 

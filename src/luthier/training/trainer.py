@@ -24,16 +24,13 @@ from luthier.batching.order import LengthGroupedOrder, SequentialOrder, Shuffled
 from luthier.batching.steps import EpochOrder, StepBuilder, StepLoader, StepSampler
 from luthier.stages.stage import Loss, Stage
 from luthier.training.optimizers.loraplus import loraplus_groups
+from luthier.training.preflight import STATE_ENTRY, settings_of_checkpoint
 
 SATURATING_TOKENS = {"cpu": 2048, "cuda": 8192}
 """Tokens of a micro-batch beyond which a device gets no faster, by device type."""
 
 EVAL_GROUP = 16
 """Evaluation batches that are planned together, so that rows of like length share a rectangle."""
-
-
-STATE_ENTRY = "LuthierTrainer"
-"""Where trainer_state.json keeps, among the callbacks' states, what the library forgets."""
 
 
 class LuthierTrainer(Trainer):
@@ -284,6 +281,11 @@ class LuthierTrainer(Trainer):
         if not self._is_restored:
             self._is_restored = True
             self._restore(self.state.stateful_callbacks or {})
+            num_steps, per_epoch = self.state.max_steps, len(self.callback_handler.train_dataloader)
+            console.info(
+                f"{num_steps:,} steps of {self.examples_per_step:,} rows, {per_epoch:,} an epoch: "
+                f"{num_steps / per_epoch:.4g} epochs"
+            )
         return super()._run_epoch(*args, **options)
 
     def _restore(self, saved: dict[str, Any]) -> None:
@@ -373,6 +375,7 @@ class LuthierTrainer(Trainer):
                 "loss_since_log": self.accelerator.reduce(self._tr_loss, "mean").item(),
                 "last_logged_step": self._globalstep_last_logged,
                 "examples_per_step": self.examples_per_step,
+                "settings": settings_of_checkpoint(self.arguments),
             },
         }
         with self._meter.paused():
