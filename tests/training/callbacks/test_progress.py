@@ -34,9 +34,10 @@ def test_without_a_terminal_every_log_is_a_line(capsys: pytest.CaptureFixture[st
 
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == (
-        "step 1,001/1,003 | loss 1.235 | grad_norm 0.5 | lr 1.0e-04 | 1,234 tokens/s | 0:00:00 left"
+        "step 1,001/1,003 | loss 1.235 | grad_norm 0.5000 | lr 1.0e-04 | 1,234 tokens/s"
+        " | 0:00:00 left"
     )
-    assert lines[-1] == "step 1,003/1,003 | eval_loss 2.5 | eval_runtime 0:01:01"
+    assert lines[-1] == "step 1,003/1,003 | eval_loss 2.500 | eval_runtime 0:01:01"
     assert len(lines) == 4
 
 
@@ -83,10 +84,14 @@ def test_other_ranks_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_loss_of_zero_is_shown() -> None:
-    assert describe({"loss": 0.0, "total_flos": 1e18}) == "loss 0"
+    assert describe({"loss": 0.0, "total_flos": 1e18}) == "loss 0.000"
 
 
 def test_speeds_beside_tokens_per_second_are_left_out() -> None:
     logs = {"eval_loss": 1.0, "eval_samples_per_second": 3.0, "eval_steps_per_second": 1.0}
 
-    assert describe(logs) == "eval_loss 1"
+    assert describe(logs) == "eval_loss 1.000"
+
+
+def test_epochs_are_fractions_and_short_times_are_seconds() -> None:
+    assert describe({"eval_runtime": 0.25, "epoch": 1.3333}) == "eval_runtime 0.2 s | epoch 1.33"

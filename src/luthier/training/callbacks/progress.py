@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from luthier import console
 from luthier.training.callbacks.pace import Pace, clock
 
-HIDDEN = {"total_flos", "epoch", "total_tokens", "num_input_tokens_seen"}
+HIDDEN = {"total_flos", "total_tokens", "num_input_tokens_seen"}
 """Values of a log that the terminal does not show, beside speeds other than tokens per second."""
 
 
@@ -173,5 +173,7 @@ def _fact(name: str, value: float) -> str:
     if name == "tokens_per_second":
         return f"{value:,.0f} tokens/s"
     if name.endswith("_runtime"):
-        return f"{name} {clock(value)}"
-    return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        return f"{name} {clock(value) if value >= 60 else f'{value:.1f} s'}"
+    if name == "epoch":
+        return f"epoch {value:.2f}"
+    return f"{name} {value:#.4g}" if isinstance(value, float) else f"{name} {value}"
