@@ -112,10 +112,12 @@ def without_emulation(arguments: Arguments) -> Arguments:
     ]
     if not asked:
         return arguments
-    console.warn(
+    note = (
         f"{' and '.join(asked)}: this CPU has no such instructions and would emulate them some "
         "fifty times slower; the run computes in float32, which rounds less"
     )
+    console.warn(note)
+    arguments = replace(arguments, notes=(*arguments.notes, note))
     for name in asked:
         section = HALF_PRECISION[name][0]
         changed = getattr(arguments, section).model_copy(update={name: False})

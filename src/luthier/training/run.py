@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,7 @@ def run(
     from luthier.training.report import write_model_card, write_run_record
 
     disable_progress_bar()
-    arguments = without_emulation(arguments)
+    asked, arguments = arguments, without_emulation(arguments)
     training = arguments.training
     set_seed(training.seed)
     stage = STAGES.get(arguments.finetuning.stage)(training.label_smoothing_factor)
@@ -81,7 +81,7 @@ def run(
     trainer = _make_trainer(arguments, stage, model, tokenizer, data, callbacks)
 
     folder = Path(trainer.args.output_dir)
-    write_run_record(folder, arguments, data.report)
+    write_run_record(folder, replace(asked, notes=arguments.notes), data.report)
     metrics: dict[str, float] = {}
     if training.do_train:
         metrics |= _train(trainer, arguments)
