@@ -139,6 +139,16 @@ def test_online_names_are_the_hubs():
     assert (found.place, found.location) == ("hub", "owner/name")
 
 
+def test_a_catalog_of_the_hub_without_network_is_one_sentence(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    arguments = DataArguments(dataset=("songs",), dataset_dir="REMOTE:owner/nothing")
+
+    (problem,) = check_datasets(arguments)
+
+    assert problem.startswith("dataset_dir 'REMOTE:owner/nothing': HF_HUB_OFFLINE is set")
+    assert "use a local folder" in problem
+
+
 def test_all_that_can_be_known_at_once_is_known_at_once(tmp_path):
     entries = {"gone": {"file_name": "gone.json"}, "pairs": {"file_name": "p", "ranking": True}}
     arguments = DataArguments(

@@ -254,8 +254,8 @@ def check_datasets(data_args: DataArguments) -> list[str]:
         One text a problem: names nobody knows, wrong descriptions, absent files.
     """
     try:
-        if str(data_args.dataset_dir).startswith("REMOTE:"):
-            return []
+        if str(data_args.dataset_dir).startswith("REMOTE:") and not is_offline():
+            return []  # the hub is asked once, when the data is loaded
         catalog = load_catalog(data_args.dataset_dir)
     except DataError as error:
         names = (*data_args.dataset, *data_args.eval_dataset)
@@ -304,6 +304,11 @@ def _fetch_catalog(repository: str) -> Path:
     try:
         return Path(hf_hub_download(repository, FILE_NAME, repo_type="dataset"))
     except (OSError, ValueError) as error:  # the library's errors are of these two families
+        if is_offline():
+            raise DataError(
+                f"dataset_dir 'REMOTE:{repository}': HF_HUB_OFFLINE is set and its {FILE_NAME} is "
+                "not in the local cache. Unset it, or use a local folder."
+            ) from error
         raise DataError(
             f"dataset_dir 'REMOTE:{repository}': its {FILE_NAME} cannot be fetched from the hub "
             f"({type(error).__name__}). Check the name and the network, or use a local folder."
