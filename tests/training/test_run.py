@@ -218,6 +218,17 @@ def test_a_checkpoint_of_other_settings_is_named_before_loading(config, change):
     assert len(losses(luthier.train(config | change | {"overwrite_output_dir": True}))) == 6
 
 
+def test_a_checkpoint_without_an_optimizer_goes_on_with_a_warning(config, capsys):
+    config |= {"save_strategy": "steps", "save_steps": 3, "save_only_model": True}
+    luthier.train(config, callbacks=[Listener(last=3)])
+    assert "no optimizer" not in capsys.readouterr().err
+
+    resumed = luthier.train(config)
+
+    assert "checkpoint-3 holds no optimizer" in capsys.readouterr().err
+    assert len(losses(resumed)) == 6
+
+
 def test_patience_that_was_used_up_is_not_given_again_by_resuming(config, tmp_path):
     config |= {
         "val_size": 8,

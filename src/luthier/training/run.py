@@ -139,6 +139,12 @@ def _train(trainer: LuthierTrainer, arguments: Arguments) -> dict[str, float]:
         if trainer.is_finished_by(checkpoint):
             return {}
         console.info(f"going on from {checkpoint}")
+        if not any(checkpoint.glob("rng_state*.pth")):  # written beside every optimizer
+            console.warn(
+                f"{checkpoint} holds no optimizer (save_only_model: true): its moments and the "
+                "learning rate's schedule begin anew, so the run is not the one it was. Set "
+                "overwrite_output_dir: true to train from the start."
+            )
     is_converted = arguments.finetuning.pissa_init and arguments.finetuning.pissa_convert
     if is_converted and checkpoint is None:
         save_pissa_start(trainer.model, folder)
