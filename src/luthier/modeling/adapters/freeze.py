@@ -42,11 +42,10 @@ def prepare(model: PreTrainedModel, arguments: Arguments, *, is_trainable: bool)
         else:
             is_chosen = name.split(".")[-2] in finetuning.freeze_extra_modules
         parameter.requires_grad_(is_chosen)
-    extra = f" and {', '.join(finetuning.freeze_extra_modules)}"
-    console.info(
-        f"freeze: {', '.join(modules)} of layers {', '.join(map(str, layers))} learn"
-        + (extra if finetuning.freeze_extra_modules else "")
-    )
+    num_layers = _layer_count(model)
+    chosen = f"{', '.join(modules)} of layers {', '.join(map(str, layers))}"
+    learning = ([chosen] if layers else []) + list(finetuning.freeze_extra_modules)
+    console.info(f"freeze: what learns is {', '.join(learning)} (layers 0 to {num_layers - 1})")
     return model
 
 
