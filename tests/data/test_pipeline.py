@@ -187,6 +187,19 @@ def test_evaluation_sets_are_one_or_each_its_own(folder, each):
     assert {name: len(one) for name, one in found.predict.items()} == sizes
 
 
+def test_a_path_is_called_by_its_last_part_unless_two_are_alike(folder, tmp_path):
+    (tmp_path / "other").mkdir()
+    paths = [str(folder / "rows.jsonl"), str(folder / "more.jsonl")]
+    twin = tmp_path / "other" / "rows.jsonl"
+    twin.write_text((folder / "rows.jsonl").read_text())
+
+    found = load(folder, eval_dataset=",".join(paths), eval_on_each_dataset=True)
+    alike = load(folder, eval_dataset=f"{paths[0]},{twin}", eval_on_each_dataset=True)
+
+    assert list(found.eval) == ["rows", "more"]
+    assert list(alike.eval) == [paths[0], str(twin)]
+
+
 def test_prompts_without_answers_can_be_answered_but_not_learned(folder):
     (folder / "asked.jsonl").write_text('{"instruction": "a", "output": ""}\n')
 

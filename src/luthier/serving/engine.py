@@ -133,12 +133,15 @@ class Engine:
 
 def load_engine(arguments: Arguments) -> Engine:
     """Tokenizer, template, model and adapter as the arguments name them, ready to answer."""
+    from transformers.utils.logging import disable_progress_bar
+
     from luthier.modeling.dtypes import without_emulation
     from luthier.modeling.loader import load_model
     from luthier.modeling.tokenizer import load_tokenizer
     from luthier.templates.choose import choose_template
     from luthier.templates.fit import fit_tokenizer
 
+    disable_progress_bar()
     arguments = without_emulation(arguments)
     tokenizer = load_tokenizer(arguments.model)
     template = choose_template(arguments.data, tokenizer)

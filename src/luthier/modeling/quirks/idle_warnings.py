@@ -16,6 +16,8 @@ WARNINGS: Final = (
     (r"`is_gradient_checkpointing` is deprecated", FutureWarning),
     # peft saves grown embeddings with the adapter, as it should; 0.21.2 says so at every save.
     (r"Setting `save_embedding_layers` to `True`", UserWarning),
+    # peft looks beside a GGUF file for the vocabulary's size; 0.21.2 warns that there is no config
+    (r"Could not find a config file in", UserWarning),
     # the adapter of an unfinished PiSSA run alone; 0.21.2 says so though there is no other one.
     (r"PiSSA changes the base weights of the model", UserWarning),
     # the weights are merged and both copies are equal; 0.21.2 unties them in the configuration.
