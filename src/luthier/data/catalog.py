@@ -247,6 +247,12 @@ def load_catalog(dataset_dir: str | Path | Mapping[str, Any]) -> Catalog:
     return Catalog(_parse(path.read_bytes(), str(path)), str(path), folder)
 
 
+def metric_names(names: Sequence[str]) -> list[str]:
+    """What metrics call each set: a path goes by its last part where that is enough."""
+    short = [Path(name).stem if Path(name).exists() else name for name in names]
+    return short if len({*short}) == len(names) else list(names)
+
+
 def check_datasets(data_args: DataArguments) -> list[str]:
     """What can be known to be wrong with the data before anything slow is imported.
 

@@ -16,6 +16,7 @@ from luthier.data.catalog import (
     check_datasets,
     check_readable,
     load_catalog,
+    metric_names,
 )
 from luthier.data.check import (
     NUM_LISTED,
@@ -130,7 +131,7 @@ class _Loader:
                 {
                     short: (name,)
                     for short, name in zip(
-                        _metric_names(data.eval_dataset), data.eval_dataset, strict=True
+                        metric_names(data.eval_dataset), data.eval_dataset, strict=True
                     )
                 }
                 if data.eval_on_each_dataset
@@ -326,12 +327,6 @@ def find_tool_separator(template: Renders) -> str:
         return "\n"
     is_wrapped = any(isinstance(text, str) and "<tool_response>\nfound" in text for text in texts)
     return "\n</tool_response>\n<tool_response>\n" if is_wrapped else "\n"
-
-
-def _metric_names(names: Sequence[str]) -> list[str]:
-    """What metrics call each set: a path goes by its last part where that is enough."""
-    short = [Path(name).stem if Path(name).exists() else name for name in names]
-    return short if len({*short}) == len(names) else list(names)
 
 
 def _in(name: str) -> str:

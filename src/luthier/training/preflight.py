@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.arguments.record import Arguments
-from luthier.data.catalog import check_datasets
+from luthier.data.catalog import check_datasets, metric_names
 from luthier.errors import ArgumentsError, TemplateError, UnknownName
 from luthier.modeling.source import check_model
 from luthier.optional import is_installed, missing
@@ -125,7 +125,7 @@ def _best_metric(arguments: Arguments) -> Iterator[str]:
         return
     values = ["loss", "accuracy"] if arguments.finetuning.compute_accuracy else ["loss"]
     if data.eval_dataset and data.eval_on_each_dataset:
-        values = [f"{name}_{value}" for name in data.eval_dataset for value in values]
+        values = [f"{name}_{value}" for name in metric_names(data.eval_dataset) for value in values]
     if metric.removeprefix("eval_") not in values:
         yield (
             f"metric_for_best_model: {metric!r} is not computed by the evaluations of this run. "

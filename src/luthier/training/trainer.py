@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from luthier.batching.batch import MicroBatch, Step
 from luthier.batching.order import LengthGroupedOrder, SequentialOrder, ShuffledOrder
 from luthier.batching.steps import EpochOrder, StepBuilder, StepLoader, StepSampler
 from luthier.stages.stage import Loss, Stage
+from luthier.training.meter import Meter
 from luthier.training.optimizers.loraplus import loraplus_groups
 from luthier.training.preflight import STATE_ENTRY, settings_of_checkpoint
 
@@ -402,32 +402,3 @@ class LuthierTrainer(Trainer):
         self.control = self.callback_handler.on_predict(
             self.args, self.state, self.control, metrics
         )
-
-
-class Meter:
-    """Tokens per second between two readings, pauses left out."""
-
-    def __init__(self) -> None:
-        self._since = time.monotonic()
-        self._tokens = 0
-        self._paused_s = 0.0
-
-    def count(self, tokens: int) -> None:
-        """Adds tokens that were computed."""
-        self._tokens += tokens
-
-    def rate(self) -> float:
-        """Tokens per second since the last reading; a new reading begins."""
-        now = time.monotonic()
-        rate = self._tokens / max(now - self._since - self._paused_s, 1e-9)
-        self._since, self._tokens, self._paused_s = now, 0, 0.0
-        return rate
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leaves out the time spent inside."""
-        begun = time.monotonic()
-        try:
-            yield
-        finally:
-            self._paused_s += time.monotonic() - begun
