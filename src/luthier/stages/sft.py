@@ -6,6 +6,7 @@ from typing import Any
 
 from luthier.batching.batch import MicroBatch
 from luthier.losses.next_token import count_correct, next_token_nll
+from luthier.modeling.reads import read_logits
 from luthier.records import Conversation, Record
 from luthier.stages.stage import STAGES, Loss
 
@@ -22,10 +23,7 @@ class SupervisedFineTuning:
 
     def loss(self, model: Any, batch: MicroBatch, *, with_accuracy: bool) -> Loss:
         """Runs the model on the micro-batch and sums the loss over its learned tokens."""
-        logits_BTV = model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-        ).logits
-        logits_NV = logits_BTV.flatten(0, 1)[batch.sources]
+        logits_NV = read_logits(model, batch.input_ids, batch.attention_mask, batch.sources)
         total = next_token_nll(logits_NV, batch.targets, self.label_smoothing)
         if not with_accuracy:
             return Loss(total)
