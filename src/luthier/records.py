@@ -6,7 +6,7 @@ row -> (formats) Conversation | Pair | Feedback | Text -> (templates) Turns of P
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Literal, TypeAlias
 
@@ -125,14 +125,14 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One example as the model reads it.
+    """One row as the model reads it.
 
     Attributes:
-        input_ids: the tokens.
-        labels: as many; IGNORE_INDEX where nothing is learned.
-        origin: where the row stood, `file:line`.
+        input_ids: the tokens; for generation those of the prompt.
+        labels: as many, IGNORE_INDEX where nothing is learned; for generation the answer's.
+        num_cut: tokens that had no room.
     """
 
     input_ids: list[int]
     labels: list[int]
-    origin: str = field(default="")
+    num_cut: int = 0

@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.data.check import RowProblem
-from luthier.data.encode import Encoder, EncodingOptions, Example, share_room
+from luthier.data.encode import Encoder, EncodingOptions, count_learned, share_room
 from luthier.data.table import encode_rows
 from luthier.errors import DataError
-from luthier.records import IGNORE_INDEX, Conversation, Message, Origin, Token
+from luthier.records import IGNORE_INDEX, Conversation, Encoded, Message, Origin, Token
 from luthier.templates.chat_template import ChatTemplate
 from luthier.templates.registry import TEMPLATES
 from luthier.templates.template import CONTENT, Template
@@ -23,15 +23,15 @@ def chat(*texts: str) -> Conversation:
     return Conversation(tuple(messages), origin=Origin("rows.json", 3))
 
 
-def encode(tokenizer, conversation, template=CHATML, **options) -> Example:
+def encode(tokenizer, conversation, template=CHATML, **options) -> Encoded:
     (found,) = Encoder(
         tokenizer, template, EncodingOptions(**({"cutoff_len": 512} | options))
     ).encode([conversation])
-    assert isinstance(found, Example)
+    assert isinstance(found, Encoded)
     return found
 
 
-def learned(tokenizer, example: Example) -> str:
+def learned(tokenizer, example: Encoded) -> str:
     return tokenizer.decode([token for token in example.labels if token != IGNORE_INDEX])
 
 
@@ -120,7 +120,7 @@ def test_no_example_is_longer_than_its_room(
         assert found.origin == "rows.json:3"
         return
     assert len(found.input_ids) == len(found.labels) <= cutoff_len
-    assert found.count_learned() > 0
+    assert count_learned(found) > 0
     pairs = zip(found.input_ids, found.labels, strict=True)
     eos = tiny_tokenizer.eos_token_id
     assert all(label in (IGNORE_INDEX, token) or label == eos for token, label in pairs)
@@ -142,7 +142,7 @@ def test_tools_that_cannot_be_rendered_are_a_problem_of_the_row(tiny_tokenizer):
     first, second = encoder.encode([broken, chat("one", "two")])
 
     assert isinstance(first, RowProblem)
-    assert isinstance(second, Example)
+    assert isinstance(second, Encoded)
 
 
 def test_a_token_the_tokenizer_lacks_is_an_error(tiny_tokenizer):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from luthier.data.check import RowError, RowProblem
 from luthier.errors import DataError, TemplateError
-from luthier.records import IGNORE_INDEX, Conversation, Piece, Special, Token, Turn
+from luthier.records import IGNORE_INDEX, Conversation, Encoded, Piece, Special, Token, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,26 +31,13 @@ class EncodingOptions:
     train_on_prompt: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One row as the model reads it.
-
-    Attributes:
-        input_ids: the tokens; for generation those of the prompt.
-        labels: as many, IGNORE_INDEX where nothing is learned; for generation the answer's.
-        num_cut: tokens that had no room.
-    """
-
-    input_ids: list[int]
-    labels: list[int]
-    num_cut: int
-
-    def count_learned(self) -> int:
-        """How many positions are predicted: the first token never is."""
-        return len(self.labels) - 1 - self.labels[1:].count(IGNORE_INDEX) if self.labels else 0
+EncodedOrProblem: TypeAlias = Encoded | RowProblem
 
 
-ExampleOrProblem: TypeAlias = Example | RowProblem
+def count_learned(encoded: Encoded) -> int:
+    """How many positions are predicted: the first token never is."""
+    labels = encoded.labels
+    return len(labels) - 1 - labels[1:].count(IGNORE_INDEX) if labels else 0
 
 
 def share_room(num_source: int, num_target: int, room: int) -> tuple[int, int]:
@@ -95,7 +82,7 @@ class Encoder:
         self.tokenizer, self.template, self.options = tokenizer, template, options
         self._tokens: dict[str, int] = {}
 
-    def encode(self, conversations: Sequence[Conversation]) -> list[ExampleOrProblem]:
+    def encode(self, conversations: Sequence[Conversation]) -> list[EncodedOrProblem]:
         """Examples to learn from, in order; a row with nothing learned is a problem."""
         masked = self.options.mask_history
         rendered = [
@@ -103,13 +90,13 @@ class Encoder:
             for one in conversations
         ]
         ids = self._tokenise(rendered)
-        results: list[ExampleOrProblem] = []
+        results: list[EncodedOrProblem] = []
         for conversation, turns in zip(conversations, rendered, strict=True):
             if isinstance(turns, RowProblem):
                 results.append(turns)
                 continue
             example = self._learn([_Side.of(turn, ids) for turn in turns])
-            if example.count_learned():
+            if count_learned(example):
                 results.append(example)
             else:
                 fix = "Shorten the prompt, or raise cutoff_len."
@@ -118,14 +105,14 @@ class Encoder:
                 results.append(RowProblem.of(conversation.origin, error))
         return results
 
-    def encode_prompts(self, conversations: Sequence[Conversation]) -> list[ExampleOrProblem]:
+    def encode_prompts(self, conversations: Sequence[Conversation]) -> list[EncodedOrProblem]:
         """Prompts to answer, each with the ids of the answer that the row holds."""
         rendered = [
             self._render(one, lambda one: [self.template.turn(_asked(one), one.messages[-1])])
             for one in conversations
         ]
         ids = self._tokenise(rendered)
-        results: list[ExampleOrProblem] = []
+        results: list[EncodedOrProblem] = []
         for turns in rendered:
             if isinstance(turns, RowProblem):
                 results.append(turns)
@@ -137,7 +124,7 @@ class Encoder:
                 len(source.ids), len(target.ids), self.options.cutoff_len
             )
             num_cut = len(source.ids) + len(target.ids) - num_source - num_target
-            results.append(Example(source.ids[:num_source], target.ids[:num_target], num_cut))
+            results.append(Encoded(source.ids[:num_source], target.ids[:num_target], num_cut))
         return results
 
     def _render(self, conversation: Conversation, render: Any) -> list[Turn] | RowProblem:
@@ -206,7 +193,7 @@ class Encoder:
             )
         return int(self.tokenizer.eos_token_id)
 
-    def _learn(self, turns: list[tuple[_Side, _Side]]) -> Example:
+    def _learn(self, turns: list[tuple[_Side, _Side]]) -> Encoded:
         """Turns put together while there is room, each cut on the right.
 
         With `efficient_eos` an answer's EOS is the first label of the next prompt, and one more
@@ -237,7 +224,7 @@ class Encoder:
         if has_eos:
             input_ids.append(self._eos())
             labels.append(self._eos())
-        return Example(input_ids, labels, num_all - num_kept)
+        return Encoded(input_ids, labels, num_all - num_kept)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from luthier.data.check import RowProblem
-from luthier.data.encode import Encoder, Example
-from luthier.records import Conversation
+from luthier.data.encode import Encoder, count_learned
+from luthier.records import Conversation, Encoded
 
 if TYPE_CHECKING:
     import pyarrow
@@ -148,7 +148,7 @@ def _encode(
 ) -> Batch:
     rows = [conversation for _, conversation in conversations]
     results = encoder.encode(rows) if purpose == "learn" else encoder.encode_prompts(rows)
-    kept: list[tuple[int, str, Example]] = []
+    kept: list[tuple[int, str, Encoded]] = []
     problems = []
     for (number, conversation), result in zip(conversations, results, strict=True):
         if isinstance(result, RowProblem):
@@ -158,7 +158,7 @@ def _encode(
     cuts = [example.num_cut for _, _, example in kept if example.num_cut]
     num_tokens = [len(example.input_ids) for _, _, example in kept]
     num_learned = [
-        example.count_learned() if purpose == "learn" else len(example.labels)
+        count_learned(example) if purpose == "learn" else len(example.labels)
         for _, _, example in kept
     ]
     return Batch(
@@ -172,7 +172,7 @@ def _encode(
 
 
 def _to_arrow(
-    kept: Sequence[tuple[int, str, Example]], num_tokens: list[int], num_learned: list[int]
+    kept: Sequence[tuple[int, str, Encoded]], num_tokens: list[int], num_learned: list[int]
 ) -> pyarrow.RecordBatch:
     import pyarrow
 
