@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from luthier.training.preflight import find_problems, last_checkpoint
+from luthier.training.checkpoint import last_checkpoint
+from luthier.training.preflight import find_problems
 
 
 @pytest.mark.parametrize("trigger", ["rows to train on", "step 3/"])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from luthier.arguments.record import Arguments
 from luthier.data.catalog import check_datasets, metric_names
@@ -14,6 +12,12 @@ from luthier.errors import ArgumentsError, TemplateError, UnknownName
 from luthier.modeling.source import check_model
 from luthier.optional import is_installed, missing
 from luthier.templates.choose import find_template
+from luthier.training.checkpoint import (
+    find_checkpoint,
+    last_checkpoint,
+    saved_entry,
+    settings_of_checkpoint,
+)
 
 TRACKER_MODULES = {
     "clearml": "clearml",
@@ -44,22 +48,6 @@ OPTIMIZER_MODULES = {
 """Values of `optim` -> the package each needs, beside those of bitsandbytes."""
 
 OF_BITSANDBYTES = re.compile(r"(paged_|lion_|ademamix)|_bnb|^adamw_8bit$")
-
-STATE_ENTRY = "LuthierTrainer"
-"""Where trainer_state.json keeps, among the callbacks' states, what the library forgets."""
-
-FIXED_BY_CHECKPOINT = (
-    "finetuning_type",
-    "optim",
-    "lora_rank",
-    "lora_target",
-    "additional_target",
-    "use_dora",
-    "freeze_trainable_layers",
-    "freeze_trainable_modules",
-    "freeze_extra_modules",
-)
-"""Settings that say which weights learn and what the optimizer keeps of each."""
 
 OUTPUT_WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
 
@@ -171,9 +159,7 @@ def _checkpoint_settings(arguments: Arguments) -> Iterator[str]:
     checkpoint = find_checkpoint(arguments) if arguments.training.do_train else None
     if checkpoint is None or not (checkpoint / "trainer_state.json").is_file():
         return
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    ours = state.get("stateful_callbacks", {}).get(STATE_ENTRY, {"attributes": {}})
-    before = ours["attributes"].get("settings", {})
+    before = saved_entry(checkpoint).get("settings", {})
     for name, value in settings_of_checkpoint(arguments).items():
         if name in before and before[name] != value:
             yield (
@@ -181,13 +167,6 @@ def _checkpoint_settings(arguments: Arguments) -> Iterator[str]:
                 f"{value!r}. Set it back to go on, or overwrite_output_dir: true (or another "
                 "output_dir) for a new run."
             )
-
-
-def settings_of_checkpoint(arguments: Arguments) -> dict[str, Any]:
-    """The settings that a run and the checkpoint it goes on from must share, as JSON holds them."""
-    values = arguments.flat()
-    chosen = {name: values[name] for name in FIXED_BY_CHECKPOINT}
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in chosen.items()}
 
 
 CHECKS: tuple[Callable[[Arguments], Iterator[str]], ...] = (
@@ -200,28 +179,3 @@ CHECKS: tuple[Callable[[Arguments], Iterator[str]], ...] = (
     _checkpoint,
     _checkpoint_settings,
 )
-
-
-def find_checkpoint(arguments: Arguments) -> Path | None:
-    """The checkpoint a training run goes on from.
-
-    The one that `resume_from_checkpoint` names; else the newest in `output_dir`, unless
-    `overwrite_output_dir` asks for a new start; None when there is none.
-    """
-    training = arguments.training
-    if training.resume_from_checkpoint is not None:
-        return Path(training.resume_from_checkpoint).expanduser()
-    if training.overwrite_output_dir:
-        return None
-    return last_checkpoint(Path(str(training.output_dir)).expanduser())
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The `checkpoint-N` with the largest N in a folder that says at which step it was made."""
-    numbered = [
-        (int(path.name.removeprefix("checkpoint-")), path)
-        for path in folder.glob("checkpoint-*")
-        if path.name.removeprefix("checkpoint-").isdecimal()
-        and (path / "trainer_state.json").is_file()
-    ]
-    return max(numbered)[1] if numbered else None

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from luthier import console
 from luthier.arguments.record import Arguments
 from luthier.errors import DataError
-from luthier.training.preflight import check_before_loading, find_checkpoint
+from luthier.training.checkpoint import find_checkpoint
+from luthier.training.preflight import check_before_loading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerCallback

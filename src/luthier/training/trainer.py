@@ -22,9 +22,9 @@ from luthier.batching.batch import MicroBatch, Step
 from luthier.batching.order import LengthGroupedOrder, SequentialOrder, ShuffledOrder
 from luthier.batching.steps import EpochOrder, StepBuilder, StepLoader, StepSampler
 from luthier.stages.stage import Loss, Stage
+from luthier.training.checkpoint import STATE_ENTRY, settings_of_checkpoint
 from luthier.training.meter import Meter
 from luthier.training.optimizers.loraplus import loraplus_groups
-from luthier.training.preflight import STATE_ENTRY, settings_of_checkpoint
 
 SATURATING_TOKENS = {"cpu": 2048, "cuda": 8192}
 """Tokens of a micro-batch beyond which a device gets no faster, by device type."""
