@@ -70,7 +70,8 @@ def assemble(
         problems: what was already found wrong with their form.
         notes: what is already known to be worth saying.
         purpose: what will be done with them.
-        check: says what else is wrong, such as absent files; wrong settings have their defaults.
+        check: says what else is wrong with the resolved arguments, such as absent files; wrong
+            settings have their defaults.
         is_flags: whether absent names are listed as flags.
 
     Raises:
@@ -89,8 +90,9 @@ def assemble(
     found.problems += broken_rules(arguments, found.wrong, purpose)
     missing = [each for each in missing_names(arguments, purpose) if each not in found.wrong]
     idle = nothing_to_do(arguments) if purpose == "train" and not found.wrong & TASKS else []
+    resolved = resolve(replace(arguments, notes=tuple(found.notes)))
     if check is not None:
-        found.problems += found.further_problems(check(arguments), arguments, missing)
+        found.problems += found.further_problems(check(resolved), arguments, missing)
     if missing:
         sentence = missing_sentence(missing, is_flags)
         if not found.problems:
@@ -99,7 +101,7 @@ def assemble(
     found.problems += idle
     if found.problems:
         raise ArgumentsError(found.problems)
-    return resolve(replace(arguments, notes=tuple(found.notes)))
+    return resolved
 
 
 def missing_sentence(names: Iterable[str], is_flags: bool) -> str:

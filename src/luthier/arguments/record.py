@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,9 @@ SECTIONS: dict[str, type[Section]] = {
 }
 
 MASK = "********"
+
+SECRET = re.compile(r"(^|_)(token|api_key|secret|password|webhook_url)$")
+"""Names whose values are never written down."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,15 @@ class Arguments:
     def public(self) -> dict[str, Any]:
         """What was given, as JSON can hold it, secrets masked."""
         values = self.flat()
-        return {name: _public(values[name]) for name in self.origins if name in values}
+        return {name: public_value(name, values[name]) for name in self.origins if name in values}
 
 
-def _public(value: Any) -> Any:
-    if isinstance(value, SecretStr):
+def public_value(name: str, value: Any) -> Any:
+    """A value as JSON can hold it, masked where it or its name is that of a secret."""
+    if isinstance(value, SecretStr) or (SECRET.search(name) and value is not None):
         return MASK
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, Mapping):
+        return {key: public_value(str(key), inner) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [public_value("", inner) for inner in value]
+    return value if isinstance(value, str | int | float | None) else str(value)

@@ -109,11 +109,6 @@ class _Loader:
         training, data = self.arguments.training, self.data
         answers = training.predict_with_generate
         found = EncodedDatasets(report=self.report)
-        if data.eval_dataset and data.val_size:
-            raise DataError(
-                "eval_dataset and val_size are both given: evaluation rows come from one of them. "
-                "Take one away."
-            )
         if data.dataset and (training.do_train or data.val_size):
             whole = self._merge(data.dataset)
             if data.val_size:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from luthier.arguments.record import Arguments
 from luthier.data.catalog import check_datasets, metric_names
-from luthier.errors import ArgumentsError, TemplateError, UnknownName
+from luthier.errors import TemplateError, UnknownName
 from luthier.modeling.source import check_model
 from luthier.optional import is_installed, missing
 from luthier.templates.choose import find_template
@@ -50,17 +50,6 @@ OPTIMIZER_MODULES = {
 OF_BITSANDBYTES = re.compile(r"(paged_|lion_|ademamix)|_bnb|^adamw_8bit$")
 
 OUTPUT_WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
-
-
-def check_before_loading(arguments: Arguments) -> None:
-    """Looks at everything that costs nothing: files, names, packages, the output folder.
-
-    Raises:
-        ArgumentsError: with all problems at once.
-    """
-    problems = find_problems(arguments)
-    if problems:
-        raise ArgumentsError(problems)
 
 
 def find_problems(arguments: Arguments) -> list[str]:

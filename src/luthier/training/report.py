@@ -14,19 +14,15 @@ from typing import Any, Protocol
 
 import torch
 from huggingface_hub import ModelCardData
-from pydantic import SecretStr
 
 from luthier import __version__, console
-from luthier.arguments.record import MASK, Arguments
+from luthier.arguments.record import Arguments, public_value
 from luthier.training.files import write_json, write_whole
 
 RUN_RECORD = "run.json"
 
 PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "tokenizers", "safetensors")
 """Packages whose versions decide what a run computes."""
-
-SECRET = re.compile(r"(^|_)(token|api_key|secret|password|webhook_url)$")
-"""Names whose values are never written down."""
 
 COST = re.compile(r"_runtime$|_per_sec(ond)?$|^total_flos$|^epoch$")
 """Numbers of a run that say nothing about its model; the card leaves them out."""
@@ -75,11 +71,11 @@ def write_run_record(folder: Path, arguments: Arguments, data: Report | None = N
     Returns:
         The file, written on the first rank only.
     """
-    settings = {name: _public(name, value) for name, value in arguments.flat().items()}
+    settings = {name: public_value(name, value) for name, value in arguments.flat().items()}
     record = {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "working_directory": str(Path.cwd()),
-        "arguments": {name: settings[name] for name in arguments.origins if name in settings},
+        "arguments": arguments.public(),
         "origins": dict(arguments.origins),
         "notes": list(arguments.notes),
         "settings": settings,
@@ -182,16 +178,6 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _public(name: str, value: Any) -> Any:
-    if isinstance(value, SecretStr) or (SECRET.search(name) and value is not None):
-        return MASK
-    if isinstance(value, Mapping):
-        return {key: _public(str(key), inner) for key, inner in value.items()}
-    if isinstance(value, tuple | list):
-        return [_public("", inner) for inner in value]
-    return value if isinstance(value, str | int | float | None) else str(value)
-
-
 def _hub_name(name: str) -> str:
     """A name that the hub accepts: `owner/name` as it is, of a path only its last part."""
     is_path = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
@@ -203,7 +189,7 @@ def _hub_name(name: str) -> str:
 def _settings(arguments: Arguments) -> list[tuple[str, str]]:
     values = arguments.flat()
     names = SETTINGS + OF_METHOD.get(arguments.finetuning.finetuning_type, ())
-    shown = {name: _public(name, values[name]) for name in names if name in values}
+    shown = {name: public_value(name, values[name]) for name in names if name in values}
     return [
         (name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
         for name, value in shown.items()

@@ -11,7 +11,6 @@ from luthier import console
 from luthier.arguments.record import Arguments
 from luthier.errors import DataError
 from luthier.training.checkpoint import find_checkpoint
-from luthier.training.preflight import check_before_loading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerCallback
@@ -43,12 +42,16 @@ def run(
 ) -> RunResult:
     """Trains, evaluates and predicts as the arguments say.
 
+    Args:
+        arguments: parsed with `check=find_problems` of preflight, so that what can be known to
+            fail before anything is loaded was found together with their own mistakes.
+        callbacks: heard at every event of the training loop.
+
     Raises:
-        LuthierError: for everything a user can mend; what needs no loading is found first.
+        LuthierError: for what a user can mend and only loading shows.
     """
     for note in arguments.notes:
         console.info(note)
-    check_before_loading(arguments)
 
     from transformers import set_seed
     from transformers.utils.logging import disable_progress_bar
