@@ -1,5 +1,7 @@
 """an epoch as optimizer steps: the order others take, nothing repeated, nothing lost"""
 
+import sys
+
 import datasets
 import pytest
 from accelerate import Accelerator
@@ -7,7 +9,7 @@ from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader, RandomSampler
 
 from luthier.batching.order import LengthGroupedOrder, SequentialOrder, ShuffledOrder
-from luthier.batching.steps import StepBuilder, StepLoader, StepSampler
+from luthier.batching.steps import StepBuilder, StepLoader, StepSampler, let_reader_go
 
 
 def make_dataset(num_rows: int) -> datasets.Dataset:
@@ -89,3 +91,18 @@ def test_length_grouping_keeps_every_example_and_depends_on_the_epoch():
 
     assert sorted(first) == list(range(10))
     assert list(order) != first
+
+
+def test_a_worker_is_silent_about_a_reader_that_has_gone_and_about_nothing_else(
+    monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    let_reader_go(0)
+
+    for gone in (ConnectionResetError("peer"), BrokenPipeError("peer"), EOFError("peer")):
+        sys.excepthook(type(gone), gone, None)
+    silent = capsys.readouterr().err
+    sys.excepthook(ValueError, ValueError("a real fault"), None)
+
+    assert silent == ""
+    assert "a real fault" in capsys.readouterr().err

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, Protocol
 
 import torch
@@ -136,6 +138,7 @@ class StepLoader(DataLoader[int]):
             batch_sampler=sampler,
             collate_fn=builder,
             generator=torch.Generator(),
+            worker_init_fn=let_reader_go,
             **options,
         )
 
@@ -143,3 +146,19 @@ class StepLoader(DataLoader[int]):
         """Chooses the epoch whose order comes next."""
         assert isinstance(self.batch_sampler, StepSampler)
         self.batch_sampler.set_epoch(epoch)
+
+
+def let_reader_go(worker: int) -> None:
+    """Has a loader's worker say nothing when the process that reads from it has ended.
+
+    After Ctrl-C a worker may still be handing over a step; the thread that does it would print the
+    broken connection through `sys.excepthook`. A worker's other errors travel to the reader.
+    """
+
+    def tell(
+        kind: type[BaseException], problem: BaseException, traceback: TracebackType | None
+    ) -> None:
+        if not issubclass(kind, (ConnectionError, EOFError)):
+            sys.__excepthook__(kind, problem, traceback)
+
+    sys.excepthook = tell
