@@ -1,14 +1,14 @@
 """What travels from a row of data to the model: plain, frozen, without behaviour of its own.
 
 row -> (formats) Conversation | Pair | Feedback | Text -> (templates) Turns of Pieces
-    -> (encode) Encoded
+    -> (encode) Encoded -> (tree) Segments
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 IGNORE_INDEX = -100
 """The label of a position from which nothing is learned, as in `transformers` and `torch`."""
@@ -136,3 +136,17 @@ class Encoded:
     input_ids: list[int]
     labels: list[int]
     num_cut: int = 0
+
+
+class Segment(NamedTuple):
+    """A stretch of a token tree without a branch inside: tokens start to end, depth first.
+
+    Attributes:
+        start: position of its first token in the micro-batch.
+        end: one behind its last token.
+        parent: index of the segment that it continues; -1 for the beginning of a sequence.
+    """
+
+    start: int
+    end: int
+    parent: int

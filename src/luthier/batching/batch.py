@@ -1,53 +1,70 @@
 """The tensors of a micro-batch, and the micro-batches of a step."""
 
-# B rows, T tokens of the longest row, N reads (positions that predict a learned token)
+# B rows, T tokens of a row, N reads (positions that predict a learned token), S sequences
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from luthier.records import Segment
 
 
 @dataclass(frozen=True)
 class MicroBatch:
     """What one forward pass takes, and where the loss reads from it.
 
+    A rectangle of padded rows has an `attention_mask`; a token tree is one row (B = 1) and has
+    `position_ids` and `segments` in its place.
+
     Attributes:
         input_ids: (B, T) int64.
-        attention_mask: (B, T) int64, 1 on real tokens.
         sources: (N,) int64, positions in the flattened (B * T) whose hidden state predicts a
-            learned token.
+            learned token. A tree's source may be read several times, once for each child.
         targets: (N,) int64, the token each source has to predict.
-        num_tokens: real tokens, padding not counted.
+        sequences: (N,) int64, which sequence of the micro-batch each read belongs to.
+        ends: (S,) int64, the flattened position of the last token of each sequence.
+        num_tokens: tokens of all sequences, padding not counted and shared prefixes counted as
+            often as they occur.
+        attention_mask: (B, T) int64, 1 on real tokens; None for a tree.
+        position_ids: (B, T) int64, the depth of each token of a tree; None for a rectangle.
+        segments: of a tree, parents before children; empty for a rectangle.
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
     sources: Tensor
     targets: Tensor
+    sequences: Tensor
+    ends: Tensor
     num_tokens: int
+    attention_mask: Tensor | None = None
+    position_ids: Tensor | None = None
+    segments: tuple[Segment, ...] = ()
+
+    @property
+    def num_computed(self) -> int:
+        """Tokens that go through the model: padding counts, a shared prefix counts once."""
+        return self.input_ids.numel()
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same micro-batch with its tensors on `device`."""
-        return MicroBatch(
-            self.input_ids.to(device, non_blocking=True),
-            self.attention_mask.to(device, non_blocking=True),
-            self.sources.to(device, non_blocking=True),
-            self.targets.to(device, non_blocking=True),
-            self.num_tokens,
-        )
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> MicroBatch:
         """The same micro-batch in page-locked memory (called by torch's loader)."""
-        return MicroBatch(
-            self.input_ids.pin_memory(),
-            self.attention_mask.pin_memory(),
-            self.sources.pin_memory(),
-            self.targets.pin_memory(),
-            self.num_tokens,
-        )
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, move: Callable[[Tensor], Tensor]) -> MicroBatch:
+        moved: dict[str, Any] = {
+            each.name: move(value)
+            for each in fields(self)
+            if isinstance(value := getattr(self, each.name), Tensor)
+        }
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)
@@ -69,4 +86,4 @@ class Step:
     def pin_memory(self) -> Step:
         """The same step in page-locked memory (called by torch's loader)."""
         pinned = tuple(micro_batch.pin_memory() for micro_batch in self.micro_batches)
-        return Step(pinned, self.num_units, self.num_tokens, self.num_examples)
+        return replace(self, micro_batches=pinned)

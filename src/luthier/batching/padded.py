@@ -45,5 +45,7 @@ def pad(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
         attention_mask=attention_mask_BT,
         sources=row_N * longest + column_N,
         targets=labels_BT[row_N, column_N + 1],
+        sequences=row_N,
+        ends=torch.arange(rows) * longest + (attention_mask_BT.sum(dim=1) - 1),
         num_tokens=sum(len(example["input_ids"]) for example in examples),
     )

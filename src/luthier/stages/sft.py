@@ -23,6 +23,7 @@ class SupervisedFineTuning:
 
     def loss(self, model: Any, batch: MicroBatch, *, with_accuracy: bool) -> Loss:
         """Runs the model on the micro-batch and sums the loss over its learned tokens."""
+        assert batch.attention_mask is not None
         logits_NV = read_logits(model, batch.input_ids, batch.attention_mask, batch.sources)
         total = next_token_nll(logits_NV, batch.targets, self.label_smoothing)
         if not with_accuracy:
