@@ -109,7 +109,7 @@ def test_a_second_run_finds_the_first_ones_rows_and_says_the_same(folder, capsys
     assert was_cached(second)
     assert again == said.replace("(encoded,", "(from the cache,")
     assert "302 rows read, 300 kept, 2 skipped, 300 cut" in said
-    assert "rows.jsonl:1: not JSON" in said
+    assert "rows.jsonl:1:2: not JSON" in said
     assert second.train is not None
     assert second.train[:] == first.train[:]  # type: ignore[index]
 
@@ -233,7 +233,7 @@ def test_more_bad_rows_than_the_budget_end_the_run(folder, budget, run):
     text = str(raised.value)
     assert "'rows': 3 of 43 rows cannot be used" in text
     for words in (
-        "rows.jsonl:1: not JSON",
+        "rows.jsonl:1:2: not JSON",
         "rows.jsonl:2, output: missing",
         "1 x output: a number",
     ):

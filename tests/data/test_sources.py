@@ -67,24 +67,64 @@ def test_a_damaged_line_is_a_problem_at_its_line(tmp_path, line, reason):
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "words"),
+    ("text", "place", "words", "num_rows"),
     [
-        ('[\n{"a": 1},\n{"a" 2}\n]', 3, "delimiter"),
-        ('[\n{"a": 1}\n{"a": 2}\n]', 3, "comma"),
-        ('[\n{"a": 1},\n]', 2, "comma without a row"),
-        ('[\n{"a": 1},\n{"a": 2}\n', 4, "ends inside"),
-        ('[\n{"a": "one\ntwo"}\n]', 2, "control character"),
-        ('[\n{"a": 1}\n]\n{"b": 2}', 4, "behind the list"),
+        ('[\n{"a": 1},\n{"a" 2},\n{"a": 3}\n]', "3:6", "no colon", 2),
+        ('[\n{"a": 1}\n{"a": 2}\n]', "2:9", "no comma behind the row", 1),
+        ('[\n{"a": 1},\n\n]', "2:9", "a comma without a row", 1),
+        ('[\n{"a": 1},\n{"a": 2}\n', "3:8", "ends inside", 2),
+        ('[\n{"a": 1},\n{"a": 2', "3:8", "ends too early", 1),
+        ('[\n{"a": "one\ntwo"},\n{"a": 2}\n]', "2:11", "control character", 1),
+        ('[\n{"a": 1}\n]\n{"b": 2}', "4:1", "behind the end", 1),
+        ('[\n{"a": 1}\n]\n,\n{"a": 2}\n]', "4:1", "behind the end", 2),
+        ('[{"a": {"b": 1}, {"a": 2}, {"a": 3}]', "1:16", "ends too early", 2),
+        ('[{"a": 1}, {"a": [{"b": 1}, 2}, {"a": 3}]', "1:30", "no comma between", 2),
+        ('[\n  {\n    "a": "one,\n    "b": 2\n  },\n  {\n    "a": 1\n  }\n]', "3:15", "", 1),
+        ('[\n{"a": 1},,\n{"a": 2}]', "2:10", "a comma without", 2),
+        ('[\nNone,\n{"a": 2}]', "2:1", "no value", 1),
+        ('[\n{"a": 1, "a": 2},\n{"a": 2}]', "2", "a key stands twice ('a')", 1),
     ],
 )
-def test_a_broken_list_says_the_line_and_what_is_wrong(tmp_path, text, line, words):
+def test_a_broken_row_of_a_list_is_a_problem_and_the_others_are_read(
+    tmp_path, text, place, words, num_rows
+):
     path = tmp_path / "rows.json"
     path.write_text(text)
 
-    with pytest.raises(DataError, match=words) as raised:
-        read(path)
+    found = read(path)
 
-    assert str(raised.value).startswith(f"{path}:{line}:")
+    (problem,) = (each for each in found if isinstance(each, RowProblem))
+    assert problem.place == f"{path}:{place}"
+    assert words in str(problem)
+    assert len(found) - 1 == num_rows
+
+
+@pytest.mark.parametrize("indent", [None, 1, 2])
+def test_a_list_loses_only_the_row_that_is_broken(tmp_path, indent):
+    text = json.dumps([row | {"more": [{"x": 1}, {"y": 2}]} for row in ROWS], indent=indent)
+    for cut in range(text.index("question 2"), text.index('"output": "answer\\n2')):
+        path = tmp_path / "rows.json"
+        path.write_text(text[:cut] + text[cut + 1 :])
+
+        found = [row for row in read(path) if isinstance(row, Row)]
+
+        others = {row.values.get("instruction") for row in found}
+        assert others >= {f"question {n}" for n in (0, 1, 3, 4)}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (json.dumps({"data": ROWS}, indent=1).encode(), "one object with the keys 'data'"),
+        (json.dumps(ROWS).encode("utf-16"), "UTF-16"),
+    ],
+)
+def test_a_file_that_holds_no_rows_is_refused_as_a_whole(tmp_path, content, words):
+    path = tmp_path / "rows.json"
+    path.write_bytes(content)
+
+    with pytest.raises(DataError, match=words):
+        read(path)
 
 
 @pytest.mark.parametrize("text", ["[]", "[ ]", "", "\n\n"])

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from luthier.errors import DataError
 from luthier.records import Origin
 
 NUM_LISTED = 10
 """How many wrong rows a message shows."""
+
+EXCERPT_LENGTH = 80
+"""The most characters of a row that a message shows."""
+
+NOT_UTF8 = "bytes that are not UTF-8"
+SAVE_AS_UTF8 = "Save the file as UTF-8."
+
+_NUMBERS = re.compile(r"\[\d+\]")
+_STEPS = re.compile(r"\[(\d+)\]|\.?([^.\[]+)")
 
 
 class RowError(DataError):
@@ -31,29 +43,91 @@ class RowError(DataError):
 
 @dataclass(frozen=True, slots=True)
 class RowProblem:
-    """A row that is left out, where it stands and why."""
+    """A row that is left out, where it stands and why.
+
+    Attributes:
+        origin: the file and the line on which the row starts.
+        field: the column, or a path into it; empty for the whole row.
+        reason: what was found, in words that do not depend on the row.
+        fix: what to do.
+        found: the row's own part of the reason.
+        position: the character of the line at which it is wrong, from 1; 0 where there is none.
+        excerpt: the wrong value, or the row, in at most `EXCERPT_LENGTH` characters.
+    """
 
     origin: str
     field: str
     reason: str
     fix: str
     found: str = ""
+    position: int = 0
+    excerpt: str = ""
 
     @classmethod
-    def of(cls, origin: Origin | None, error: RowError) -> RowProblem:
-        """The problem that `error` tells of the row at `origin`."""
-        return cls(str(origin or ""), error.field, error.reason, error.fix, error.found)
+    def of(cls, origin: Origin | None, error: RowError, values: Any = None) -> RowProblem:
+        """The problem that `error` tells of the row at `origin`, which holds `values`."""
+        shown = "" if values is None else show_value(values, error.field)
+        return cls(
+            str(origin or ""), error.field, error.reason, error.fix, error.found, excerpt=shown
+        )
+
+    @property
+    def place(self) -> str:
+        """File and line, and the character in it where that is known."""
+        return f"{self.origin}:{self.position}" if self.position else self.origin
+
+    @property
+    def column(self) -> str:
+        """The field without the numbers of messages, so that rows can be counted by it."""
+        return _NUMBERS.sub("[]", self.field)
 
     def __str__(self) -> str:
-        place = f"{self.origin}, {self.field}" if self.field else self.origin
-        return f"{place}: {self.reason}{self.found}. {self.fix}".rstrip()
+        place = f"{self.place}, {self.field}" if self.field else self.place
+        shown = f" Here: {self.excerpt}" if self.excerpt else ""
+        return f"{place}: {self.reason}{self.found}. {self.fix}".rstrip() + shown
+
+
+def show_value(values: Any, field: str = "") -> str:
+    """The value at `field` of a row as one short line; the nearest around it when it is absent."""
+    at = values
+    if isinstance(values, Mapping) and field in values:
+        at = values[field]
+    else:
+        for number, name in _STEPS.findall(field):
+            if number and isinstance(at, list) and int(number) < len(at):
+                at = at[int(number)]
+            elif name and isinstance(at, Mapping) and name in at:
+                at = at[name]
+            else:
+                break
+    if isinstance(at, str):
+        return shorten(json.dumps(at[:EXCERPT_LENGTH], ensure_ascii=False))
+    try:
+        return shorten(json.dumps(at, ensure_ascii=False, default=str))
+    except (TypeError, ValueError, RecursionError):
+        return shorten(f"{type(at).__name__} of {len(at):,}" if isinstance(at, list) else "{...}")
+
+
+def shorten(text: str, position: int = 0) -> str:
+    """At most `EXCERPT_LENGTH` printable characters around `position`."""
+    start = max(0, min(position - EXCERPT_LENGTH // 2, len(text) - EXCERPT_LENGTH))
+    shown = "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode("ascii")
+        for each in text[start : start + EXCERPT_LENGTH]
+    )
+    return shown[:EXCERPT_LENGTH]
 
 
 def count_reasons(problems: Sequence[RowProblem]) -> dict[str, int]:
     """How many rows each reason costs, the most frequent first."""
     return dict(
-        Counter(f"{p.field}: {p.reason}" if p.field else p.reason for p in problems).most_common()
+        Counter(f"{p.column}: {p.reason}" if p.field else p.reason for p in problems).most_common()
     )
+
+
+def is_over_budget(num_bad: int, num_rows: int, max_bad_rows: float) -> bool:
+    """Whether more rows are wrong than `max_bad_rows`, a share below 1 or a number, allows."""
+    return num_bad > (max_bad_rows * num_rows if max_bad_rows < 1 else max_bad_rows)
 
 
 def check_budget(
@@ -72,8 +146,7 @@ def check_budget(
         DataError: with the first rows and the counts.
     """
     num_bad = sum(reasons.values())
-    allowed = max_bad_rows * num_rows if max_bad_rows < 1 else max_bad_rows
-    if num_bad <= allowed:
+    if not is_over_budget(num_bad, num_rows, max_bad_rows):
         return
     shown = "\n".join(f"  {text}" for text in listed[:NUM_LISTED])
     counts = "\n".join(f"  {count:,} x {reason}" for reason, count in reasons.items())

@@ -299,7 +299,7 @@ def read_rows(
                 raise RowError("", "no object", 'Each row is an object: {"column": value, ...}.')
             conversations.append((number, read(row.values, reading, row.origin)))
         except RowError as error:
-            problems.append(RowProblem.of(row.origin, error))
+            problems.append(RowProblem.of(row.origin, error, row.values))
     return conversations, problems
 
 

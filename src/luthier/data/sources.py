@@ -4,32 +4,20 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from luthier.data.catalog import DatasetDescription, is_offline
 from luthier.data.check import RowProblem
 from luthier.data.files import find_files
+from luthier.data.json_rows import read_json
+from luthier.data.rows import Row, RowOrProblem
 from luthier.errors import DataError
 from luthier.records import Origin
 
-NOT_UTF8 = "bytes that are not UTF-8"
-SAVE_AS_UTF8 = "Save the file as UTF-8."
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What stands on one line of a file, of whatever type."""
-
-    values: Any
-    origin: Origin
-
-
-RowOrProblem: TypeAlias = Row | RowProblem
+__all__ = ["HubAccess", "Row", "RowOrProblem", "Source"]
 
 
 @dataclass(frozen=True)
@@ -88,89 +76,6 @@ def _sha256(file: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _read_json(file: Path) -> Iterator[RowOrProblem]:
-    """A list of rows, or one row a line; the first character tells which."""
-    content = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    is_list = content[:4096].lstrip()[:1] == b"["
-    return _read_list(file, content) if is_list else _read_lines(file, content)
-
-
-def _read_lines(file: Path, content: bytes) -> Iterator[RowOrProblem]:
-    decode = json.JSONDecoder().decode
-    name = str(file)
-    for number, line in enumerate(content.split(b"\n"), 1):
-        if not line or line.isspace():
-            continue
-        origin = Origin(name, number)
-        try:
-            yield Row(decode(line.decode("utf-8")), origin)
-        except UnicodeDecodeError as error:
-            yield RowProblem(
-                str(origin), "", NOT_UTF8, SAVE_AS_UTF8, f" (byte {error.start + 1} of the line)"
-            )
-        except json.JSONDecodeError as error:
-            fix = "One whole JSON object a line is expected."
-            found = f": {error.msg}, column {error.colno}: {_around(error.doc, error.pos)}"
-            yield RowProblem(str(origin), "", "not JSON", fix, found)
-        except (ValueError, RecursionError) as error:
-            fix = "Shorten the number or the nesting."
-            yield RowProblem(str(origin), "", "JSON too large to read", fix, f" ({error})")
-
-
-_SPACE = re.compile(r"[ \t\n\r]*")
-
-
-def _read_list(file: Path, content: bytes) -> Iterator[RowOrProblem]:
-    text = content.decode("utf-8", errors="surrogateescape")
-    scan = json.JSONDecoder().raw_decode
-    name, line, counted = str(file), 1, 0
-
-    def skip(position: int) -> int:
-        found = _SPACE.match(text, position)
-        assert found is not None
-        return found.end()
-
-    def broken(position: int, reason: str, start: int) -> DataError:
-        at = text.count("\n", 0, position) + 1
-        first = text.count("\n", 0, start) + 1
-        return DataError(
-            f"{name}:{at}: the JSON list is broken here: {reason}: {_around(text, position)}. "
-            f"The row that is being read starts on line {first}. Mend the line; a list with a "
-            "broken row cannot be read beyond it."
-        )
-
-    position = skip(skip(0) + 1)
-    start = position
-    while text[position : position + 1] != "]":
-        start = position
-        line += text.count("\n", counted, position)
-        counted = position
-        try:
-            values, position = scan(text, position)
-        except json.JSONDecodeError as error:
-            raise broken(error.pos, error.msg, start) from error
-        except (ValueError, RecursionError) as error:
-            raise broken(start, str(error), start) from error
-        yield Row(values, Origin(name, line))
-        position = skip(position)
-        following = text[position : position + 1]
-        if following == ",":
-            comma, position = position, skip(position + 1)
-            if text[position : position + 1] == "]":
-                raise broken(comma, "a comma without a row behind it", start)
-        elif following != "]":
-            reason = "a comma or ']' is expected" if following else "the file ends inside the list"
-            raise broken(position, reason, start)
-    end = skip(position + 1)
-    if end != len(text):
-        raise broken(end, "there is text behind the list", start)
-
-
-def _around(text: str, position: int) -> str:
-    shown = text[max(position - 20, 0) : position + 20]
-    return repr(shown.encode("utf-8", errors="replace").decode("utf-8"))
 
 
 def _read_csv(file: Path) -> Iterator[RowOrProblem]:
@@ -252,8 +157,8 @@ def _unreadable(file: Path, kind: str, error: Exception) -> DataError:
 
 
 _READERS: dict[str, Callable[[Path], Iterator[RowOrProblem]]] = {
-    ".json": _read_json,
-    ".jsonl": _read_json,
+    ".json": read_json,
+    ".jsonl": read_json,
     ".csv": _read_csv,
     ".txt": _read_text,
     ".parquet": _read_parquet,

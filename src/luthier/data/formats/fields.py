@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.data.catalog import DatasetDescription
-from luthier.data.check import RowError
+from luthier.data.check import NOT_UTF8, SAVE_AS_UTF8, RowError
 from luthier.records import Message
 
 _MISSING = object()
@@ -56,9 +56,12 @@ def as_text(value: Any, field: str) -> str:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
             found = f" (character {error.start + 1})"
-            raise RowError(
-                field, "characters that are not UTF-8", "Save the file as UTF-8.", found
-            ) from error
+            if "\udc80" <= value[error.start] <= "\udcff":  # a byte that `surrogateescape` kept
+                reason, fix = NOT_UTF8, SAVE_AS_UTF8
+            else:
+                reason = "half of a surrogate pair"
+                fix = "Write both halves (\\ud83d\\ude00), or the character itself."
+            raise RowError(field, reason, fix, found) from error
     return value
 
 
