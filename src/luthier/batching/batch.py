@@ -50,6 +50,13 @@ class MicroBatch:
         """Tokens that go through the model: padding counts, a shared prefix counts once."""
         return self.input_ids.numel()
 
+    def depths(self) -> Tensor:
+        """(M,) int64, the position of each real token in its sequence, 0 for the first."""
+        if self.attention_mask is None:
+            assert self.position_ids is not None
+            return self.position_ids.flatten()
+        return self.attention_mask.cumsum(dim=1)[self.attention_mask.bool()] - 1
+
     def to(self, device: torch.device) -> MicroBatch:
         """The same micro-batch with its tensors on `device`."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
@@ -82,6 +89,11 @@ class Step:
     num_units: int
     num_tokens: int
     num_examples: int
+
+    @property
+    def num_computed(self) -> int:
+        """Tokens that go through this rank's model; see `MicroBatch.num_computed`."""
+        return sum(micro_batch.num_computed for micro_batch in self.micro_batches)
 
     def pin_memory(self) -> Step:
         """The same step in page-locked memory (called by torch's loader)."""
