@@ -13,6 +13,7 @@ from luthier.records import IGNORE_INDEX, Conversation, Encoded, Piece, Special,
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from luthier.arguments.data import DataArguments
     from luthier.templates.template import Renders
 
 
@@ -29,6 +30,11 @@ class EncodingOptions:
     cutoff_len: int
     mask_history: bool = False
     train_on_prompt: bool = False
+
+    @classmethod
+    def of(cls, data_args: DataArguments) -> EncodingOptions:
+        """Those of a configuration."""
+        return cls(data_args.cutoff_len, data_args.mask_history, data_args.train_on_prompt)
 
 
 EncodedOrProblem: TypeAlias = Encoded | RowProblem

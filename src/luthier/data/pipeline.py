@@ -95,10 +95,7 @@ class _Loader:
         self.arguments, self.data = arguments, arguments.data
         self.seed = arguments.training.seed
         self.catalog: Catalog = load_catalog(arguments.data.dataset_dir)
-        options = EncodingOptions(
-            self.data.cutoff_len, self.data.mask_history, self.data.train_on_prompt
-        )
-        self.encoder = Encoder(tokenizer, template, options)
+        self.encoder = Encoder(tokenizer, template, EncodingOptions.of(self.data))
         self.tool_separator = find_tool_separator(template)
         self.report = DataReport()
         self._tokenizer_hash = hash_of_tokenizer(tokenizer)
