@@ -19,7 +19,7 @@ FLOORS = (
     {"losses", "batching", "data", "modeling"},
     {"kernels", "templates"},
     {"arguments"},
-    {"console", "optional", "records", "registry"},
+    {"collector", "console", "optional", "records", "registry"},
     {"errors"},
 )
 """The rooms from the roof down. A room knows only rooms of lower floors, none of its own."""

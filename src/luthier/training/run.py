@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier import console
 from luthier.arguments.record import Arguments
+from luthier.collector import resting_collector
 from luthier.errors import DataError
 from luthier.training.checkpoint import find_checkpoint
 
@@ -53,17 +54,18 @@ def run(
     for note in arguments.notes:
         console.info(note)
 
-    from transformers import set_seed
-    from transformers.utils.logging import disable_progress_bar
+    with resting_collector():
+        from transformers import set_seed
+        from transformers.utils.logging import disable_progress_bar
 
-    from luthier.data.pipeline import load_datasets
-    from luthier.modeling.dtypes import without_emulation
-    from luthier.modeling.loader import load_model
-    from luthier.modeling.tokenizer import load_tokenizer
-    from luthier.stages.stage import STAGES
-    from luthier.templates.choose import choose_template
-    from luthier.templates.fit import fit_tokenizer
-    from luthier.training.report import write_model_card, write_run_record
+        from luthier.data.pipeline import load_datasets
+        from luthier.modeling.dtypes import without_emulation
+        from luthier.modeling.loader import load_model
+        from luthier.modeling.tokenizer import load_tokenizer
+        from luthier.stages.stage import STAGES
+        from luthier.templates.choose import choose_template
+        from luthier.templates.fit import fit_tokenizer
+        from luthier.training.report import write_model_card, write_run_record
 
     disable_progress_bar()
     asked, arguments = arguments, without_emulation(arguments)
