@@ -170,6 +170,31 @@ def test_shortened_flags_are_refused():
         parse_command_line([*FLAGS, "--lora_r", "8"])
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "auto"),
+        (["--gradient_checkpointing"], True),
+        (["--gradient_checkpointing", "auto"], "auto"),
+        (["--no_gradient_checkpointing"], False),
+        (["gradient_checkpointing=true"], True),
+        (["gradient_checkpointing=False"], False),
+        (["--disable_gradient_checkpointing"], False),
+    ],
+)
+def test_a_switch_may_be_left_to_the_program(words, expected):
+    needed = ["model_name_or_path=m", "output_dir=o", "do_train=true", "dataset=d"]
+
+    assert parse_command_line([*needed, *words]).training.gradient_checkpointing == expected
+
+
+@pytest.mark.parametrize("value", ["off", False])
+def test_off_is_a_word_and_what_yaml_makes_of_it(value):
+    values = {"model_name_or_path": "m", "output_dir": "o", "do_train": True, "dataset": "d"}
+
+    assert parse_dict(values | {"prefix_sharing": value}).training.prefix_sharing == "off"
+
+
 def test_switches_whose_default_is_open_want_a_value():
     with pytest.raises(ArgumentsError, match="--tf32 expects a value"):
         parse_command_line([*FLAGS, "--tf32"])

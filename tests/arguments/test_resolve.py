@@ -19,6 +19,12 @@ INFERRED = [
         "gradient_checkpointing = False (disable_gradient_checkpointing)",
     ),
     (
+        {"neftune_noise_alpha": 5},
+        "layout",
+        "padded",
+        "layout = padded (neftune_noise_alpha scales its noise by the length of a padded row)",
+    ),
+    (
         {"add_tokens": "<a>"},
         "resize_vocab",
         True,

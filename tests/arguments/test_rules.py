@@ -47,6 +47,8 @@ BROKEN = [
         {"gradient_checkpointing": True, "disable_gradient_checkpointing": True},
         "the one that you mean",
     ),
+    ({"layout": "padded", "prefix_sharing": "off"}, "leave one of them out"),
+    ({"layout": "tree", "neftune_noise_alpha": 5}, "leave layout out"),
     ({"load_best_model_at_end": True}, "set both to steps"),
     (
         {
@@ -91,6 +93,8 @@ def test_what_cannot_go_together_is_one_clear_problem(values, part):
         },
         {"bf16": True, "pure_bf16": True},
         {"gradient_checkpointing": False, "disable_gradient_checkpointing": True},
+        {"gradient_checkpointing": "auto", "disable_gradient_checkpointing": True},
+        {"layout": "tree", "prefix_sharing": "off"},
         {"do_train": False, "do_predict": True, "predict_with_generate": True, "eval_dataset": "e"},
         {"dataset": "a,b", "interleave_probs": "0.5,0.5", "mix_strategy": "interleave_over"},
         {"pissa_init": True, "pissa_iter": -1, "pissa_convert": True},

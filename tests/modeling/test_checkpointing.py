@@ -1,15 +1,21 @@
-"""recomputed activations give the same gradients, and only where something learns"""
+"""recomputed activations give the same gradients, and only where something learns or must"""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from luthier.arguments.parse import parse_dict
+from luthier.modeling import checkpointing
+from luthier.modeling.checkpointing import choose_checkpointing
+from luthier.modeling.loader import load_model
+from luthier.modeling.tokenizer import load_tokenizer
 from tests import tiny
-from tests.modeling.adapters.test_lora import load
 
 IDS = torch.tensor([[5, 17, 300, 9, 4]])
 
@@ -18,6 +24,20 @@ IDS = torch.tensor([[5, 17, 300, 9, 4]])
 def deep_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = tiny.make_llama(num_hidden_layers=4)
     return tiny.save(tmp_path_factory.mktemp("deep"), model)
+
+
+def load(folder: Path, num_tokens: int = 5, **values: object) -> Any:
+    run = {"output_dir": "o", "do_train": True, "dataset": "d", "use_cpu": True}
+    arguments = parse_dict({"model_name_or_path": str(folder)} | run | values)
+    model = load_model(arguments, load_tokenizer(arguments.model), is_trainable=True)
+    choose_checkpointing(
+        model,
+        arguments,
+        num_tokens=num_tokens,
+        longest=5,
+        autocast=contextlib.nullcontext,
+    )
+    return model
 
 
 def gradients(model) -> dict[str, torch.Tensor]:
@@ -62,7 +82,7 @@ def test_gradients_are_those_without_it(
     torch.manual_seed(0)
     plain = load(deep_folder, disable_gradient_checkpointing=True, **values)
     torch.manual_seed(0)
-    model = load(deep_folder, use_reentrant_gc=use_reentrant, **values)
+    model = load(deep_folder, gradient_checkpointing=True, use_reentrant_gc=use_reentrant, **values)
 
     assert switched(model) == expected
     assert not any(switched(plain))
@@ -78,3 +98,28 @@ def test_gradients_are_those_without_it(
 )
 def test_either_word_switches_it_off(deep_folder: Path, values: dict[str, object]):
     assert not any(switched(load(deep_folder, **values)))
+
+
+def test_what_fits_is_kept_and_the_figures_are_said(deep_folder: Path, capsys, monkeypatch):
+    monkeypatch.setattr(checkpointing, "free_memory", lambda device: 3 * 2**30)
+
+    model = load(deep_folder)
+
+    assert not any(switched(model))
+    assert "gradient checkpointing: off, about 0.3 of 3.0 GiB needed" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_computed_again(deep_folder: Path, capsys, monkeypatch):
+    monkeypatch.setattr(checkpointing, "free_memory", lambda device: 3 * 2**30)
+
+    model = load(deep_folder, num_tokens=10**6)
+
+    assert all(switched(model))
+    assert "4 of 4 layers, reentrant; without it about " in capsys.readouterr().err
+
+
+def test_memory_that_nobody_knows_is_saved(deep_folder: Path, capsys, monkeypatch):
+    monkeypatch.setattr(checkpointing, "free_memory", lambda device: None)
+
+    assert all(switched(load(deep_folder)))
+    assert "nothing says how much memory cpu has" in capsys.readouterr().err

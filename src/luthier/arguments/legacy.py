@@ -177,6 +177,24 @@ _file(
 )
 _file(
     "accepted without effect",
+    "The engine always fuses the output head with the loss, in chunks, so whole logits never "
+    "exist; that is what these kernels save most memory by.",
+    enable_liger_kernel=False,
+    use_liger_kernel=False,
+    liger_kernel_config=None,
+)
+_file(
+    "accepted without effect",
+    "The engine always computes LoRA layers, output head and loss in fused form, without Unsloth.",
+    use_unsloth=False,
+)
+_file(
+    "accepted without effect",
+    "`gradient_checkpointing: auto` computes activations again where they do not fit in memory.",
+    use_unsloth_gc=False,
+)
+_file(
+    "accepted without effect",
     "Weights are written as safetensors only; leave it out.",
     is_fixed=True,
     save_safetensors=True,
@@ -294,13 +312,6 @@ _file(
     "not yet",
     "The router's loss is not in this version; leave it out.",
     moe_aux_loss_coef=None,
-)
-_file(
-    "not yet",
-    "Liger's kernels are not in this version; leave it out.",
-    enable_liger_kernel=False,
-    use_liger_kernel=False,
-    liger_kernel_config=None,
 )
 _file(
     "not yet",
@@ -544,12 +555,6 @@ _file(
     kt_use_lora_experts=None,
     kt_lora_expert_num=None,
     kt_lora_expert_intermediate_size=None,
-)
-_file(
-    "refused",
-    "Unsloth is not part of this program; leave it out: gradient checkpointing is on by default.",
-    use_unsloth=False,
-    use_unsloth_gc=False,
 )
 _file(
     "refused",

@@ -68,18 +68,19 @@ class ModelArguments(Section):
     )
     flash_attn: Literal["auto", "disabled", "sdpa", "fa2", "fa3"] = knob(
         "auto",
-        "The attention kernel: `disabled` is the plain one, `sdpa` torch's, `fa2` and `fa3` need "
-        "a GPU and the package flash-attn. By default the fastest that is there.",
+        "The attention kernel of padded batches and of generation: `disabled` is the plain one, "
+        "`sdpa` torch's, `fa2` and `fa3` need a GPU and the package flash-attn. The tree layout "
+        "has its own, so the result is the same. By default the fastest that is there.",
     )
     disable_gradient_checkpointing: bool = knob(
         False,
         "Whether activations are kept for the backward pass instead of computed again: faster, "
-        "more memory. By default they are computed again.",
+        "more memory. By default `gradient_checkpointing` decides.",
     )
     use_reentrant_gc: bool = knob(
         True,
-        "Whether gradient checkpointing uses torch's reentrant form. By default it does, as in "
-        "other tools.",
+        "Whether gradient checkpointing, where it is on, uses torch's reentrant form. By default "
+        "it does, as in other tools.",
     )
     upcast_layernorm: bool = knob(
         False, "Whether normalisation weights are kept in float32. By default as loaded."

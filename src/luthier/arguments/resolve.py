@@ -72,6 +72,13 @@ def _gradient_checkpointing(arguments: Arguments) -> Iterator[Inferred]:
         yield Inferred("gradient_checkpointing", False, "disable_gradient_checkpointing")
 
 
+def _layout(arguments: Arguments) -> Iterator[Inferred]:
+    training = arguments.training
+    if training.neftune_noise_alpha and training.layout == "auto":
+        reason = "neftune_noise_alpha scales its noise by the length of a padded row"
+        yield Inferred("layout", "padded", reason)
+
+
 def _resize_vocab(arguments: Arguments) -> Iterator[Inferred]:
     model = arguments.model
     for name in ("new_special_tokens_config", "add_special_tokens", "add_tokens"):
@@ -121,6 +128,7 @@ def _best_model(arguments: Arguments) -> Iterator[Inferred]:
 INFERENCES: tuple[Inference, ...] = (
     _lora_alpha,
     _gradient_checkpointing,
+    _layout,
     _resize_vocab,
     _init_special_tokens,
     _evaluation,

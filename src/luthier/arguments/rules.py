@@ -9,8 +9,8 @@ from typing import Literal, TypeAlias
 
 from luthier.arguments.record import Arguments
 
-Purpose: TypeAlias = Literal["train", "chat"]
-"""What the arguments are for: a run needs more of them than a chat."""
+Purpose: TypeAlias = Literal["train", "chat", "data"]
+"""What the arguments are for: a run needs more of them than a chat, or a look at the data."""
 
 Check: TypeAlias = Callable[[Arguments], Iterator[str]]
 
@@ -33,7 +33,7 @@ RULES: list[Rule] = []
 
 
 def rule(
-    *names: str, purposes: tuple[Purpose, ...] = ("train", "chat")
+    *names: str, purposes: tuple[Purpose, ...] = ("train", "chat", "data")
 ) -> Callable[[Check], Check]:
     """A decorator that enters a check into the table."""
 
@@ -64,7 +64,9 @@ def missing_names(arguments: Arguments, purpose: Purpose) -> list[str]:
     """Required names that nobody gave, in the order they should be listed."""
     training = arguments.training
     names = []
-    if not arguments.model.model_name_or_path:
+    if purpose == "data" and not (arguments.data.dataset or arguments.data.eval_dataset):
+        names.append("dataset")
+    if purpose != "data" and not arguments.model.model_name_or_path:
         names.append("model_name_or_path")
     if purpose == "train":
         if not training.output_dir:
@@ -299,13 +301,33 @@ def _one_precision(arguments: Arguments) -> Iterator[str]:
 @rule("gradient_checkpointing", "disable_gradient_checkpointing")
 def _one_word_on_checkpointing(arguments: Arguments) -> Iterator[str]:
     if (
-        arguments.given("gradient_checkpointing")
-        and arguments.training.gradient_checkpointing
+        arguments.training.gradient_checkpointing is True
         and arguments.model.disable_gradient_checkpointing
     ):
         yield (
             "gradient_checkpointing and disable_gradient_checkpointing are both set; keep the one "
             "that you mean."
+        )
+
+
+# Layout
+
+
+@rule("layout", "prefix_sharing")
+def _only_trees_share(arguments: Arguments) -> Iterator[str]:
+    if arguments.training.layout == "padded" and arguments.given("prefix_sharing"):
+        yield (
+            "prefix_sharing is about the tree, and layout: padded shares nothing; leave one of "
+            "them out."
+        )
+
+
+@rule("layout", "neftune_noise_alpha")
+def _noise_has_rows(arguments: Arguments) -> Iterator[str]:
+    if arguments.training.layout == "tree" and arguments.training.neftune_noise_alpha:
+        yield (
+            "neftune_noise_alpha scales its noise by the length of a padded row, and layout: tree "
+            "has none; leave layout out, which then pads."
         )
 
 

@@ -85,6 +85,14 @@ def _strategy(value: Any) -> Any:
     return "no" if value is False else value
 
 
+def _sharing(value: Any) -> Any:
+    return "off" if value is False else value
+
+
+def _switch_or_auto(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
 def _trackers(value: Any) -> Any:
     names = split_commas(value)
     return () if names == ("none",) else names
@@ -241,11 +249,27 @@ class TrainingArguments(Section):
         "Whether float32 products may use TF32 on NVIDIA GPUs from Ampere on. By default torch "
         "decides.",
     )
-    gradient_checkpointing: bool = knob(
-        True,
+    layout: Literal["auto", "tree", "padded"] = knob(
+        "auto",
+        "How examples share a micro-batch: `tree` puts them behind one another without padding, "
+        "`padded` side by side. By default the tree, where a probe at the start shows that this "
+        "model computes in it what it computes on each example alone; `tree` ends the run where it "
+        "does not.",
+    )
+    prefix_sharing: Annotated[Literal["auto", "off"], BeforeValidator(_sharing)] = knob(
+        "auto",
+        "Whether what examples of a micro-batch begin with alike goes through the model once. By "
+        "default it does in the tree layout, unless dropout gives every example zeros of its own; "
+        "`off` never does.",
+    )
+    gradient_checkpointing: Annotated[
+        bool | Literal["auto"],
+        BeforeValidator(_switch_or_auto, json_schema_input_type=bool | Literal["auto"]),
+    ] = knob(
+        "auto",
         "Whether activations are computed again in the backward pass instead of kept: less memory, "
-        "slower. By default they are; `disable_gradient_checkpointing` is the other way to say "
-        "`false`.",
+        "slower. By default only where keeping them would not fit in memory, by an estimate that "
+        "is printed; `disable_gradient_checkpointing` is the other way to say `false`.",
     )
     gradient_checkpointing_kwargs: Mapping | None = knob(
         None, "Settings of gradient checkpointing, a mapping or JSON text. By default its own."

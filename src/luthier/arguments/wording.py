@@ -67,7 +67,8 @@ def describe(annotation: Any) -> str:
 
 def _one(part: Any) -> str:
     if typing.get_origin(part) is Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(part)))
+        values = [str(value) for value in typing.get_args(part)]
+        return "one of " + ", ".join(values) if len(values) > 1 else values[0]
     if typing.get_origin(part) is tuple:
         inner = typing.get_args(part)[0]
         if typing.get_origin(inner) is Literal:

@@ -26,7 +26,7 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     """
     trainable = total = 0
     for parameter in model.parameters():
-        count = _size(parameter)
+        count = parameter_size(parameter)
         total += count
         trainable += count if parameter.requires_grad else 0
     return trainable, total
@@ -48,7 +48,8 @@ def say_counts(model: nn.Module, *, is_trainable: bool, with_each: bool = False)
             )
 
 
-def _size(parameter: Any) -> int:
+def parameter_size(parameter: Any) -> int:
+    """How many numbers a parameter stands for, sharded or packed as it may be."""
     if type(parameter).__name__ == "Params4bit":
         return int(parameter.numel()) * 2 * int(parameter.element_size())
     return int(getattr(parameter, "ds_numel", parameter.numel()))

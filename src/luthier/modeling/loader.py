@@ -24,7 +24,6 @@ from luthier.arguments.model import ModelArguments
 from luthier.arguments.record import Arguments
 from luthier.errors import MissingPackage, ModelError
 from luthier.modeling.adapters.registry import ADAPTERS
-from luthier.modeling.checkpointing import checkpoint_activations
 from luthier.modeling.counts import say_counts
 from luthier.modeling.dtypes import Dtypes, cast_trained, choose_dtypes
 from luthier.modeling.quirks.idle_warnings import silence_idle_warnings
@@ -55,8 +54,8 @@ def load_model(
 ) -> Any:
     """The model of a run.
 
-    Configuration, attention kernel, rotary scaling, weights, vocabulary, adapter, dtypes,
-    gradient checkpointing, in this order; what is chosen is said.
+    Configuration, attention kernel, rotary scaling, weights, vocabulary, adapter, dtypes, in this
+    order; what is chosen is said.
 
     Args:
         arguments: of the run.
@@ -92,10 +91,6 @@ def load_model(
         _check_something_learns(model)
         cast_trained(model, dtypes.trained)
         _upcast(base, model_args)
-        if training.gradient_checkpointing and not model_args.disable_gradient_checkpointing:
-            options = dict(training.gradient_checkpointing_kwargs or {})
-            use_reentrant = bool(options.pop("use_reentrant", model_args.use_reentrant_gc))
-            checkpoint_activations(base, use_reentrant=use_reentrant, **options)
         model.train()
     else:
         base.config.use_cache = model_args.use_kv_cache

@@ -5,10 +5,18 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+
+class Speed(NamedTuple):
+    """What was done a second: `tokens` of all ranks, floating-point operations of this one."""
+
+    tokens: float
+    flops: float
 
 
 class Meter:
-    """Tokens per second between two readings, pauses left out.
+    """Tokens and operations a second between two readings, pauses left out.
 
     Args:
         now: a clock in seconds.
@@ -17,19 +25,21 @@ class Meter:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._since = now()
-        self._tokens = 0
+        self._tokens = self._flops = 0
         self._paused_s = 0.0
 
-    def count(self, tokens: int) -> None:
-        """Adds tokens that were computed."""
+    def count(self, tokens: int, flops: int = 0) -> None:
+        """Adds what was computed."""
         self._tokens += tokens
+        self._flops += flops
 
-    def rate(self) -> float:
-        """Tokens per second since the last reading; a new reading begins."""
+    def read(self) -> Speed:
+        """The speed since the last reading; a new reading begins."""
         now = self._now()
-        rate = self._tokens / max(now - self._since - self._paused_s, 1e-9)
-        self._since, self._tokens, self._paused_s = now, 0, 0.0
-        return rate
+        seconds = max(now - self._since - self._paused_s, 1e-9)
+        speed = Speed(self._tokens / seconds, self._flops / seconds)
+        self._since, self._tokens, self._flops, self._paused_s = now, 0, 0, 0.0
+        return speed
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

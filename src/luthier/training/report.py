@@ -24,7 +24,7 @@ RUN_RECORD = "run.json"
 PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "tokenizers", "safetensors")
 """Packages whose versions decide what a run computes."""
 
-COST = re.compile(r"_runtime$|_per_sec(ond)?$|^total_flos$|^epoch$")
+COST = re.compile(r"_runtime$|_per_sec(ond)?$|_per_step$|_tokens_computed$|^total_flos$|^epoch$")
 """Numbers of a run that say nothing about its model; the card leaves them out."""
 
 SETTINGS = (

@@ -59,6 +59,7 @@ def run(
         from transformers.utils.logging import disable_progress_bar
 
         from luthier.data.pipeline import load_datasets
+        from luthier.modeling.checkpointing import choose_checkpointing
         from luthier.modeling.dtypes import without_emulation
         from luthier.modeling.loader import load_model
         from luthier.modeling.tokenizer import load_tokenizer
@@ -85,6 +86,15 @@ def run(
         )
     model = load_model(arguments, tokenizer, is_trainable=training.do_train)
     trainer = _make_trainer(arguments, stage, model, tokenizer, data, callbacks)
+    if training.do_train:
+        num_tokens, longest = trainer.largest_micro_batch()
+        choose_checkpointing(
+            trainer.model,
+            arguments,
+            num_tokens=num_tokens,
+            longest=longest,
+            autocast=trainer.compute_loss_context_manager,
+        )
 
     folder = Path(trainer.args.output_dir)
     write_run_record(folder, replace(asked, notes=arguments.notes), data.report)
@@ -159,9 +169,11 @@ def _train(trainer: LuthierTrainer, arguments: Arguments) -> dict[str, float]:
     trainer.save_state()
     if is_converted:
         console.info(f"as plain LoRA: {convert_pissa(trainer.model, folder)}")
-    metrics: dict[str, float] = dict(result.metrics)
+    work = trainer.whole_work()
+    console.info(work.describe(trainer.layout))
+    metrics: dict[str, float] = result.metrics | work.metrics()
     if arguments.finetuning.include_effective_tokens_per_second:
-        metrics["effective_tokens_per_sec"] = trainer.tokens_trained / metrics["train_runtime"]
+        metrics["effective_tokens_per_sec"] = work.tokens / metrics["train_runtime"]
     save_metrics(folder, "train", metrics)
     return metrics
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import torch
@@ -21,13 +23,16 @@ from luthier.arguments.resolve import resolve_warmup_steps
 from luthier.batching.batch import MicroBatch, Step
 from luthier.batching.order import LengthGroupedOrder, SequentialOrder, ShuffledOrder
 from luthier.batching.steps import EpochOrder, StepBuilder, StepLoader, StepSampler
+from luthier.modeling.device import peak_flops
+from luthier.modeling.flops import StepFlops, count_flops
 from luthier.stages.stage import Loss, Stage
 from luthier.training.checkpoint import STATE_ENTRY, settings_of_checkpoint
 from luthier.training.meter import Meter
 from luthier.training.optimizers.loraplus import loraplus_groups
+from luthier.training.work import Work
 
 SATURATING_TOKENS = {"cpu": 2048, "cuda": 8192}
-"""Tokens of a micro-batch beyond which a device gets no faster, by device type."""
+"""Computed tokens of a micro-batch beyond which a device gets no faster, by device type."""
 
 EVAL_GROUP = 16
 """Evaluation batches that are planned together, so that rows of like length share a rectangle."""
@@ -51,10 +56,17 @@ class LuthierTrainer(Trainer):
         train_dataset: encoded examples with counts; None when nothing is trained.
         eval_dataset: the same, by data set name; a single unnamed set stands under "".
         callbacks: heard at every event.
+
+    Attributes:
+        layout: how examples share a micro-batch; set before training or evaluating.
+        shares_prefixes: whether a tree computes what examples begin with alike once.
+        work: what this process has computed in training.
     """
 
     optimizer: Any
     control: Any
+    layout: Literal["tree", "padded"] = "padded"
+    shares_prefixes: bool = False
 
     def __init__(
         self,
@@ -69,7 +81,7 @@ class LuthierTrainer(Trainer):
     ) -> None:
         self.arguments = arguments
         self.stage = stage
-        self.tokens_trained = 0
+        self.work = Work()
         self._meter = Meter()
         self._is_restored = False
         super().__init__(
@@ -153,7 +165,7 @@ class LuthierTrainer(Trainer):
         )
 
     def token_budget(self, batch_size: int) -> int:
-        """The most tokens of a micro-batch, padding counted.
+        """The most tokens of a micro-batch that are computed: padding counts, shared ones once.
 
         Never more than a full batch as the user wrote it, and not more than saturates the device;
         `tokens_per_micro_batch` overrides both.
@@ -162,6 +174,12 @@ class LuthierTrainer(Trainer):
             return self.arguments.training.tokens_per_micro_batch
         saturating = SATURATING_TOKENS.get(self.args.device.type, SATURATING_TOKENS["cuda"])
         return min(batch_size * self.arguments.data.cutoff_len, saturating)
+
+    def largest_micro_batch(self) -> tuple[int, int]:
+        """The most tokens of a micro-batch of training, and those of the longest example."""
+        longest = max(self.train_dataset["num_tokens"][:])
+        budget = self.token_budget(self.arguments.training.per_device_train_batch_size)
+        return max(longest, min(budget, longest * self.examples_per_step)), longest
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Step], num_batches: int, device: torch.device
@@ -218,15 +236,41 @@ class LuthierTrainer(Trainer):
                 model, micro_batch.to(self.args.device), with_accuracy=with_accuracy
             )
 
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """The dtype that matrix products are computed in."""
+        if self.args.bf16:
+            return torch.bfloat16
+        return torch.float16 if self.args.fp16 else next(self.model.parameters()).dtype
+
+    @cached_property
+    def _step_flops(self) -> StepFlops | None:
+        return count_flops(self.model)
+
+    @cached_property
+    def _peak_flops(self) -> float | None:
+        return peak_flops(self.args.device, self.product_dtype)
+
     def floating_point_ops(self, inputs: Step) -> int:
-        """Six per parameter outside the embeddings and token (Kaplan et al. 2020, section 2.1)."""
-        parameters = self.model.num_parameters(exclude_embeddings=True)
-        return int(6 * parameters * inputs.num_tokens / self.args.world_size)
+        """What this rank's share of a step needs at least; 0 where that is not known."""
+        if self._step_flops is None:
+            return 0
+        return sum(
+            self._step_flops.of(each.depths(), each.sources.numel())
+            for each in inputs.micro_batches
+        )
 
     def _track_num_input_tokens(self, inputs: Step) -> None:
-        self._meter.count(inputs.num_tokens)
-        self.tokens_trained += inputs.num_tokens
+        self._meter.count(inputs.num_tokens, self.floating_point_ops(inputs))
+        self.work.add(inputs)
         self.state.num_input_tokens_seen += inputs.num_tokens
+
+    def whole_work(self) -> Work:
+        """What all ranks have computed in training since this process began."""
+        counts = [self.work.tokens, self.work.computed, self.work.learned]
+        sums = self.accelerator.reduce(torch.tensor(counts, device=self.args.device), "sum")
+        tokens, computed, learned = sums.tolist()
+        return replace(self.work, tokens=tokens, computed=computed, learned=learned)
 
     # Optimizer
 
@@ -274,6 +318,7 @@ class LuthierTrainer(Trainer):
     def _prepare_for_training(self, *args: Any, **options: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **options)
         self._meter = Meter()
+        self.work = Work()
         self._is_restored = False
         return prepared
 
@@ -286,6 +331,9 @@ class LuthierTrainer(Trainer):
                 f"{num_steps:,} steps of {self.examples_per_step:,} rows, {per_epoch:,} an epoch: "
                 f"{num_steps / per_epoch:.4g} epochs"
             )
+            budget = self.token_budget(self.arguments.training.per_device_train_batch_size)
+            shared = ", what they begin with alike once" if self.shares_prefixes else ""
+            console.info(f"micro-batches of up to {budget:,} tokens, layout {self.layout}{shared}")
         return super()._run_epoch(*args, **options)
 
     def _restore(self, saved: dict[str, Any]) -> None:
@@ -391,9 +439,14 @@ class LuthierTrainer(Trainer):
             self.processing_class.save_pretrained(folder)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds tokens and tokens per second to the lines of training."""
+        """Adds tokens, tokens per second and utilisation to the lines of training."""
         if "loss" in logs:
-            logs["tokens_per_second"] = round(self._meter.rate(), 1)
+            with self._meter.paused():  # a CPU's peak is measured the first time
+                peak = None if self._step_flops is None else self._peak_flops
+            speed = self._meter.read()
+            logs["tokens_per_second"] = round(speed.tokens, 1)
+            if peak is not None:
+                logs["mfu"] = round(speed.flops / peak, 4)
             logs["total_tokens"] = self.state.num_input_tokens_seen
         super().log(logs)
 

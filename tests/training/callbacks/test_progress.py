@@ -87,6 +87,10 @@ def test_a_loss_of_zero_is_shown() -> None:
     assert describe({"loss": 0.0, "total_flos": 1e18}) == "loss 0.000"
 
 
+def test_utilisation_is_a_share() -> None:
+    assert describe({"tokens_per_second": 1234.5, "mfu": 0.523}) == "1,234 tokens/s | mfu 52 %"
+
+
 def test_speeds_beside_tokens_per_second_are_left_out() -> None:
     logs = {"eval_loss": 1.0, "eval_samples_per_second": 3.0, "eval_steps_per_second": 1.0}
 

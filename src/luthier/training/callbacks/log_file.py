@@ -29,6 +29,7 @@ RENAMED = {
     "grad_norm": "grad_norm",
     "epoch": "epoch",
     "tokens_per_second": "throughput",
+    "mfu": "mfu",
     "total_tokens": "total_tokens",
 }
 """Names in a trainer's log -> keys of a line, as LLaMA-Factory's readers know them."""

@@ -172,6 +172,8 @@ def _fact(name: str, value: float) -> str:
         return f"lr {value:.1e}"
     if name == "tokens_per_second":
         return f"{value:,.0f} tokens/s"
+    if name == "mfu":
+        return f"mfu {100 * value:.0f} %"
     if name.endswith("_runtime"):
         return f"{name} {clock(value) if value >= 60 else f'{value:.1f} s'}"
     if name == "epoch":

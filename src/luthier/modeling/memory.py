@@ -1,0 +1,166 @@
+"""What training takes of a device's memory when all activations are kept."""
+
+# T tokens, L tokens of the longest sequence
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
+
+from luthier.modeling.counts import count_layers
+
+Autocast = Callable[[], AbstractContextManager[Any]]
+
+PROBE_LENGTHS = (8, 16, 24)
+"""Tokens of the three probes that say how activations grow."""
+
+HEAD_BYTES = 256 * 2**20
+"""Room for the logits of a chunk, their gradient, and the hidden states the head reads."""
+
+STATE_NUMBERS = {
+    "adafactor": 0.0,
+    "adagrad": 1.0,
+    "adalomo": 0.0,
+    "ademamix": 3.0,
+    "grokadamw": 3.0,
+    "lomo": 0.0,
+    "schedule_free_sgd": 1.0,
+    "sgd": 1.0,
+}
+"""Numbers that an optimizer keeps of each trained one, as wide as it is; others keep two."""
+
+STATE_BYTES = {
+    "adamw_torch_4bit": 1.0,
+    "adamw_torch_8bit": 2.0,
+    "ademamix_8bit": 4.0,
+    "paged_ademamix_8bit": 4.0,
+    "lion_8bit": 1.0,
+    "paged_lion_8bit": 1.0,
+    "rmsprop_bnb_8bit": 1.0,
+    "adamw_8bit": 2.0,
+    "adamw_bnb_8bit": 2.0,
+    "paged_adamw_8bit": 2.0,
+}
+"""Bytes that an optimizer with packed states keeps of each trained number."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes that autograd keeps of a forward pass: `fixed + T * (each + L * pair)`.
+
+    Attributes:
+        fixed: whatever the length, such as weights that autocast has rounded.
+        each: of every token.
+        pair: of every token for each token of its sequence, as attention scores and masks are.
+    """
+
+    fixed: float
+    each: float
+    pair: float
+
+    def of(self, num_tokens: int, longest: int) -> int:
+        """Bytes of a micro-batch.
+
+        Args:
+            num_tokens: of the whole micro-batch.
+            longest: tokens of its longest sequence.
+        """
+        return int(self.fixed + num_tokens * (self.each + longest * self.pair))
+
+
+def measure_activations(model: Any, autocast: Autocast) -> Activations:
+    """Probes a model with three short sequences and counts what autograd keeps.
+
+    That is the model as it is: its architecture, adapters, replaced layers, attention and dtypes.
+    The head is left out, since the loss never sees all logits. Weights do not count. No random
+    number is drawn from the run's generators.
+
+    Args:
+        model: ready to train, on its device, without gradient checkpointing.
+        autocast: makes the context that the run computes in.
+    """
+    body = _body(model)
+    device = next(body.parameters()).device
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        first, second, third = (
+            _saved_bytes(body, torch.ones(1, length, dtype=torch.int64, device=device), autocast)
+            for length in PROBE_LENGTHS
+        )
+    step = PROBE_LENGTHS[1] - PROBE_LENGTHS[0]
+    pair = max(third - 2 * second + first, 0) / (2 * step**2)
+    each = (second - first) / step - pair * (PROBE_LENGTHS[0] + PROBE_LENGTHS[1])
+    fixed = first - PROBE_LENGTHS[0] * (each + PROBE_LENGTHS[0] * pair)
+    return Activations(max(fixed, 0.0), max(each, 0.0), pair)
+
+
+def training_bytes(
+    model: Any, activations: Activations, num_tokens: int, longest: int, optim: str
+) -> int:
+    """What training adds to a model that is already in memory.
+
+    Gradients and optimizer states of what learns, the activations of a micro-batch, one layer of
+    them once more for the gradients that pass through it, and a chunk of the head.
+
+    Args:
+        model: ready to train.
+        activations: from `measure_activations`.
+        num_tokens: of the largest micro-batch.
+        longest: tokens of the longest sequence.
+        optim: the optimizer's name.
+    """
+    total = 0.0
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            total += parameter.nbytes + state_bytes(parameter, optim)
+    kept = activations.of(num_tokens, longest)
+    layers = count_layers(extract_model_from_parallel(model).config) or 1
+    return int(total + kept * (1 + 1 / layers) + HEAD_BYTES)
+
+
+def state_bytes(parameter: Tensor, optim: str) -> float:
+    """What an optimizer keeps of a trained tensor."""
+    if optim in STATE_BYTES:
+        return STATE_BYTES[optim] * parameter.numel()
+    one_state = ("lion", "rmsprop")
+    numbers = 1.0 if any(name in optim for name in one_state) else STATE_NUMBERS.get(optim, 2.0)
+    return numbers * parameter.nbytes
+
+
+def _body(model: Any) -> nn.Module:
+    bare = extract_model_from_parallel(model)
+    base = bare.get_base_model() if hasattr(bare, "get_base_model") else bare
+    body: nn.Module = base.base_model
+    return body
+
+
+def _saved_bytes(body: nn.Module, ids_1T: Tensor, autocast: Autocast) -> int:
+    weights = {
+        tensor.untyped_storage().data_ptr() for tensor in (*body.parameters(), *body.buffers())
+    }
+    with _counting() as storages, autocast(), torch.enable_grad():
+        hidden = body(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T), use_cache=False)
+    del hidden
+    return sum(size for address, size in storages.items() if address not in weights)
+
+
+@contextmanager
+def _counting() -> Iterator[dict[int, int]]:
+    """The storages that autograd keeps, address -> bytes; they live on until the end."""
+    storages: dict[int, int] = {}
+    alive: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        alive.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield storages
