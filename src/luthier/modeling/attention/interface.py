@@ -1,0 +1,304 @@
+"""Tree attention in the models of transformers, through the interface that they all ask.
+
+`install_tree_attention` gives a model the attention function "luthier_tree". It attends by the
+tree where the model's forward gets the keyword argument `tree`, and hands over to the model's own
+attention and mask function where it does not.
+"""
+
+# T tokens, H query heads, K key heads, D head size
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
+from transformers.modeling_utils import AttentionInterface
+
+from luthier.errors import ModelError
+from luthier.modeling.attention.mask import TreeMask
+from luthier.modeling.attention.paths import attend_tree
+from luthier.modeling.attention.terms import Terms
+from luthier.records import Segment
+
+NAME = "luthier_tree"
+PLAIN = "sdpa"
+"""What NAME alone stands before; before others it is followed by their name."""
+
+UNKNOWN_TERMS = ("position_bias", "indices", "block_indices", "sinks", "cache")
+"""Keyword arguments of attention functions that say what a tree's attention does not do."""
+
+Attended: TypeAlias = tuple[Tensor, Tensor | None]
+"""What an attention function gives: (B, T, H, E), and its weights where it has them."""
+
+_open: list[TreeMask] = []
+
+
+def install_tree_attention(model: nn.Module) -> None:
+    """Lets a model attend by a token tree when its forward gets one.
+
+    Without the keyword argument `tree` every forward computes what it did before. What is saved
+    of the model does not tell.
+
+    Args:
+        model: of transformers, bare or with an adapter around it.
+
+    Raises:
+        ModelError: if its attention does not go through transformers' `AttentionInterface`.
+    """
+    base = next((each for each in model.modules() if isinstance(each, PreTrainedModel)), None)
+    if base is None or not base._can_set_attn_implementation():
+        raise ModelError(
+            f"{type(base or model).__name__} computes its attention itself, not through "
+            "transformers' AttentionInterface, so it cannot attend by a token tree. Use layout: "
+            "padded."
+        )
+    parameters = inspect.signature(base.forward).parameters.values()
+    if all(each.kind is not inspect.Parameter.VAR_KEYWORD for each in parameters):
+        raise ModelError(
+            f"the forward of {type(base).__name__} takes no other arguments than its own, so its "
+            "layers cannot be handed a token tree. Use layout: padded."
+        )
+    for module, config in _configured(model):
+        if _is_attention(type(module)) and not _is_installed(config):
+            _own_function(type(module), config._attn_implementation)
+    for _, config in _configured(model):
+        if not _is_installed(config):
+            config._attn_implementation_internal = _register(config._attn_implementation)
+
+
+def remove_tree_attention(model: nn.Module) -> None:
+    """Gives a model its own attention back."""
+    for _, config in _configured(model):
+        if _is_installed(config):
+            config._attn_implementation_internal = _plain_name(config._attn_implementation)
+
+
+@contextmanager
+def tree_arguments(segments: Sequence[Segment], device: torch.device) -> Iterator[dict[str, Any]]:
+    """The keyword arguments with which a model's forward attends by a tree.
+
+    While it is open the model makes no masks, and an attention layer that does not get the tree is
+    an error. Gradient checkpointing may compute layers again after it was closed.
+
+    Args:
+        segments: of the micro-batch, in depth-first order.
+        device: of the micro-batch.
+
+    Raises:
+        ModelError: if a layer attends without the tree, or with other than the mask would say.
+    """
+    tree = TreeMask(segments, device)
+    _open.append(tree)
+    try:
+        yield {"tree": tree}
+    finally:
+        _open.remove(tree)
+    _check_used(tree)
+
+
+def _check_used(tree: TreeMask) -> None:
+    if not tree.num_calls:
+        raise ModelError(
+            "no attention layer of this model used the token tree. Use layout: padded."
+        )
+    ignored = tree.windows_asked - tree.windows_used
+    if ignored:
+        raise ModelError(
+            f"this model masks what is {min(ignored):,} tokens away, but its layers do not tell "
+            "their attention function so; a token tree would show it. Use layout: padded."
+        )
+
+
+def _configured(model: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
+    """Every module that reads a configuration, with it; most share one."""
+    for module in model.modules():
+        config = vars(module).get("config")
+        if isinstance(config, PreTrainedConfig):
+            yield module, config
+
+
+def _is_installed(config: Any) -> bool:
+    name: str | None = config._attn_implementation
+    return name is not None and name.partition(":")[0] == NAME
+
+
+def _is_attention(kind: type[nn.Module]) -> bool:
+    """Whether modules of a class ask the interface for an attention function."""
+    forward: Any = inspect.unwrap(kind.forward)
+    return inspect.isfunction(forward) and "get_interface" in forward.__code__.co_names
+
+
+def _plain_name(name: str) -> str | None:
+    _, separator, plain = name.partition(":")
+    return (plain or None) if separator else PLAIN
+
+
+def _register(plain: str | None) -> str:
+    """Registers the functions that stand before a plain implementation, under the name returned."""
+    name = NAME if plain == PLAIN else f"{NAME}:{plain or ''}"
+    AttentionInterface.register(name, _attention_before(plain))
+    if plain is None or plain in AttentionMaskInterface._global_mapping:
+        AttentionMaskInterface.register(name, _mask_before(plain or "eager"))
+    return name
+
+
+def _mask_before(plain: str) -> Callable[..., Any]:
+    def make_mask(*inputs: Any, **options: Any) -> Any:
+        if _open:
+            return _note_window_untraced(options.get("local_size"))
+        return AttentionMaskInterface._global_mapping[plain](*inputs, **options)
+
+    return make_mask
+
+
+def _note_window(window: int | None) -> None:
+    if window is not None:
+        _open[-1].windows_asked.add(window)
+
+
+def _attention_before(plain: str | None) -> Callable[..., Attended]:
+    def attention(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any,
+        **options: Any,
+    ) -> Attended:
+        tree = options.pop("tree", None)
+        if tree is not None:
+            return _attend_untraced(module, query, key, value, attention_mask, tree, options)
+        if _open:
+            raise ModelError(
+                f"{type(module).__name__} was not handed the token tree; its tokens would see "
+                "those of other sequences. Use layout: padded."
+            )
+        function = _own_function(type(module), plain)
+        if plain is None or "flash" not in plain:
+            return function(module, query, key, value, attention_mask, **options)
+        with _named(module.config, plain):
+            return function(module, query, key, value, attention_mask, **options)
+
+    return attention
+
+
+@contextmanager
+def _named(config: Any, plain: str) -> Iterator[None]:
+    """Flash attention looks its own name up in the configuration."""
+    name = config._attn_implementation
+    config._attn_implementation_internal = plain
+    try:
+        yield
+    finally:
+        config._attn_implementation_internal = name
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    tree: TreeMask,
+    options: dict[str, Any],
+) -> Attended:
+    """Attends by the tree.
+
+    Args:
+        module: the attention layer.
+        query: (1, H, T, D).
+        key: (1, K, T, D).
+        value: (1, K, T, E).
+        attention_mask: has to be None.
+        tree: of the T tokens.
+        options: the other keyword arguments that the layer gave.
+
+    Returns:
+        (1, T, H, E), and no attention weights.
+    """
+    _check_demands(module, query, key, attention_mask, tree, options)
+    tree.num_calls += 1
+    terms = _terms(module, query, options)
+    if terms.window is not None:
+        tree.windows_used.add(terms.window)
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind) and query.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
+        query, key, value = (each.to(dtype) for each in (query, key, value))
+    with torch.autocast(kind, enabled=False):
+        out = attend_tree(query, key, value, tree, terms)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _check_demands(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    attention_mask: Any,
+    tree: TreeMask,
+    options: dict[str, Any],
+) -> None:
+    shape = (query.shape[0], query.shape[2], key.shape[2])
+    found = None
+    if shape != (1, tree.num_tokens, tree.num_tokens):
+        found = f"{shape[0]} x {shape[1]:,} queries for a tree of {tree.num_tokens:,} tokens"
+    elif attention_mask is not None:
+        found = "a mask of its own"
+    elif options.get("is_causal") is False or getattr(module, "is_causal", True) is False:
+        found = "sight in both directions"
+    else:
+        found = next((name for name in UNKNOWN_TERMS if options.get(name) is not None), None)
+    if found is not None:
+        raise ModelError(
+            f"{type(module).__name__} attends with {found}, which a token tree does not know. "
+            "Use layout: padded."
+        )
+
+
+def _terms(module: nn.Module, query: Tensor, options: dict[str, Any]) -> Terms:
+    scale, dropout = options.get("scaling"), options.get("dropout")
+    return Terms(
+        scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
+        window=options.get("sliding_window"),
+        softcap=options.get("softcap"),
+        sinks_H=options.get("s_aux"),
+        dropout=float(dropout) if dropout and module.training else 0.0,
+    )
+
+
+def _own_function(kind: type[nn.Module], plain: str | None) -> Callable[..., Attended]:
+    """What attention layers of a class call for an implementation.
+
+    The eager one has no name in the interface: each model's file has its own, which the layer
+    names as the default of its question.
+    """
+    if (kind, plain) in _own_functions:
+        return _own_functions[kind, plain]
+    forward: Any = inspect.unwrap(kind.forward)
+    known = forward.__globals__.get("ALL_ATTENTION_FUNCTIONS", AttentionInterface())
+    found = known.get(plain)
+    if found is None:
+        asked = forward.__code__.co_names
+        name = next((each for each in asked if each.endswith("eager_attention_forward")), None)
+        if name is None:
+            raise ModelError(
+                f"{kind.__name__} does not tell what its eager attention is. Load the model with "
+                "flash_attn: sdpa, or use layout: padded."
+            )
+        found = forward.__globals__[name]
+    _own_functions[kind, plain] = found
+    function: Callable[..., Attended] = found
+    return function
+
+
+_own_functions: dict[tuple[type[nn.Module], str | None], Callable[..., Attended]] = {}
+
+_untraced: Callable[..., Any] = torch.compiler.disable
+_attend_untraced: Callable[..., Attended] = _untraced(_attend)
+_note_window_untraced: Callable[..., None] = _untraced(_note_window)
