@@ -74,7 +74,7 @@ def test_the_configuration_of_the_readme_parses():
 def test_every_command_has_its_row():
     words = [re.match(r"`luthier (\w+)", cell) for cell in first_cells("Commands")]
 
-    assert sorted(word[1] for word in words if word) == commands()
+    assert sorted({word[1] for word in words if word}) == commands()
 
 
 def test_every_example_has_its_row():

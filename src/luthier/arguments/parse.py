@@ -142,6 +142,12 @@ def parse_command_line(
     return arguments
 
 
+def words_alone(words: Sequence[str]) -> list[str]:
+    """Those of `words` that are no settings: configuration files, and what nobody expects."""
+    said = read_words(words, COMMAND_LINE, shapes(), _library_shapes)
+    return [*said.configs, *said.stray]
+
+
 @cache
 def shapes() -> dict[str, Shape]:
     """Every name -> how many words follow its flag."""

@@ -23,14 +23,14 @@ def run(argv: list[str]) -> int:
     return code
 
 
-def commands() -> list[str]:
-    """The words that can come first."""
-    return sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
+def commands(folder: Path = FOLDER) -> list[str]:
+    """The words that can come first, or those behind a first word that has a folder of its own."""
+    return sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
 
 
-def summary(command: str) -> str:
+def summary(command: str, folder: Path = FOLDER) -> str:
     """What a command does, from its `SUMMARY`, without importing it."""
-    source = (FOLDER / f"{command}.py").read_text(encoding="utf-8")
+    source = (folder / f"{command}.py").read_text(encoding="utf-8")
     for statement in ast.parse(source).body:
         match statement:
             case ast.Assign(targets=[ast.Name(id="SUMMARY")], value=ast.Constant(value=str(text))):
@@ -40,17 +40,21 @@ def summary(command: str) -> str:
 
 def page() -> str:
     """What stands behind `luthier --help`."""
-    names = commands()
-    width = max(map(len, names))
-    lines = [f"  {name:<{width}}  {summary(name)}" for name in names]
     return "\n".join(
         [
             "luthier fine-tunes language models.",
             "",
             "usage: luthier COMMAND ...",
             "",
-            *lines,
+            *listing(),
             "",
             "`luthier COMMAND --help` says more; docs/arguments.md explains every argument.",
         ]
     )
+
+
+def listing(folder: Path = FOLDER) -> list[str]:
+    """A line for each command."""
+    names = commands(folder)
+    width = max(map(len, names))
+    return [f"  {name:<{width}}  {summary(name, folder)}" for name in names]

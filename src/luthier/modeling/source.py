@@ -75,6 +75,15 @@ def check_model(model_args: ModelArguments) -> list[str]:
     return list(_problems(model_args))
 
 
+def check_tokenizer(model_args: ModelArguments) -> list[str]:
+    """What is wrong with the place that the tokenizer is read from; weights need not be there."""
+    try:
+        source = find_model(str(model_args.model_name_or_path))
+    except ModelError as problem:
+        return [f"model_name_or_path: {problem}"]
+    return list(_source_problems(source, model_args))
+
+
 def hub_options(model_args: ModelArguments) -> dict[str, Any]:
     """Keyword arguments for every `from_pretrained` of the run.
 

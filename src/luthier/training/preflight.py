@@ -9,7 +9,7 @@ from pathlib import Path
 from luthier.arguments.record import Arguments
 from luthier.data.catalog import check_datasets, metric_names
 from luthier.errors import TemplateError, UnknownName
-from luthier.modeling.source import check_model
+from luthier.modeling.source import check_model, check_tokenizer
 from luthier.optional import is_installed, missing
 from luthier.templates.choose import find_template
 from luthier.training.checkpoint import (
@@ -60,6 +60,14 @@ def find_problems(arguments: Arguments) -> list[str]:
 def find_problems_of_a_chat(arguments: Arguments) -> list[str]:
     """The same for a chat, which reads the model and the template only."""
     return [*_model(arguments), *_template(arguments)]
+
+
+def find_problems_of_the_data(arguments: Arguments) -> list[str]:
+    """The same for a look at the data, which reads no weights and perhaps no tokenizer."""
+    problems = [*_data(arguments), *_template(arguments)]
+    if arguments.model.model_name_or_path:
+        problems += check_tokenizer(arguments.model)
+    return problems
 
 
 def _model(arguments: Arguments) -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""data sets looked at row by row: what is wrong, how long rows are, what stands twice."""

@@ -1,0 +1,234 @@
+"""data sets -> what is wrong with their rows, by the rules and readers of training."""
+
+from __future__ import annotations
+
+import codecs
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from luthier.data.audit.findings import Findings
+from luthier.data.audit.lengths import Lengths
+from luthier.data.audit.repeats import Repeats
+from luthier.data.audit.report import AuditReport, SetAudit
+from luthier.data.audit.texts import ODDITIES, find_oddities, special_tokens
+from luthier.data.catalog import Catalog, DatasetDescription, check_readable, load_catalog
+from luthier.data.check import RowError, RowProblem, show_value
+from luthier.data.encode import Encoder
+from luthier.data.formats.detect import NUM_LOOKED_AT, detect_format
+from luthier.data.formats.registry import Reading
+from luthier.data.pipeline import find_tool_separator, read_rows
+from luthier.data.rows import Row, RowOrProblem
+from luthier.data.sources import HubAccess, Source
+from luthier.errors import DataError, suggest
+from luthier.records import Conversation
+
+if TYPE_CHECKING:
+    from luthier.arguments.record import Arguments
+
+NUM_TOGETHER = 1000
+"""Rows that are read and encoded together."""
+
+UNCUT = 1 << 40
+"""A cutoff_len that cuts nothing."""
+
+MOST_COLUMNS = 50
+"""How many columns that are not read are told apart."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Rows as they stand, and those of them that are conversations."""
+
+    rows: Sequence[RowOrProblem]
+    conversations: Sequence[tuple[int, Conversation]]
+    problems: Sequence[RowProblem]
+
+    def values(self, number: int) -> Any:
+        """What stands in a row of the batch."""
+        row = self.rows[number]
+        return row.values if isinstance(row, Row) else None
+
+
+def audit(arguments: Arguments, encoder: Encoder | None, most: int | None) -> AuditReport:
+    """Looks at every row of the data sets that the arguments name.
+
+    Args:
+        arguments: which data sets, and how they are read and cut.
+        encoder: how rows are encoded in training; without one, nothing is said about tokens.
+        most: findings of a kind that are kept; None for all.
+    """
+    return _Audit(arguments, encoder, most).run()
+
+
+class _Audit:
+    def __init__(self, arguments: Arguments, encoder: Encoder | None, most: int | None) -> None:
+        self.arguments, self.data, self.encoder = arguments, arguments.data, encoder
+        self.catalog: Catalog = load_catalog(arguments.data.dataset_dir)
+        self.findings = Findings(most)
+        self.oddities = [*ODDITIES]
+        self.tool_separator = "\n"
+        self.measure: Encoder | None = None
+        if encoder is not None:
+            tokenizer = encoder.tokenizer
+            uncut = replace(encoder.options, cutoff_len=UNCUT)
+            self.measure = Encoder(tokenizer, encoder.template, uncut)
+            self.tool_separator = find_tool_separator(encoder.template)
+            special = None if tokenizer.split_special_tokens else special_tokens(_special(encoder))
+            self.oddities += [special] if special else []
+
+    def run(self) -> AuditReport:
+        data = self.data
+        report = AuditReport(self.findings, data.max_bad_rows, is_encoded=self.encoder is not None)
+        trained = Repeats()
+        for name in data.dataset:
+            report.sets.append(self._look_at(name, "train", trained))
+        evaluated = Repeats(trained)
+        for name in data.eval_dataset:
+            report.sets.append(self._look_at(name, "eval", evaluated))
+        return report
+
+    def _look_at(self, name: str, use: str, repeats: Repeats) -> SetAudit:
+        found = SetAudit(name, use, Lengths(self.data.cutoff_len))
+        try:
+            description = self.catalog.describe(name)
+            check_readable(description)
+            model = self.arguments.model
+            token = model.hf_hub_token.get_secret_value() if model.hf_hub_token else None
+            hub = HubAccess(model.cache_dir, token, self.data.preprocessing_num_workers)
+            source = Source(description, hub)
+            found.files = [str(file) for file in source.files] or [description.location]
+            self._look_at_starts(source, name)
+            for batch in self._batches(source, found, use):
+                self._look_at_batch(batch, found, repeats)
+        except DataError as error:
+            problem = RowProblem(name, "", "the data set cannot be read", "", f": {error}")
+            self.findings.error(name, problem)
+            found.is_unreadable = True
+        return found
+
+    def _look_at_starts(self, source: Source, name: str) -> None:
+        for file in source.files:
+            with file.open("rb") as stream:
+                if stream.read(3) == codecs.BOM_UTF8:
+                    fix = "Nothing to mend: it is passed over here, but other programs stumble."
+                    reason = "a byte-order mark at the start of the file"
+                    self.findings.note(name, RowProblem(f"{file}:1", "", reason, fix))
+
+    def _batches(self, source: Source, found: SetAudit, use: str) -> Iterator[_Batch]:
+        """The rows as training reads them, `NUM_TOGETHER` at a time."""
+        rows = islice(source.rows(), self.data.max_samples)
+        together = list(islice(rows, NUM_TOGETHER))
+        description = source.description
+        if description.formatting is None and together:
+            values = [row.values for row in together[:NUM_LOOKED_AT] if isinstance(row, Row)]
+            description, found.detected = detect_format(description, values)
+        found.format = description.formatting or ""
+        is_asked = use == "eval" and self.arguments.training.predict_with_generate
+        reading = Reading(description, not is_asked, self.tool_separator)
+        self._columns = _columns_of(description)
+        self._unread: Counter[str] = Counter()
+        while together:
+            conversations, problems = read_rows(together, reading)
+            yield _Batch(together, conversations, problems)
+            found.num_rows += len(together)
+            together = list(islice(rows, NUM_TOGETHER))
+        found.remarks = dict(reading.remarks)
+        if not found.num_rows:
+            raise DataError("there are no rows.")
+
+    def _look_at_batch(self, batch: _Batch, found: SetAudit, repeats: Repeats) -> None:
+        name = found.name
+        for problem in batch.problems:
+            self._leave_out(found, problem)
+        for row in batch.rows:
+            if isinstance(row, Row) and isinstance(row.values, Mapping):
+                self._look_for_columns(name, row)
+                for oddity in find_oddities(row.values, self._columns, self.oddities):
+                    self.findings.note(name, RowProblem.of(row.origin, oddity, row.values))
+        answered = [(at, one) for at, one in batch.conversations if one.messages[-1].content]
+        for number, conversation in batch.conversations:
+            repeat = repeats.add(conversation)
+            if repeat is not None:
+                values = batch.values(number)
+                self.findings.note(name, RowProblem.of(conversation.origin, repeat, values))
+        if self.measure is not None:
+            self._encode(batch, answered, found, self.measure)
+
+    def _encode(
+        self,
+        batch: _Batch,
+        answered: Sequence[tuple[int, Conversation]],
+        found: SetAudit,
+        measure: Encoder,
+    ) -> None:
+        """Measures the rows uncut, and cuts those that are too long as training does."""
+        assert self.encoder is not None
+        long: list[tuple[int, Conversation, int]] = []
+        results = measure.encode([one for _, one in answered])
+        for (number, conversation), result in zip(answered, results, strict=True):
+            if isinstance(result, RowProblem):
+                self._leave_out(found, _with_excerpt(result, batch.values(number)))
+                continue
+            num_tokens = len(result.input_ids)
+            found.lengths.add(num_tokens, conversation.origin)
+            if num_tokens > self.data.cutoff_len:
+                long.append((number, conversation, num_tokens))
+            else:
+                found.lengths.add_learned(result)
+        results = self.encoder.encode([one for _, one, _ in long])
+        for (number, conversation, num_tokens), result in zip(long, results, strict=True):
+            values = batch.values(number)
+            found.lengths.num_cut += 1
+            if isinstance(result, RowProblem):
+                found.lengths.num_lost += num_tokens
+                self._leave_out(found, _with_excerpt(result, values))
+                continue
+            lost = num_tokens - len(result.input_ids)
+            found.lengths.num_lost += lost
+            found.lengths.add_learned(result)
+            reason, fix = "longer than cutoff_len", "Raise cutoff_len, or split the row."
+            said = f" ({num_tokens:,} tokens, {lost:,} are cut off)"
+            problem = RowError("", reason, fix, said)
+            self.findings.note(found.name, RowProblem.of(conversation.origin, problem, values))
+
+    def _leave_out(self, found: SetAudit, problem: RowProblem) -> None:
+        found.num_bad += 1
+        self.findings.error(found.name, problem)
+
+    def _look_for_columns(self, name: str, row: Row) -> None:
+        for column in map(str, row.values.keys() - self._columns):
+            if column in self._unread or len(self._unread) < MOST_COLUMNS:
+                self._unread[column] += 1
+                near = suggest(column, self._columns)
+                hint = near if "Did you mean" in near else ""
+                fix = f"Nothing is learned from it.{hint}"
+                problem = RowError(column, "a column that is not read", fix)
+                self.findings.note(name, RowProblem.of(row.origin, problem, row.values))
+
+
+def _with_excerpt(problem: RowProblem, values: Any) -> RowProblem:
+    return problem if problem.excerpt else replace(problem, excerpt=show_value(values))
+
+
+def _special(encoder: Encoder) -> list[str]:
+    """Tokens whose text, wherever it stands, is read as one token that is no word."""
+    added = encoder.tokenizer.added_tokens_decoder.values()
+    known = {str(token) for token in added if token.special}
+    return sorted(known | {*encoder.tokenizer.all_special_tokens, *encoder.template.stop_words})
+
+
+def _columns_of(description: DatasetDescription) -> list[str]:
+    """The columns that the formatting reads."""
+    named: dict[str, str | None] = asdict(description.columns)
+    others = (
+        ("messages",)
+        if description.formatting == "alpaca"
+        else ("prompt", "query", "response", "history")
+    )
+    read = [column for part, column in named.items() if column and part not in others]
+    if description.formatting == "openai" and description.columns.messages == "messages":
+        read.append("conversations")
+    return read

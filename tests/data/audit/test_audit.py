@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luthier.arguments.parse import parse_dict
+from luthier.data.audit.audit import audit
+from luthier.data.audit.findings import Finding
+from luthier.data.audit.report import AuditReport
+from luthier.data.encode import Encoder, EncodingOptions
+from luthier.templates.registry import TEMPLATES
+from tests.data.audit.damage import DAMAGES, write_damaged
+
+
+def look(*files: Path, tokenizer: Any = None, most: int | None = None, **given: Any) -> AuditReport:
+    values = {"dataset": [str(file) for file in files], "dataset_dir": "."} | given
+    arguments = parse_dict(values, purpose="data")
+    encoder = None
+    if tokenizer is not None:
+        encoder = Encoder(tokenizer, TEMPLATES.get("chatml"), EncodingOptions.of(arguments.data))
+    return audit(arguments, encoder, most)
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def alpaca(question: str, answer: str = "an answer", **more: Any) -> dict[str, Any]:
+    return {"instruction": question, "output": answer} | more
+
+
+def kinds(report: AuditReport, *, errors: bool) -> dict[str, int]:
+    return {str(kind): kind.count for kind in report.findings.kinds(errors=errors)}
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_every_damage_is_found_at_its_line_and_nothing_else(tmp_path, tiny_tokenizer, name):
+    entry = {
+        "file_name": str(tmp_path / name),
+        "formatting": "openai",
+        "columns": {"tools": "tools"},
+    }
+    places = write_damaged(tmp_path / name, 10_000)
+
+    report = look(tokenizer=tiny_tokenizer, dataset=["rows"], dataset_dir={"rows": entry})
+
+    found: dict[int, list[dict[str, Any]]] = {}
+    for shown in map(Finding.as_dict, report.findings):
+        found.setdefault(shown["line"], []).append(shown)
+        assert shown["mend"]
+        assert len(shown["excerpt"]) <= 80
+    assert len(DAMAGES) >= 40
+    assert [*sorted(found)] == [*sorted(places)]
+    for line, damage in places.items():
+        severity = "error" if damage.is_error else "note"
+        assert any(
+            shown["kind"].startswith(damage.kind) and shown["severity"] == severity
+            for shown in found[line]
+        ), found[line]
+    num_errors = sum(damage.is_error for damage in DAMAGES.values())
+    assert (report.sets[0].num_rows, report.sets[0].num_bad) == (10_000, num_errors)
+    assert report.exit_code == 1
+
+
+def test_each_kind_keeps_its_first_rows_and_counts_all(tmp_path):
+    rows = [alpaca(f"question {number}", "") for number in range(20)]
+
+    report = look(write(tmp_path / "rows.jsonl", *rows), most=3)
+
+    (kind,) = report.as_dict()["kinds"]
+    assert (kind["kind"], kind["column"], kind["count"]) == ("empty", "output", 20)
+    assert [finding.as_dict()["line"] for finding in report.findings] == [1, 2, 3]
+    assert "... and 17 more (--all shows them)" in "\n".join(report.lines())
+
+
+def test_without_a_tokenizer_rows_are_checked_and_tokens_are_not(tmp_path):
+    report = look(write(tmp_path / "rows.jsonl", alpaca("one"), {"instruction": "two"}))
+
+    assert kinds(report, errors=True) == {"output: missing": 1}
+    assert report.as_dict()["lengths"] is None
+    assert "no tokenizer is named" in "\n".join(report.lines())
+
+
+def test_lengths_are_those_of_training(tmp_path, tiny_tokenizer):
+    rows = [alpaca("word " * number) for number in range(1, 41)]
+    file = write(tmp_path / "rows.jsonl", *rows)
+
+    whole = look(file, tokenizer=tiny_tokenizer).sets[0].lengths
+    cut = look(file, tokenizer=tiny_tokenizer, cutoff_len=50).sets[0].lengths
+
+    assert whole.tokens == cut.tokens
+    assert (whole.num_cut, whole.num_lost) == (0, 0)
+    over = [length - 50 for length in whole.tokens if length > 50]
+    assert (cut.num_cut, cut.num_lost) == (len(over), sum(over))
+    assert 0 < cut.num_learned <= whole.num_learned
+
+
+def test_a_row_that_loses_all_that_is_learned_is_an_error(tmp_path, tiny_tokenizer):
+    messages = [
+        {"role": "user", "content": "word " * 100},
+        {"role": "assistant", "content": "one"},
+    ]
+    file = write(tmp_path / "rows.jsonl", {"messages": messages})
+
+    report = look(file, tokenizer=tiny_tokenizer, cutoff_len=3)
+
+    (kind,) = kinds(report, errors=True)
+    assert "no learned token" in kind
+    assert report.sets[0].num_bad == 1
+
+
+def test_rows_to_evaluate_on_are_looked_for_in_the_training_data(tmp_path):
+    train = write(tmp_path / "train.jsonl", alpaca("one"), alpaca("two"), alpaca("three"))
+    evaluation = write(tmp_path / "eval.jsonl", alpaca("two"), alpaca("three", "new"), alpaca("x"))
+
+    report = look(train, eval_dataset=[str(evaluation)])
+
+    found = {finding.problem.origin: finding.problem for finding in report.findings}
+    assert found[f"{evaluation}:1"].found == f" (the same as {train}:2)"
+    assert "a row to evaluate on that is trained on" in found[f"{evaluation}:1"].reason
+    assert "a prompt to evaluate on" in found[f"{evaluation}:2"].reason
+    assert len(found) == 2
+    assert report.exit_code == 0
+
+
+def test_a_misspelt_column_is_named_with_the_one_that_is_meant(tmp_path):
+    rows = [alpaca("one"), {"instruction": "two", "ouput": "an answer", "id": 7}]
+
+    report = look(write(tmp_path / "rows.jsonl", *rows))
+
+    mends = {finding.problem.field: finding.problem.fix for finding in report.findings}
+    assert "Did you mean 'output'?" in mends["ouput"]
+    assert "Did you mean" not in mends["id"]
+
+
+def test_a_file_that_cannot_be_read_is_an_error_and_the_others_are_looked_at(tmp_path):
+    wide = tmp_path / "wide.json"
+    wide.write_bytes(json.dumps([alpaca("one")]).encode("utf-16"))
+    fine = write(tmp_path / "fine.jsonl", alpaca("one"))
+
+    report = look(wide, fine)
+
+    assert kinds(report, errors=True) == {"the data set cannot be read": 1}
+    assert [one.num_rows for one in report.sets] == [0, 1]
+    assert [report.is_refused(one) for one in report.sets] == [True, False]
+
+
+def test_a_byte_order_mark_at_the_start_is_a_note(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(alpaca("one")), encoding="utf-8-sig")
+
+    report = look(file)
+
+    (kind,) = kinds(report, errors=False)
+    assert "byte-order mark" in kind
+    assert report.exit_code == 0
+
+
+def test_whether_training_would_stop_is_said(tmp_path):
+    rows = [alpaca(f"question {number}") for number in range(99)] + [{"instruction": "x"}]
+    file = write(tmp_path / "rows.jsonl", *rows)
+
+    for budget, stops in ((0.01, False), (0.001, True), (1, False), (0, True)):
+        report = look(file, max_bad_rows=budget)
+
+        assert report.is_refused(report.sets[0]) is stops
+        assert ("training would stop" in "\n".join(report.lines())) is stops
+
+
+def test_the_json_document_holds_what_the_text_says(tmp_path, tiny_tokenizer):
+    write_damaged(tmp_path / "rows.jsonl", 500)
+
+    report = look(tmp_path / "rows.jsonl", tokenizer=tiny_tokenizer)
+    document = json.loads(json.dumps(report.as_dict()))
+
+    assert document["errors"] == sum(
+        kind["count"] for kind in document["kinds"] if kind["severity"] == "error"
+    )
+    assert document["errors"] + document["notes"] == len(document["findings"])
+    (one,) = document["sets"]
+    assert one["kept"] + one["left_out"] == one["rows"] == 500
+    assert document["lengths"]["rows"] == one["kept"]
