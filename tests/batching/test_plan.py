@@ -1,13 +1,41 @@
-"""the plan of a step: whole, within budget, equal in number, balanced"""
+"""the plan of a step: whole, within budget, equal in number, balanced, families together"""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from luthier.batching.lineup import Lineup
 from luthier.batching.plan import plan_step
+from luthier.batching.prefixes import find_prefixes
+from luthier.batching.tree import build_tree
 
 steps = st.lists(st.integers(1, 300), min_size=1, max_size=60)
 ranks = st.integers(1, 9)
 budgets = st.integers(1, 600)
+
+
+@st.composite
+def families(draw):
+    """Sequences, many of which begin as others do."""
+    beginnings = [[]]
+    for token in range(1, draw(st.integers(1, 5))):
+        before = draw(st.sampled_from(beginnings))
+        beginnings.append([*before, *[token] * draw(st.integers(1, 60))])
+    return [
+        [*draw(st.sampled_from(beginnings)), *[9 + at % 7] * draw(st.integers(1, 40))]
+        for at in range(draw(st.integers(1, 40)))
+    ]
+
+
+def plan_sharing(rows, world_size, budget):
+    lengths = [len(row) for row in rows]
+    shared = find_prefixes(rows)
+    return plan_step(lengths, world_size, budget, is_padded=False, shared=shared)
+
+
+def computed(rows, positions):
+    """Tokens of the tree of some rows; none where there are no rows."""
+    examples = [{"input_ids": rows[each], "labels": rows[each]} for each in positions]
+    return build_tree(examples, share_prefixes=True).num_computed if examples else 0
 
 
 @given(steps, ranks, budgets, st.booleans())
@@ -16,6 +44,15 @@ def test_every_example_is_planned_exactly_once(lengths, world_size, budget, is_p
 
     planned = [position for rank in plan for micro_batch in rank for position in micro_batch]
     assert sorted(planned) == list(range(len(lengths)))
+    assert len(plan) == world_size
+
+
+@given(families(), ranks, budgets)
+def test_every_member_of_a_family_is_planned_exactly_once(rows, world_size, budget):
+    plan = plan_sharing(rows, world_size, budget)
+
+    planned = [position for rank in plan for micro_batch in rank for position in micro_batch]
+    assert sorted(planned) == list(range(len(rows)))
     assert len(plan) == world_size
 
 
@@ -31,9 +68,33 @@ def test_no_micro_batch_of_several_examples_exceeds_the_budget(
         assert cost <= budget
 
 
+@given(families(), ranks, budgets)
+def test_no_tree_of_several_examples_exceeds_the_budget(rows, world_size, budget):
+    plan = plan_sharing(rows, world_size, budget)
+
+    for micro_batch in (each for rank in plan for each in rank if len(each) > 1):
+        assert computed(rows, micro_batch) <= budget
+
+
+@given(families())
+def test_a_tree_is_never_larger_than_planned(rows):
+    lineup = Lineup.of_tree(find_prefixes(rows), [len(row) for row in rows])
+
+    everything = range(len(rows))
+    assert computed(rows, everything) <= lineup.cost(everything)
+    assert computed(rows, everything[::2]) <= lineup.cost(everything[::2])
+
+
 @given(steps, ranks, budgets, st.booleans())
 def test_all_ranks_compute_the_same_number_of_micro_batches(lengths, world_size, budget, is_padded):
     plan = plan_step(lengths, world_size, budget, is_padded=is_padded)
+
+    assert len({len(rank) for rank in plan}) == 1
+
+
+@given(families(), ranks, budgets)
+def test_all_ranks_compute_the_same_number_of_trees(rows, world_size, budget):
+    plan = plan_sharing(rows, world_size, budget)
 
     assert len({len(rank) for rank in plan}) == 1
 
@@ -46,6 +107,52 @@ def test_ranks_differ_by_no_more_than_the_longest_example(lengths, world_size, b
     assert max(loads) - min(loads) <= max(lengths)
 
 
+@given(families(), ranks)
+def test_members_dealt_one_by_one_leave_ranks_within_the_longest_example(rows, world_size):
+    lineup = Lineup.of_tree(find_prefixes(rows), [len(row) for row in rows])
+
+    loads = [lineup.cost(share) for share in next(lineup.deals(world_size))]
+
+    assert max(loads) - min(loads) <= max(map(len, rows))
+
+
+@given(families(), ranks, budgets)
+def test_no_rank_plans_more_than_the_busiest_one_of_the_blind_plan(rows, world_size, budget):
+    lengths = [len(row) for row in rows]
+    cost = Lineup.of_tree(find_prefixes(rows), lengths).cost
+    seeing = plan_sharing(rows, world_size, budget)
+    blind = plan_step(lengths, world_size, budget, is_padded=False)
+
+    busiest = [max(sum(map(cost, rank)) for rank in plan) for plan in (seeing, blind)]
+    assert busiest[0] <= busiest[1]
+
+
+@given(steps, ranks, budgets, st.booleans())
+def test_the_largest_micro_batch_comes_first(lengths, world_size, budget, is_padded):
+    def cost(micro_batch):
+        tokens = [lengths[position] for position in micro_batch]
+        return max(tokens, default=0) * len(tokens) if is_padded else sum(tokens)
+
+    for rank in plan_step(lengths, world_size, budget, is_padded=is_padded):
+        costs = [cost(micro_batch) for micro_batch in rank]
+        assert costs == sorted(costs, reverse=True)
+        assert all(micro_batch == sorted(micro_batch) for micro_batch in rank)
+
+
+@given(families(), ranks, budgets)
+def test_the_same_step_gives_the_same_plan(rows, world_size, budget):
+    assert plan_sharing(rows, world_size, budget) == plan_sharing(rows, world_size, budget)
+
+
+@given(steps, ranks, budgets)
+def test_nothing_shared_is_planned_as_without_prefixes(lengths, world_size, budget):
+    rows = [[number] * length for number, length in enumerate(lengths)]
+
+    seeing = plan_sharing(rows, world_size, budget)
+
+    assert seeing == plan_step(lengths, world_size, budget, is_padded=False)
+
+
 def test_a_micro_batch_is_empty_only_where_examples_are_fewer_than_ranks():
     plan = plan_step([5, 7, 3], 4, 100, is_padded=True)
 
@@ -54,3 +161,40 @@ def test_a_micro_batch_is_empty_only_where_examples_are_fewer_than_ranks():
 
 def test_one_rank_with_a_large_budget_takes_the_step_whole():
     assert plan_step([9, 1, 5], 1, 1000, is_padded=True) == [[[0, 1, 2]]]
+
+
+def test_micro_batches_are_evened_out_where_that_is_free():
+    plan = plan_step([10] * 9, 1, 80, is_padded=False)
+
+    assert sorted(len(micro_batch) for micro_batch in plan[0]) == [4, 5]
+
+
+def test_an_example_beyond_the_budget_travels_alone():
+    plan = plan_step([50, 5, 5, 50, 5], 1, 20, is_padded=False)
+
+    assert plan == [[[0], [3], [1, 2, 4]]]
+
+
+def test_answers_to_one_prompt_share_a_micro_batch():
+    rows = [[prompt] * 80 + [answer] * 20 for answer in (8, 9, 10) for prompt in (1, 2, 3)]
+
+    plan = plan_sharing(rows, 1, 180)
+
+    assert sorted(plan[0]) == [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
+
+
+def test_families_stay_on_one_rank_where_that_leaves_the_ranks_even():
+    rows = [[prompt] * 500 + [answer] * 100 for answer in (8, 9, 10, 11) for prompt in (1, 2, 3, 4)]
+
+    plan = plan_sharing(rows, 4, 2048)
+
+    for rank in plan:
+        assert len({rows[position][0] for micro_batch in rank for position in micro_batch}) == 1
+
+
+def test_one_family_is_spread_over_the_ranks():
+    rows = [[1] * 500 + [answer] * 300 for answer in range(8, 16)]
+
+    plan = plan_sharing(rows, 4, 4096)
+
+    assert [len(rank[0]) for rank in plan] == [2, 2, 2, 2]

@@ -56,6 +56,49 @@ def test_an_epoch_holds_every_token_once_over_all_ranks(world_size):
     assert units == sum(dataset["num_learned"])
 
 
+@pytest.mark.parametrize(("layout", "share"), [("padded", False), ("tree", False), ("tree", True)])
+def test_every_layout_reads_the_same_learned_tokens(layout, share):
+    dataset = make_dataset(29)
+    builder = StepBuilder(dataset, "num_learned", 0, 20, layout=layout, share_prefixes=share)
+
+    step = builder([4, 20, 13, 4])
+
+    targets = [token for batch in step.micro_batches for token in batch.targets.tolist()]
+    assert sorted(targets) == sorted(
+        token for index in (4, 20, 13, 4) for token in dataset[index]["labels"][1:]
+    )
+    assert all((batch.attention_mask is None) == (layout == "tree") for batch in step.micro_batches)
+
+
+def test_a_tree_computes_real_tokens_only_and_shared_ones_once():
+    rows = [[*range(1, 21), 50 + index] for index in range(6)]
+    dataset = datasets.Dataset.from_dict(
+        {"input_ids": rows, "labels": rows, "num_tokens": [21] * 6, "num_learned": [20] * 6}
+    )
+
+    packed, shared = (
+        StepBuilder(dataset, "num_learned", 0, 64, layout="tree", share_prefixes=share)(range(6))
+        for share in (False, True)
+    )
+
+    assert (packed.num_computed, len(packed.micro_batches)) == (126, 2)
+    assert (shared.num_computed, len(shared.micro_batches)) == (26, 1)
+    assert packed.num_tokens == shared.num_tokens == 126
+
+
+@pytest.mark.parametrize("layout", ["padded", "tree"])
+def test_a_rank_without_examples_computes_one_unlearned_token(layout):
+    builder = StepBuilder(
+        make_dataset(9), "num_learned", 0, 20, rank=2, world_size=3, layout=layout
+    )
+
+    step = builder([1, 2])
+
+    assert step.num_computed == 1
+    assert step.micro_batches[0].targets.numel() == 0
+    assert step.num_examples == 2
+
+
 def test_drop_last_leaves_out_what_does_not_fill_a_batch_of_every_rank():
     sampler = StepSampler(SequentialOrder(29), examples_per_step=8, multiple=4)
 
@@ -65,14 +108,15 @@ def test_drop_last_leaves_out_what_does_not_fill_a_batch_of_every_rank():
     assert [index for group in groups for index in group] == list(range(28))
 
 
-def test_workers_change_nothing():
+@pytest.mark.parametrize("layout", ["padded", "tree"])
+def test_workers_change_nothing(layout):
     dataset = make_dataset(13)
     plain, worked = (
         [
             step.micro_batches[0].input_ids.tolist()
             for step in StepLoader(
                 StepSampler(ShuffledOrder(13, seed=5), 4),
-                StepBuilder(dataset, "num_learned", 0, 1000),
+                StepBuilder(dataset, "num_learned", 0, 1000, layout=layout, share_prefixes=True),
                 num_workers=workers,
             )
         ]

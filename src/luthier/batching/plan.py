@@ -2,56 +2,88 @@
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
+
+from luthier.batching.lineup import Lineup
+from luthier.batching.prefixes import MIN_SAVED, Prefixes
 
 MicroBatches: TypeAlias = list[list[int]]
 """Micro-batches of one rank; each is a list of positions in the step."""
 
+Cut: TypeAlias = Callable[[Sequence[int], int], MicroBatches]
+"""Cuts a rank's share into micro-batches of at most so many tokens."""
+
+Cost: TypeAlias = Callable[[Sequence[int]], int]
+"""The tokens that a micro-batch computes."""
+
+EVENING_TRIALS = 5
+"""Smaller budgets that are tried for micro-batches of like size; each halves the uncertainty."""
+
 
 def plan_step(
-    lengths: Sequence[int], world_size: int, token_budget: int, *, is_padded: bool
+    lengths: Sequence[int],
+    world_size: int,
+    token_budget: int,
+    *,
+    is_padded: bool,
+    shared: Prefixes | None = None,
 ) -> list[MicroBatches]:
     """Deals the examples of one step to ranks and cuts each rank's share into micro-batches.
 
     Pure and deterministic: every rank computes the same plan from the same lengths. The loss of a
     step is a sum over its examples divided once, so any plan gives the same gradient.
 
+    Ranks differ by no more than the longest example in tokens. Where examples begin alike, plans
+    that keep them together are made as well, and the one whose busiest rank computes least is
+    taken: no rank computes more than the busiest one of the plan that is blind to what is shared.
+
     Args:
         lengths: tokens of each example of the step, all ranks together.
         world_size: the number of ranks.
         token_budget: the most tokens of a micro-batch. A longer example travels alone.
         is_padded: whether rows are padded to the longest of their micro-batch, so that a
-            micro-batch costs rows times longest; otherwise it costs the sum of its lengths.
+            micro-batch costs rows times longest; otherwise it costs the sum of its lengths, less
+            what its examples share.
+        shared: how the examples begin alike, if that is computed once; not with `is_padded`.
 
     Returns:
-        For each rank its micro-batches, equally many on every rank (collectives need that); a
-        micro-batch is empty only where a rank has fewer examples than another has micro-batches.
-        Positions inside a micro-batch ascend.
+        For each rank its micro-batches, equally many on every rank (collectives need that), the
+        largest first, so that too large a one fails at once; a micro-batch is empty only where a
+        rank has fewer examples than another has micro-batches. Positions inside a micro-batch
+        ascend.
     """
     assert world_size > 0, world_size
     assert token_budget > 0, token_budget
-    cut = _cut_padded if is_padded else _cut_packed
-    ranks = [cut(share, lengths, token_budget) for share in _deal(lengths, world_size)]
-    most = max(len(micro_batches) for micro_batches in ranks)
-    for micro_batches in ranks:
-        _split_until(micro_batches, lengths, most)
-    return [[sorted(micro_batch) for micro_batch in micro_batches] for micro_batches in ranks]
+    assert shared is None or not is_padded, "nothing is shared in a rectangle"
+
+    def area(micro_batch: Sequence[int]) -> int:
+        return len(micro_batch) * max((lengths[each] for each in micro_batch), default=0)
+
+    def cut_padded(share: Sequence[int], budget: int) -> MicroBatches:
+        return _cut_padded(share, lengths, budget)
+
+    blind = Lineup.apart(lengths)
+    cut: Cut = cut_padded if is_padded else blind.cut
+    cost: Cost = area if is_padded else blind.cost
+    plans = [_cut_evenly(deal, cut, cost, token_budget) for deal in blind.deals(world_size)]
+    if shared is not None and max(shared.common, default=0) >= MIN_SAVED:
+        lineup = Lineup.of_tree(shared, lengths)
+        cut, cost = lineup.cut, lineup.cost
+        plans += [_cut_evenly(deal, cut, cost, token_budget) for deal in lineup.deals(world_size)]
+    best = min(plans, key=lambda plan: _burden(plan, cost))
+    return [
+        sorted(map(sorted, micro_batches), key=lambda each: (-cost(each), each))
+        for micro_batches in best
+    ]
 
 
-def _deal(lengths: Sequence[int], world_size: int) -> list[list[int]]:
-    """Longest first, each to the rank with the fewest tokens (Graham's LPT rule, 1969)."""
-    shares: list[list[int]] = [[] for _ in range(world_size)]
-    load = [(0, rank) for rank in range(world_size)]
-    for position in sorted(range(len(lengths)), key=lambda each: (-lengths[each], each)):
-        tokens, rank = heapq.heappop(load)
-        shares[rank].append(position)
-        heapq.heappush(load, (tokens + lengths[position], rank))
-    return shares
+def _burden(plan: list[MicroBatches], cost: Cost) -> tuple[int, int, int]:
+    loads = [sum(map(cost, micro_batches)) for micro_batches in plan]
+    return max(loads), sum(loads), len(plan[0])
 
 
-def _cut_padded(share: list[int], lengths: Sequence[int], token_budget: int) -> MicroBatches:
+def _cut_padded(share: Sequence[int], lengths: Sequence[int], token_budget: int) -> MicroBatches:
     """Neighbours in length share a rectangle; `share` comes longest first."""
     micro_batches: MicroBatches = []
     for position in share:
@@ -63,31 +95,49 @@ def _cut_padded(share: list[int], lengths: Sequence[int], token_budget: int) -> 
     return micro_batches
 
 
-def _cut_packed(share: list[int], lengths: Sequence[int], token_budget: int) -> MicroBatches:
-    """Best fit, longest first: each example goes where it leaves the least room."""
-    micro_batches: MicroBatches = []
-    room: list[int] = []
-    for position in share:
-        length = lengths[position]
-        fitting = [index for index, left in enumerate(room) if left >= length]
-        if fitting:
-            best = min(fitting, key=lambda index: room[index])
-            micro_batches[best].append(position)
-            room[best] -= length
+def _cut_evenly(
+    shares: list[list[int]], cut: Cut, cost: Cost, token_budget: int
+) -> list[MicroBatches]:
+    """Cuts each rank's share into equally many micro-batches, as even as it is free."""
+    ranks = [cut(share, token_budget) for share in shares]
+    most = max(len(micro_batches) for micro_batches in ranks)
+    for rank, share in enumerate(shares):
+        ranks[rank] = _even_out(ranks[rank], share, cut, cost, token_budget, most)
+        _split_until(ranks[rank], cost, most)
+    return ranks
+
+
+def _even_out(
+    micro_batches: MicroBatches,
+    share: Sequence[int],
+    cut: Cut,
+    cost: Cost,
+    token_budget: int,
+    most: int,
+) -> MicroBatches:
+    """The share cut by a smaller budget that gives at most `most` and does not cost more."""
+    costs = [cost(each) for each in micro_batches]
+    within = [each for each in costs if each <= token_budget]
+    if not within:
+        return micro_batches
+    high = max(within)
+    low = max(sum(within) // (most - len(costs) + len(within)) - 1, 0)
+    for _ in range(EVENING_TRIALS):
+        if high - low < 2:
+            break
+        budget = (low + high) // 2
+        trial = cut(share, budget)
+        if len(trial) <= most and sum(map(cost, trial)) <= sum(costs):
+            micro_batches, high = trial, budget
         else:
-            micro_batches.append([position])
-            room.append(token_budget - length)
+            low = budget
     return micro_batches
 
 
-def _split_until(micro_batches: MicroBatches, lengths: Sequence[int], wanted: int) -> None:
+def _split_until(micro_batches: MicroBatches, cost: Cost, wanted: int) -> None:
     """Halves the heaviest micro-batch that has more than one example until there are `wanted`."""
     while len(micro_batches) < wanted:
-        heaviest = max(
-            (each for each in micro_batches if len(each) > 1),
-            key=lambda each: sum(lengths[position] for position in each),
-            default=None,
-        )
+        heaviest = max((each for each in micro_batches if len(each) > 1), key=cost, default=None)
         if heaviest is None:
             micro_batches.append([])
             continue

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from luthier.batching.rows import Integers
 
 MIN_SAVED = 8
@@ -29,16 +31,17 @@ class Prefixes:
     common: list[int]
 
 
-def find_prefixes(sequences: Sequence[Integers]) -> Prefixes:
+def find_prefixes(sequences: Sequence[Sequence[int] | Integers]) -> Prefixes:
     """Sorts token sequences and compares neighbours; one that begins another comes before it."""
     # big-endian bytes compare as the numbers do, and Python compares bytes without a loop
-    keys = [each.astype(">u4").tobytes() for each in sequences]
+    arrays = [np.asarray(each) for each in sequences]
+    keys = [each.astype(">u4").tobytes() for each in arrays]
     order = sorted(range(len(keys)), key=keys.__getitem__)
     common = [0] * len(order)
     for at in range(1, len(order)):
         before, here = order[at - 1], order[at]
         if keys[before][:4] == keys[here][:4]:
-            common[at] = _count_common(sequences[before], sequences[here])
+            common[at] = _count_common(arrays[before], arrays[here])
     return Prefixes(order, common)
 
 

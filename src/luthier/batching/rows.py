@@ -43,19 +43,34 @@ class Rows(NamedTuple):
     units: list[int]
 
 
-def read_rows(table: Columns, indices: Sequence[int], units_column: str) -> Rows:
-    """Some rows of a table with columns `input_ids`, `labels`, `num_tokens` and `units_column`."""
-    if isinstance(table, datasets.Dataset):
-        columns = list(dict.fromkeys(["input_ids", "labels", "num_tokens", units_column]))
-        found = table.with_format("arrow", columns=columns)[list(indices)]
-        ids, labels = (_unpack(found[name]) for name in ("input_ids", "labels"))
-        lengths, units = (found[name].to_pylist() for name in ("num_tokens", units_column))
-    else:
-        found = table[list(indices)]
-        ids, labels = (list(map(np.asarray, found[name])) for name in ("input_ids", "labels"))
-        lengths, units = list(found["num_tokens"]), list(found[units_column])
-    examples = [Example(input_ids=i, labels=t) for i, t in zip(ids, labels, strict=True)]
-    return Rows(examples, lengths, units)
+class RowReader:
+    """Reads some rows of a table at a time.
+
+    Args:
+        table: with columns `input_ids`, `labels`, `num_tokens` and `units_column`.
+        units_column: counts what the loss of an example is divided by.
+    """
+
+    def __init__(self, table: Columns, units_column: str) -> None:
+        self.units_column = units_column
+        self.is_arrow = isinstance(table, datasets.Dataset)
+        self.table = table
+        if isinstance(table, datasets.Dataset):
+            columns = dict.fromkeys(["input_ids", "labels", "num_tokens", units_column])
+            self.table = table.with_format("arrow", columns=list(columns))
+
+    def __call__(self, indices: Sequence[int]) -> Rows:
+        """The rows of these numbers, in this order."""
+        found = self.table[list(indices)]
+        tokens, counts = ("input_ids", "labels"), ("num_tokens", self.units_column)
+        if self.is_arrow:
+            ids, labels = (_unpack(found[name]) for name in tokens)
+            lengths, units = (found[name].to_pylist() for name in counts)
+        else:
+            ids, labels = (list(map(np.asarray, found[name])) for name in tokens)
+            lengths, units = (list(found[name]) for name in counts)
+        examples = [Example(input_ids=i, labels=t) for i, t in zip(ids, labels, strict=True)]
+        return Rows(examples, lengths, units)
 
 
 def _unpack(column: Any) -> list[Integers]:

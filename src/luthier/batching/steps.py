@@ -1,27 +1,23 @@
-"""A data set -> the optimizer steps of an epoch, each planned, cut and padded for this rank."""
+"""A data set -> the optimizer steps of an epoch, each planned and cut for this rank."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from luthier.batching.batch import Step
+from luthier.batching.batch import MicroBatch, Step
 from luthier.batching.padded import pad
 from luthier.batching.plan import plan_step
-
-
-class Columns(Protocol):
-    """A table of encoded examples, as `datasets.Dataset` is one."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, key: Any) -> Any: ...
+from luthier.batching.prefixes import find_prefixes
+from luthier.batching.rows import Columns, Example, RowReader
+from luthier.batching.tree import build_tree
 
 
 class EpochOrder(Protocol):
@@ -78,9 +74,12 @@ class StepBuilder:
         dataset: columns `input_ids`, `labels`, `num_tokens` and `units_column`.
         units_column: the column that counts what the loss of an example is divided by.
         pad_token_id: fills the rectangles.
-        token_budget: the most tokens of a micro-batch, padding counted.
+        token_budget: the most tokens of a micro-batch that are computed: padding counts, a shared
+            prefix counts once.
         rank: this process.
         world_size: all processes.
+        layout: rectangles, which every model understands, or token trees.
+        share_prefixes: whether a tree computes once what examples begin with alike.
     """
 
     dataset: Columns
@@ -89,27 +88,38 @@ class StepBuilder:
     token_budget: int
     rank: int = 0
     world_size: int = 1
+    layout: Literal["tree", "padded"] = "padded"
+    share_prefixes: bool = False
+
+    @cached_property
+    def _read(self) -> RowReader:
+        return RowReader(self.dataset, self.units_column)
 
     def __call__(self, indices: Sequence[int]) -> Step:
         """The micro-batches of this rank; counts are those of all ranks, known without asking."""
-        rows = self.dataset[list(indices)]
-        lengths: list[int] = rows["num_tokens"]
-        plan = plan_step(lengths, self.world_size, self.token_budget, is_padded=True)
+        examples, lengths, units = self._read(indices)
+        is_padded = self.layout == "padded"
+        is_shared = self.share_prefixes and not is_padded
+        plan = plan_step(
+            lengths,
+            self.world_size,
+            self.token_budget,
+            is_padded=is_padded,
+            shared=find_prefixes([each["input_ids"] for each in examples]) if is_shared else None,
+        )
         return Step(
             micro_batches=tuple(
-                pad(
-                    [
-                        {"input_ids": rows["input_ids"][each], "labels": rows["labels"][each]}
-                        for each in positions
-                    ],
-                    self.pad_token_id,
-                )
-                for positions in plan[self.rank]
+                self._build([examples[each] for each in positions]) for positions in plan[self.rank]
             ),
-            num_units=sum(rows[self.units_column]),
+            num_units=sum(units),
             num_tokens=sum(lengths),
             num_examples=len(indices),
         )
+
+    def _build(self, examples: Sequence[Example]) -> MicroBatch:
+        if self.layout == "padded":
+            return pad(examples, self.pad_token_id)
+        return build_tree(examples, share_prefixes=self.share_prefixes)
 
 
 class _Indices(torch.utils.data.Dataset[int]):

@@ -1,0 +1,177 @@
+"""The examples of a step in the order in which they are dealt to ranks and cut."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+from luthier.batching.prefixes import MIN_SAVED, Prefixes, branches
+
+_WHOLE = 1 << 62
+"""More tokens than two examples can share: what an example shares with itself."""
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """Examples in a depth-first order of their prefix tree, the branches with most tokens first.
+
+    Any of them, in this order, compute as a tree the sum of their lengths less what each saves
+    next to the one before; and what two save that stand apart is the least of what lies between.
+    Without shared prefixes it is the longest example first, and nothing is saved.
+
+    Attributes:
+        positions: where each example stands in the step.
+        places: the inverse: where each position of the step stands in the line-up.
+        lengths: tokens of each example.
+        saved: tokens that each surely saves next to the one before it.
+    """
+
+    positions: list[int]
+    places: list[int]
+    lengths: list[int]
+    saved: list[int]
+
+    @classmethod
+    def apart(cls, lengths: Sequence[int]) -> Lineup:
+        """A line-up that is blind to what examples share."""
+        order = list(range(len(lengths)))
+        return cls.of_tree(Prefixes(order, [0] * len(order)), lengths)
+
+    @classmethod
+    def of_tree(cls, prefixes: Prefixes, lengths: Sequence[int]) -> Lineup:
+        """A line-up in which examples that begin alike stand together.
+
+        A tree leaves a stretch unshared that would save less than MIN_SAVED, so that two examples
+        save MIN_SAVED - 1 tokens fewer than they share at worst. Planned with this least saving,
+        no tree is larger than its plan says.
+        """
+        saved = [max(each - MIN_SAVED + 1, 0) for each in prefixes.common]
+        ordered = [lengths[position] for position in prefixes.order]
+        sums = list(accumulate((n - s for n, s in zip(ordered, saved, strict=True)), initial=0))
+
+        def lightness(run: tuple[int, int]) -> tuple[int, int]:
+            start, end = run
+            return sums[start] - sums[end] - saved[start], start
+
+        line: list[int] = []
+        links: list[int] = []
+        runs = [(0, len(saved), 0)] if saved else []
+        while runs:
+            start, end, link = runs.pop()
+            if end - start == 1:
+                line.append(start)
+                links.append(link)
+                continue
+            depth, limits = branches(saved, start, end)
+            first, *others = sorted(pairwise(limits), key=lightness)
+            runs.extend((*run, depth) for run in reversed(others))
+            runs.append((*first, link))
+        positions = [prefixes.order[each] for each in line]
+        places = [0] * len(positions)
+        for place, position in enumerate(positions):
+            places[position] = place
+        return cls(positions, places, [ordered[each] for each in line], links)
+
+    def cost(self, micro_batch: Sequence[int]) -> int:
+        """Tokens that a tree of these positions computes at most."""
+        places = sorted(self.places[position] for position in micro_batch)
+        saved = sum(min(self.saved[one + 1 : other + 1]) for one, other in pairwise(places))
+        return sum(self.lengths[place] for place in places) - saved
+
+    def deals(self, world_size: int) -> Iterator[list[list[int]]]:
+        """Ways to deal the step: the larger the families that stay whole, the less is computed.
+
+        Yields:
+            Each rank's positions, in the order of the line-up. The first way deals every example
+            for itself, so that the ranks' trees are within the longest example of each other.
+        """
+        fair = -(-self._run_cost(0, len(self.lengths)) // world_size)
+        tried: list[list[list[int]]] = []
+        for limit in (0, fair // 4, fair // 2, fair, 2 * fair):
+            shares = self._deal(self._units(limit), world_size)
+            if shares not in tried:
+                tried.append(shares)
+                yield shares
+            if not any(self.saved):
+                return
+
+    def _run_cost(self, start: int, end: int) -> int:
+        return sum(self.lengths[start:end]) - sum(self.saved[start + 1 : end])
+
+    def _units(self, limit: int) -> list[tuple[int, int]]:
+        """The largest families of at most `limit` tokens, and the examples of no such family."""
+        units = []
+        runs = [(0, len(self.lengths))] if self.lengths else []
+        while runs:
+            start, end = runs.pop()
+            if end - start > 1:
+                depth, limits = branches(self.saved, start, end)
+                if depth == 0 or self._run_cost(start, end) > limit:
+                    runs.extend(reversed(list(pairwise(limits))))
+                    continue
+            units.append((start, end))
+        return units
+
+    def _deal(self, units: Sequence[tuple[int, int]], world_size: int) -> list[list[int]]:
+        """Each unit to the rank that has the fewest tokens with it (after Graham's LPT rule, 1969).
+
+        That rank has then no more than the least loaded one would have, which is its load and the
+        unit at most: loads never differ by more than the largest unit.
+        """
+        shares: list[list[int]] = [[] for _ in range(world_size)]
+        load = [0] * world_size
+        near = [0] * world_size  # what the unit shares with the rank's latest example
+        for start, end in units:
+            near = [min(each, self.saved[start]) for each in near]
+            tokens = self._run_cost(start, end)
+            rank = min(range(world_size), key=lambda each: load[each] - near[each])
+            load[rank] += tokens - near[rank]
+            shares[rank] += self.positions[start:end]
+            inside = min(self.saved[start + 1 : end], default=_WHOLE)
+            near = [min(each, inside) for each in near]
+            near[rank] = _WHOLE
+        return shares
+
+    def cut(self, share: Sequence[int], token_budget: int) -> list[list[int]]:
+        """Best fit: each example where it adds the fewest tokens, then where it leaves least room.
+
+        Args:
+            share: positions of one rank.
+            token_budget: the most tokens of a micro-batch. A longer example travels alone.
+        """
+        micro_batches: list[list[int]] = []
+        # (room, micro-batch) by what the next example shares with them, the most last
+        levels: list[tuple[int, list[tuple[int, int]]]] = []
+        places = sorted(self.places[position] for position in share)
+        for before, place in pairwise([-1, *places]):
+            _lower(levels, min(self.saved[before + 1 : place + 1]))
+            length = self.lengths[place]
+            room, index = token_budget - length, len(micro_batches)
+            for level, rooms in reversed(levels):
+                fitting = bisect_left(rooms, (length - level, 0))
+                if fitting < len(rooms):
+                    room, index = rooms.pop(fitting)
+                    room -= length - level
+                    break
+            else:
+                micro_batches.append([])
+            micro_batches[index].append(self.positions[place])
+            levels.append((_WHOLE, [(room, index)]))
+        return micro_batches
+
+
+def _lower(levels: list[tuple[int, list[tuple[int, int]]]], most: int) -> None:
+    """Makes one level of all above `most`: no more is shared with what comes next."""
+    if not levels or levels[-1][0] <= most:
+        return
+    rooms: list[tuple[int, int]] = []
+    while levels and levels[-1][0] >= most:
+        more = levels.pop()[1]
+        if len(rooms) > len(more):
+            rooms, more = more, rooms
+        for each in rooms:
+            insort(more, each)
+        rooms = more
+    levels.append((most, rooms))
