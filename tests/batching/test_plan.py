@@ -108,12 +108,13 @@ def test_ranks_differ_by_no_more_than_the_longest_example(lengths, world_size, b
 
 
 @given(families(), ranks)
-def test_members_dealt_one_by_one_leave_ranks_within_the_longest_example(rows, world_size):
+def test_every_way_to_deal_leaves_ranks_within_the_longest_example(rows, world_size):
     lineup = Lineup.of_tree(find_prefixes(rows), [len(row) for row in rows])
 
-    loads = [lineup.cost(share) for share in next(lineup.deals(world_size))]
-
-    assert max(loads) - min(loads) <= max(map(len, rows))
+    for shares in lineup.deals(world_size):
+        loads = [lineup.cost(share) for share in shares]
+        assert max(loads) - min(loads) <= max(map(len, rows))
+        assert sorted(position for share in shares for position in share) == list(range(len(rows)))
 
 
 @given(families(), ranks, budgets)

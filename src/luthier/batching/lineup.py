@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -76,7 +76,9 @@ class Lineup:
 
     def cost(self, micro_batch: Sequence[int]) -> int:
         """Tokens that a tree of these positions computes at most."""
-        places = sorted(self.places[position] for position in micro_batch)
+        return self._tree_cost(sorted(self.places[position] for position in micro_batch))
+
+    def _tree_cost(self, places: Sequence[int]) -> int:
         saved = sum(min(self.saved[one + 1 : other + 1]) for one, other in pairwise(places))
         return sum(self.lengths[place] for place in places) - saved
 
@@ -84,16 +86,22 @@ class Lineup:
         """Ways to deal the step: the larger the families that stay whole, the less is computed.
 
         Yields:
-            Each rank's positions, in the order of the line-up. The first way deals every example
-            for itself, so that the ranks' trees are within the longest example of each other.
+            Each rank's positions, in the order of the line-up. Were they one tree on each rank,
+            ranks would differ by the longest example at most. The first way deals every example
+            for itself.
         """
+        if world_size == 1:
+            yield [list(self.positions)]
+            return
         fair = -(-self._run_cost(0, len(self.lengths)) // world_size)
         tried: list[list[list[int]]] = []
         for limit in (0, fair // 4, fair // 2, fair, 2 * fair):
             shares = self._deal(self._units(limit), world_size)
+            if any(self.saved):
+                shares = self._level(shares)
             if shares not in tried:
                 tried.append(shares)
-                yield shares
+                yield [[self.positions[place] for place in share] for share in shares]
             if not any(self.saved):
                 return
 
@@ -115,10 +123,11 @@ class Lineup:
         return units
 
     def _deal(self, units: Sequence[tuple[int, int]], world_size: int) -> list[list[int]]:
-        """Each unit to the rank that has the fewest tokens with it (after Graham's LPT rule, 1969).
+        """The places for each rank: a unit goes where it leaves the fewest tokens.
 
         That rank has then no more than the least loaded one would have, which is its load and the
-        unit at most: loads never differ by more than the largest unit.
+        unit at most: loads never differ by more than the largest unit. With single examples and
+        nothing shared it is Graham's LPT rule (1969).
         """
         shares: list[list[int]] = [[] for _ in range(world_size)]
         load = [0] * world_size
@@ -128,11 +137,43 @@ class Lineup:
             tokens = self._run_cost(start, end)
             rank = min(range(world_size), key=lambda each: load[each] - near[each])
             load[rank] += tokens - near[rank]
-            shares[rank] += self.positions[start:end]
+            shares[rank] += range(start, end)
             inside = min(self.saved[start + 1 : end], default=_WHOLE)
             near = [min(each, inside) for each in near]
             near[rank] = _WHOLE
         return shares
+
+    def _level(self, shares: list[list[int]]) -> list[list[int]]:
+        """The same places, moved one by one from the busiest rank to the idlest.
+
+        While they differ by more than the longest example, the idlest stays below what the busiest
+        had, whichever is moved, so that there is an end. After that only moves that pay are made.
+        """
+        load = [self._tree_cost(share) for share in shares]
+        ranks = range(len(shares))
+        while True:
+            busiest, idlest = max(ranks, key=load.__getitem__), min(ranks, key=load.__getitem__)
+            gap = load[busiest] - load[idlest]
+            moves = []
+            for place in shares[busiest]:
+                less = self._share_of(place, shares[busiest])
+                more = self._share_of(place, shares[idlest])
+                moves.append((max(-less, more - gap), more - less, place, less, more))
+            change, _, place, less, more = min(moves)
+            if change >= 0 and gap <= max(self.lengths):
+                return shares
+            shares[busiest].remove(place)
+            insort(shares[idlest], place)
+            load[busiest] -= less
+            load[idlest] += more
+
+    def _share_of(self, place: int, share: Sequence[int]) -> int:
+        """Tokens of a tree of some places that are there for one of them only, or would be."""
+        at = bisect_left(share, place)
+        after = bisect_right(share, place)
+        before = min(self.saved[share[at - 1] + 1 : place + 1]) if at else 0
+        behind = min(self.saved[place + 1 : share[after] + 1]) if after < len(share) else 0
+        return self.lengths[place] - max(before, behind)
 
     def cut(self, share: Sequence[int], token_budget: int) -> list[list[int]]:
         """Best fit: each example where it adds the fewest tokens, then where it leaves least room.

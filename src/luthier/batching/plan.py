@@ -37,6 +37,7 @@ def plan_step(
     Ranks differ by no more than the longest example in tokens. Where examples begin alike, plans
     that keep them together are made as well, and the one whose busiest rank computes least is
     taken: no rank computes more than the busiest one of the plan that is blind to what is shared.
+    (Such ranks are as even before they are cut; a prefix is computed again in each micro-batch.)
 
     Args:
         lengths: tokens of each example of the step, all ranks together.
