@@ -133,6 +133,11 @@ class Encoder:
             results.append(Encoded(source.ids[:num_source], target.ids[:num_target], num_cut))
         return results
 
+    def ids_of(self, pieces: Sequence[Piece]) -> list[list[int]]:
+        """The ids of each piece as they stand in every example, before anything is cut."""
+        ids = self._tokenise([[Turn(tuple(pieces), ())]])
+        return [list(ids[piece.content]) for piece in pieces]
+
     def _render(self, conversation: Conversation, render: Any) -> list[Turn] | RowProblem:
         try:
             turns: list[Turn] = render(conversation)
