@@ -11,7 +11,7 @@ from torch.distributed.utils import _apply_to_tensors, _recursive_to
 
 from luthier.modeling.attention.mask import TreeMask
 from luthier.records import Segment
-from tests.modeling.attention.forest import forests, path_of
+from tests.modeling.attention.forest import examples, forests, path_of
 
 CPU = torch.device("cpu")
 WINDOWS = st.none() | st.integers(1, 20)
@@ -28,6 +28,7 @@ def seen_by_following(segments: list[Segment], window: int | None) -> torch.Tens
     return seen
 
 
+@examples
 @given(forests(), WINDOWS)
 def test_a_token_sees_itself_and_what_stands_before_it_in_its_sequence(segments, window):
     tree = TreeMask(segments, CPU)
@@ -35,6 +36,7 @@ def test_a_token_sees_itself_and_what_stands_before_it_in_its_sequence(segments,
     assert torch.equal(tree.allowed(window), seen_by_following(segments, window))
 
 
+@examples
 @given(forests())
 def test_depths_count_the_tokens_before_each_in_its_sequence(segments):
     tree = TreeMask(segments, CPU)
@@ -47,6 +49,7 @@ def test_depths_count_the_tokens_before_each_in_its_sequence(segments):
         assert tree.depths_T[segment.start : segment.end].tolist() == list(depths)
 
 
+@examples
 @given(forests())
 def test_squares_and_rectangles_hold_every_pair_once(segments):
     tree = TreeMask(segments, CPU)
@@ -59,6 +62,7 @@ def test_squares_and_rectangles_hold_every_pair_once(segments):
     assert torch.equal(pairs, tree.allowed().long())
 
 
+@examples
 @given(forests(), WINDOWS, st.none() | st.integers(1, 5))
 def test_paths_gather_the_keys_that_are_seen_in_order(segments, window, most_queries):
     tree = TreeMask(segments, CPU)
