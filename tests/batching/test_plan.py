@@ -48,12 +48,14 @@ def test_every_example_is_planned_exactly_once(lengths, world_size, budget, is_p
 
 
 @given(families(), ranks, budgets)
-def test_every_member_of_a_family_is_planned_exactly_once(rows, world_size, budget):
+def test_every_member_of_a_family_is_planned_once_and_always_alike(rows, world_size, budget):
     plan = plan_sharing(rows, world_size, budget)
 
     planned = [position for rank in plan for micro_batch in rank for position in micro_batch]
     assert sorted(planned) == list(range(len(rows)))
     assert len(plan) == world_size
+    assert len({len(rank) for rank in plan}) == 1
+    assert plan == plan_sharing(rows, world_size, budget)
 
 
 @given(steps, ranks, budgets, st.booleans())
@@ -88,13 +90,6 @@ def test_a_tree_is_never_larger_than_planned(rows):
 @given(steps, ranks, budgets, st.booleans())
 def test_all_ranks_compute_the_same_number_of_micro_batches(lengths, world_size, budget, is_padded):
     plan = plan_step(lengths, world_size, budget, is_padded=is_padded)
-
-    assert len({len(rank) for rank in plan}) == 1
-
-
-@given(families(), ranks, budgets)
-def test_all_ranks_compute_the_same_number_of_trees(rows, world_size, budget):
-    plan = plan_sharing(rows, world_size, budget)
 
     assert len({len(rank) for rank in plan}) == 1
 
@@ -138,11 +133,6 @@ def test_the_largest_micro_batch_comes_first(lengths, world_size, budget, is_pad
         costs = [cost(micro_batch) for micro_batch in rank]
         assert costs == sorted(costs, reverse=True)
         assert all(micro_batch == sorted(micro_batch) for micro_batch in rank)
-
-
-@given(families(), ranks, budgets)
-def test_the_same_step_gives_the_same_plan(rows, world_size, budget):
-    assert plan_sharing(rows, world_size, budget) == plan_sharing(rows, world_size, budget)
 
 
 @given(steps, ranks, budgets)
