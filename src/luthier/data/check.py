@@ -87,7 +87,7 @@ class RowProblem:
         return f"{place}: {self.reason}{self.found}. {self.fix}".rstrip() + shown
 
 
-def show_value(values: Any, field: str = "") -> str:
+def show_value(values: Any, field: str = "", most: int = EXCERPT_LENGTH) -> str:
     """The value at `field` of a row as one short line; the nearest around it when it is absent."""
     at = values
     if isinstance(values, Mapping) and field in values:
@@ -101,21 +101,21 @@ def show_value(values: Any, field: str = "") -> str:
             else:
                 break
     if isinstance(at, str):
-        return shorten(json.dumps(at[:EXCERPT_LENGTH], ensure_ascii=False))
+        return shorten(json.dumps(at[:most], ensure_ascii=False), most=most)
     try:
-        return shorten(json.dumps(at, ensure_ascii=False, default=str))
+        return shorten(json.dumps(at, ensure_ascii=False, default=str), most=most)
     except (TypeError, ValueError, RecursionError):
         return shorten(f"{type(at).__name__} of {len(at):,}" if isinstance(at, list) else "{...}")
 
 
-def shorten(text: str, position: int = 0) -> str:
-    """At most `EXCERPT_LENGTH` printable characters around `position`."""
-    start = max(0, min(position - EXCERPT_LENGTH // 2, len(text) - EXCERPT_LENGTH))
+def shorten(text: str, position: int = 0, most: int = EXCERPT_LENGTH) -> str:
+    """At most so many printable characters around `position`."""
+    start = max(0, min(position - most // 2, len(text) - most))
     shown = "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode("ascii")
-        for each in text[start : start + EXCERPT_LENGTH]
+        for each in text[start : start + most]
     )
-    return shown[:EXCERPT_LENGTH]
+    return shown[:most]
 
 
 def count_reasons(problems: Sequence[RowProblem]) -> dict[str, int]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import codecs
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from luthier.data.audit.findings import Findings
@@ -14,42 +13,24 @@ from luthier.data.audit.lengths import Lengths
 from luthier.data.audit.repeats import Repeats
 from luthier.data.audit.report import AuditReport, SetAudit
 from luthier.data.audit.texts import ODDITIES, find_oddities, special_tokens
-from luthier.data.catalog import Catalog, DatasetDescription, check_readable, load_catalog
+from luthier.data.catalog import Catalog, DatasetDescription, load_catalog
 from luthier.data.check import RowError, RowProblem, show_value
 from luthier.data.encode import Encoder
-from luthier.data.formats.detect import NUM_LOOKED_AT, detect_format
-from luthier.data.formats.registry import Reading
-from luthier.data.pipeline import find_tool_separator, read_rows
-from luthier.data.rows import Row, RowOrProblem
-from luthier.data.sources import HubAccess, Source
+from luthier.data.pipeline import find_tool_separator
+from luthier.data.reading import Batch, DatasetReader
+from luthier.data.rows import Row
+from luthier.data.sources import Source
 from luthier.errors import DataError, suggest
 from luthier.records import Conversation
 
 if TYPE_CHECKING:
     from luthier.arguments.record import Arguments
 
-NUM_TOGETHER = 1000
-"""Rows that are read and encoded together."""
-
 UNCUT = 1 << 40
 """A cutoff_len that cuts nothing."""
 
 MOST_COLUMNS = 50
 """How many columns that are not read are told apart."""
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Rows as they stand, and those of them that are conversations."""
-
-    rows: Sequence[RowOrProblem]
-    conversations: Sequence[tuple[int, Conversation]]
-    problems: Sequence[RowProblem]
-
-    def values(self, number: int) -> Any:
-        """What stands in a row of the batch."""
-        row = self.rows[number]
-        return row.values if isinstance(row, Row) else None
 
 
 def audit(arguments: Arguments, encoder: Encoder | None, most: int | None) -> AuditReport:
@@ -93,21 +74,29 @@ class _Audit:
     def _look_at(self, name: str, use: str, repeats: Repeats) -> SetAudit:
         found = SetAudit(name, use, Lengths(self.data.cutoff_len))
         try:
-            description = self.catalog.describe(name)
-            check_readable(description)
-            model = self.arguments.model
-            token = model.hf_hub_token.get_secret_value() if model.hf_hub_token else None
-            hub = HubAccess(model.cache_dir, token, self.data.preprocessing_num_workers)
-            source = Source(description, hub)
-            found.files = [str(file) for file in source.files] or [description.location]
-            self._look_at_starts(source, name)
-            for batch in self._batches(source, found, use):
-                self._look_at_batch(batch, found, repeats)
+            reader = DatasetReader(
+                self.arguments, self.catalog, name, use == "eval", self.tool_separator
+            )
+            self._look_at_rows(reader, found, repeats)
         except DataError as error:
             problem = RowProblem(name, "", "the data set cannot be read", "", f": {error}")
             self.findings.error(name, problem)
             found.is_unreadable = True
         return found
+
+    def _look_at_rows(self, reader: DatasetReader, found: SetAudit, repeats: Repeats) -> None:
+        source = reader.source
+        found.files = [str(file) for file in source.files] or [reader.description.location]
+        self._look_at_starts(source, found.name)
+        self._unread: Counter[str] = Counter()
+        for batch in reader.batches():
+            found.detected = reader.detected
+            found.format = reader.description.formatting or ""
+            self._columns = _columns_of(reader.description)
+            found.num_rows += len(batch.rows)
+            self._look_at_batch(batch, found, repeats)
+        assert reader.reading is not None
+        found.remarks = dict(reader.reading.remarks)
 
     def _look_at_starts(self, source: Source, name: str) -> None:
         for file in source.files:
@@ -117,29 +106,7 @@ class _Audit:
                     reason = "a byte-order mark at the start of the file"
                     self.findings.note(name, RowProblem(f"{file}:1", "", reason, fix))
 
-    def _batches(self, source: Source, found: SetAudit, use: str) -> Iterator[_Batch]:
-        """The rows as training reads them, `NUM_TOGETHER` at a time."""
-        rows = islice(source.rows(), self.data.max_samples)
-        together = list(islice(rows, NUM_TOGETHER))
-        description = source.description
-        if description.formatting is None and together:
-            values = [row.values for row in together[:NUM_LOOKED_AT] if isinstance(row, Row)]
-            description, found.detected = detect_format(description, values)
-        found.format = description.formatting or ""
-        is_asked = use == "eval" and self.arguments.training.predict_with_generate
-        reading = Reading(description, not is_asked, self.tool_separator)
-        self._columns = _columns_of(description)
-        self._unread: Counter[str] = Counter()
-        while together:
-            conversations, problems = read_rows(together, reading)
-            yield _Batch(together, conversations, problems)
-            found.num_rows += len(together)
-            together = list(islice(rows, NUM_TOGETHER))
-        found.remarks = dict(reading.remarks)
-        if not found.num_rows:
-            raise DataError("there are no rows.")
-
-    def _look_at_batch(self, batch: _Batch, found: SetAudit, repeats: Repeats) -> None:
+    def _look_at_batch(self, batch: Batch, found: SetAudit, repeats: Repeats) -> None:
         name = found.name
         for problem in batch.problems:
             self._leave_out(found, problem)
@@ -159,7 +126,7 @@ class _Audit:
 
     def _encode(
         self,
-        batch: _Batch,
+        batch: Batch,
         answered: Sequence[tuple[int, Conversation]],
         found: SetAudit,
         measure: Encoder,

@@ -1,0 +1,132 @@
+"""`luthier data show`: rows as conversation, pieces and tokens, the learned ones marked."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from io import TextIOWrapper
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from luthier.errors import ArgumentsError, DataError, MissingArguments
+
+if TYPE_CHECKING:
+    from luthier.arguments.record import Arguments
+    from luthier.data.encode import Encoder
+    from luthier.data.view.pick import PickedRow
+
+SUMMARY = "show how rows become tokens, and which are learned: luthier data show CONFIG.yaml"
+
+USAGE = """\
+usage: luthier data show CONFIG.yaml [FILE ...] [name=value ...] [-n 3] [--seed SEED]
+                         [--row FILE:LINE ...] [--html FILE]
+
+Shows rows from the file to the tokens, as training sees them: the row, the conversation, the pieces
+that the template makes of it, and the tokens with the turns' borders, the learned ones in green,
+special ones in violet, those that cutoff_len cuts off struck out. In a pipe brackets take the place
+of colours. No weights are read.
+
+  -n COUNT         how many rows of each data set, 3 by default
+  --seed SEED      draws them from the whole data set; by default the first ones are shown
+  --row FILE:LINE  shows the row that starts there; may stand several times
+  --html FILE      writes one HTML page instead"""
+
+
+def run(argv: list[str]) -> int:
+    """Shows what the words ask for."""
+    if {"-h", "--help"} & set(argv):
+        print(USAGE)
+        return 0
+    if not argv:
+        raise MissingArguments([f"luthier data show needs to know what to show.\n{USAGE}"])
+    asked, words = _read_flags(argv)
+
+    from luthier.arguments.data_words import data_words
+    from luthier.arguments.parse import parse_command_line
+    from luthier.training.preflight import find_problems_of_the_data
+
+    arguments = parse_command_line(
+        data_words(words),
+        purpose="data",
+        check=find_problems_of_the_data,
+        look_for_args_file=False,
+    )
+    if not arguments.model.model_name_or_path:
+        raise MissingArguments(
+            [
+                "luthier data show needs a tokenizer: name a configuration, or add "
+                "model_name_or_path=FOLDER."
+            ]
+        )
+
+    from luthier.data.view.shown import show_row
+    from luthier.training.encoder import load_encoder
+
+    encoder = load_encoder(arguments)
+    rows = [show_row(row, encoder) for row in _pick(arguments, encoder, asked)]
+    cutoff_len = arguments.data.cutoff_len
+    if asked.html is not None:
+        from luthier.data.view.page import page
+
+        title = f"rows of {', '.join((*arguments.data.dataset, *arguments.data.eval_dataset))}"
+        _write(Path(asked.html).expanduser(), page(rows, title, cutoff_len))
+        print(f"{len(rows):,} rows: {asked.html}")
+        return 0
+
+    from luthier.data.view.terminal import Style, legend, lines
+
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    style = Style(sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+    print(legend(style), end="\n\n")
+    for row in rows:
+        print("\n".join(lines(row, style, cutoff_len)))
+    return 0
+
+
+def _pick(arguments: Arguments, encoder: Encoder, asked: Namespace) -> list[PickedRow]:
+    from luthier.data.catalog import load_catalog
+    from luthier.data.pipeline import find_tool_separator
+    from luthier.data.reading import DatasetReader
+    from luthier.data.view.pick import pick_by_chance, pick_by_place, pick_first
+
+    data, catalog = arguments.data, load_catalog(arguments.data.dataset_dir)
+    separator = find_tool_separator(encoder.template)
+    readers = [
+        DatasetReader(arguments, catalog, name, is_evaluated, separator)
+        for names, is_evaluated in ((data.dataset, False), (data.eval_dataset, True))
+        for name in names
+    ]
+    if asked.row:
+        return pick_by_place(readers, asked.row)
+    if asked.seed is not None:
+        return [row for each in readers for row in pick_by_chance(each, asked.n, asked.seed)]
+    return [row for each in readers for row in pick_first(each, asked.n)]
+
+
+class _Flags(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ArgumentsError(
+            [f"luthier data show: {message}. `luthier data show --help` says how."]
+        )
+
+
+def _read_flags(argv: list[str]) -> tuple[Namespace, list[str]]:
+    """The flags of this command, and the other words in their order."""
+    flags = _Flags(add_help=False, allow_abbrev=False)
+    flags.add_argument("-n", type=int, default=3, metavar="COUNT")
+    flags.add_argument("--seed", type=int)
+    flags.add_argument("--row", action="append", metavar="FILE:LINE")
+    flags.add_argument("--html", metavar="FILE")
+    asked, words = flags.parse_known_args(argv)
+    if asked.n < 1:
+        raise ArgumentsError([f"luthier data show: -n is {asked.n}; expected 1 or more rows."])
+    return asked, words
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as problem:
+        raise DataError(f"--html {file}: it cannot be written: {problem.strerror}.") from problem

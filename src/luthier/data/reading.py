@@ -1,0 +1,101 @@
+"""a data set's name -> its rows, and the conversations that they are, a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from luthier.data.catalog import Catalog, check_readable
+from luthier.data.check import RowProblem
+from luthier.data.formats.detect import NUM_LOOKED_AT, detect_format
+from luthier.data.formats.registry import Reading
+from luthier.data.pipeline import read_rows
+from luthier.data.rows import Row, RowOrProblem
+from luthier.data.sources import HubAccess, Source
+from luthier.errors import DataError
+from luthier.records import Conversation
+
+if TYPE_CHECKING:
+    from luthier.arguments.record import Arguments
+
+BATCH_SIZE = 1000
+"""Rows that are read together."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows as they stand, and what they say.
+
+    Attributes:
+        rows: in order.
+        conversations: those that are one, each with the number of its row in the batch.
+        problems: why the others are none.
+    """
+
+    rows: Sequence[RowOrProblem]
+    conversations: Sequence[tuple[int, Conversation]]
+    problems: Sequence[RowProblem]
+
+    def values(self, number: int) -> Any:
+        """What stands in a row; None where it could not be parsed."""
+        row = self.rows[number]
+        return row.values if isinstance(row, Row) else None
+
+
+@dataclass
+class DatasetReader:
+    """Reads the rows of one data set as training does.
+
+    Args:
+        arguments: how data sets are read; of the rows, the first `max_samples` are.
+        catalog: what names stand for.
+        name: the data set.
+        is_evaluated: whether it is one to evaluate on.
+        tool_separator: what stands between the contents of tool messages that follow each other.
+
+    Attributes:
+        source: its files.
+        description: with what was detected, once the first batch is read.
+        detected: what was detected, as a line; empty when it was described.
+        reading: what readers are told, and what they remark; None before the first batch.
+
+    Raises:
+        DataError: if the name is unknown, or there are no files.
+    """
+
+    arguments: Arguments
+    catalog: Catalog
+    name: str
+    is_evaluated: bool = False
+    tool_separator: str = "\n"
+    detected: str = ""
+    reading: Reading | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.description = self.catalog.describe(self.name)
+        check_readable(self.description)
+        model, data = self.arguments.model, self.arguments.data
+        token = model.hf_hub_token.get_secret_value() if model.hf_hub_token else None
+        hub = HubAccess(model.cache_dir, token, data.preprocessing_num_workers)
+        self.source = Source(self.description, hub)
+
+    def batches(self) -> Iterator[Batch]:
+        """All rows, `BATCH_SIZE` at a time.
+
+        Raises:
+            DataError: if there are none, or a file cannot be read.
+        """
+        rows = islice(self.source.rows(), self.arguments.data.max_samples)
+        together = list(islice(rows, BATCH_SIZE))
+        if not together:
+            raise DataError(f"data set {self.name!r}: there are no rows.")
+        if self.description.formatting is None:
+            values = [row.values for row in together[:NUM_LOOKED_AT] if isinstance(row, Row)]
+            self.description, self.detected = detect_format(self.description, values)
+        is_prompt = self.is_evaluated and self.arguments.training.predict_with_generate
+        self.reading = Reading(self.description, not is_prompt, self.tool_separator)
+        while together:
+            yield Batch(together, *read_rows(together, self.reading))
+            together = list(islice(rows, BATCH_SIZE))

@@ -1,0 +1,1 @@
+"""single rows shown from the file to the tokens, as training sees them."""

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from luthier.data.check import RowProblem
+from luthier.data.encode import Encoder, EncodingOptions
+from luthier.data.view.page import page
+from luthier.data.view.pick import PickedRow
+from luthier.data.view.shown import ShownRow, show_row
+from luthier.data.view.terminal import Style, lines
+from luthier.records import IGNORE_INDEX, Conversation, Message, Origin
+from luthier.templates.registry import TEMPLATES
+
+TEXT = st.text("ab é漢😀\n<>&", min_size=1, max_size=12)
+
+
+def conversation(*texts: str, system: str | None = None) -> Conversation:
+    roles = ("user", "assistant")
+    messages = tuple(Message(roles[at % 2], text) for at, text in enumerate(texts))  # type: ignore[arg-type]
+    return Conversation(messages, system=system, origin=Origin("rows.jsonl", 7))
+
+
+def show(
+    tokenizer: Any, row: Conversation, template: str = "chatml", **options: Any
+) -> tuple[ShownRow, Any]:
+    encoder = Encoder(
+        tokenizer, TEMPLATES.get(template), EncodingOptions(**({"cutoff_len": 10_000} | options))
+    )
+    picked = PickedRow("mine", str(row.origin), {"text": "of the row"}, row)
+    (example,) = encoder.encode([row])
+    return show_row(picked, encoder), example
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    texts=st.lists(TEXT, min_size=1, max_size=3).map(lambda said: [*said, *said]),
+    system=st.none() | TEXT,
+    cutoff_len=st.integers(4, 120),
+    template=st.sampled_from(["chatml", "bailing", "default"]),
+    option=st.sampled_from(["", "mask_history", "train_on_prompt"]),
+)
+def test_what_is_shown_is_what_is_trained(
+    tiny_tokenizer, texts, system, cutoff_len, template, option
+):
+    if option == "train_on_prompt" and template == "bailing":
+        option = ""
+    row = conversation(*texts, system=system)
+    options = {option: True} if option else {}
+
+    shown, example = show(tiny_tokenizer, row, template, cutoff_len=cutoff_len, **options)
+
+    if isinstance(example, RowProblem):
+        assert shown.problem == example
+        assert all(token.is_cut for token in shown.tokens)
+        return
+    kept = [(token, number) for token in shown.tokens if not token.is_cut for number in token.ids]
+    assert [number for _, number in kept] == example.input_ids
+    assert [token.is_learned for token, _ in kept][1:] == [
+        label != IGNORE_INDEX for label in example.labels[1:]
+    ]
+    assert shown.num_tokens == len(example.input_ids)
+    assert not any(token.is_learned for token in shown.tokens if token.is_cut)
+
+
+@given(texts=st.lists(TEXT, min_size=2, max_size=2))
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+def test_the_tokens_read_as_the_pieces(tiny_tokenizer, texts):
+    shown, _ = show(tiny_tokenizer, conversation(*texts))
+
+    pieces = "".join(one.text for one in shown.pieces).replace("EOS", "<|im_end|>")
+    assert "".join(token.text for token in shown.tokens) == pieces
+
+
+def test_special_tokens_turns_and_answers_are_known(tiny_tokenizer):
+    shown, _ = show(tiny_tokenizer, conversation("one", "two", "three", "four"))
+
+    special = {token.text for token in shown.tokens if token.is_special}
+    assert special == {"<|im_start|>", "<|im_end|>"}
+    assert {token.turn for token in shown.tokens} == {1, 2}
+    learned = "".join(token.text for token in shown.tokens if token.is_learned)
+    assert learned == "two<|im_end|>\nfour<|im_end|>\n"
+    assert all(token.is_answer for token in shown.tokens if token.is_learned)
+
+
+def test_a_pipe_gets_brackets_and_no_colours(tiny_tokenizer):
+    shown, _ = show(tiny_tokenizer, conversation("one " * 30, "two " * 30), cutoff_len=50)
+
+    plain = "\n".join(lines(shown, Style(is_coloured=False), 50))
+    coloured = "\n".join(lines(shown, Style(is_coloured=True), 50))
+
+    assert "\x1b" not in plain
+    assert plain.count("⟦") == plain.count("⟧") >= 2
+    assert f"{shown.num_cut:,} more are cut off" in plain
+    assert "✂{" in plain
+    assert "\x1b[32m" in coloured
+    assert "\x1b[35m<|im_start|>\x1b[0m" in coloured
+
+
+def test_control_characters_do_not_reach_the_terminal(tiny_tokenizer):
+    shown, _ = show(tiny_tokenizer, conversation("a\x1b[2Jb", "c\x9bd"))
+
+    assert not set("\x1b\x9b") & set("".join(lines(shown, Style(is_coloured=False), 50)))
+
+
+def test_a_page_needs_nothing_else_and_shows_texts_as_they_are(tiny_tokenizer):
+    said = "<script>alert(1)</script> & <b>"
+    shown, _ = show(tiny_tokenizer, conversation(said, said))
+
+    html = page([shown], "rows of <mine>", 2048)
+
+    assert "<script" not in html
+    assert not re.search(r"(src|href)=|https?://|@import|url\(", html)
+    assert html.count("<span") == html.count("</span>")
+    assert "rows of &lt;mine&gt;" in html
+    assert html.count('class="t learned"') > 3
+
+
+@pytest.mark.parametrize("is_coloured", [False, True])
+def test_a_row_that_is_left_out_says_why(tiny_tokenizer, is_coloured):
+    encoder = Encoder(tiny_tokenizer, TEMPLATES.get("chatml"), EncodingOptions(100))
+    problem = RowProblem("rows.jsonl:3", "output", "empty", "Write it.")
+    picked = PickedRow("mine", "rows.jsonl:3", {"output": ""}, problem=problem)
+
+    shown = show_row(picked, encoder)
+
+    assert "output: empty. Write it." in "\n".join(lines(shown, Style(is_coloured), 100))
+    assert "output: empty. Write it." in page([shown], "rows", 100)
