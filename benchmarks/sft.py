@@ -1,216 +1,207 @@
-"""Training speed of luthier against transformers' Trainer with peft and a padding collator.
+"""Examples a second of luthier and of others that fine-tune the same model on the same rows.
 
-Both train a LoRA on the same encoded rows of data/identity.json, on the same random model of
-Qwen2's shape, with the same seed, dtype, threads and checkpointing, in turns: one process a run,
-luthier first in odd pairs. What is compared is the trainer's own `train_samples_per_second`, so
-neither loading nor encoding counts. The rows end in benchmarks/sft.csv.
+All sides train a LoRA with the same first numbers, seed, dtype and threads, a process each, in
+turns: `transformers.Trainer` with peft and a padding collator, with gradient checkpointing (as the
+tools that people come from do by default) and without; trl's SFTTrainer with packing and without,
+where trl is installed. luthier runs by `luthier.train`, with its defaults. Encoding, loading and
+the first step do not count. The rows end in benchmarks/sft.csv.
 
-    python benchmarks/sft.py --pairs 3 --steps 15
+    python benchmarks/sft.py --pairs 3 --steps 8
+    python benchmarks/sft.py --models smollm2 --splits 8x1 --pairs 1 --cpu-time --threads 1
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import os
-import platform
-import statistics
-import subprocess
 import sys
 import tempfile
-from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-ROWS = Path("data/identity.json")
-RESULTS = Path(__file__).with_suffix(".csv")
-SPLITS = ("1x8", "8x1")
-SIDES = ("luthier", "trainer")
-LORA_RANK = 8
+if __name__ == "__main__":
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+from benchmarks import figures, material, sides
+
+PEERS = {
+    "trainer-checkpointing": "Trainer with checkpointing",
+    "trainer": "Trainer without",
+    "trl": "SFTTrainer",
+    "trl-packing": "SFTTrainer with packing",
+}
+
+SAYS = ("layout", "gradient checkpointing", "real tokens", "fused", "micro-batches")
+"""Words of the lines in which luthier says how it computes."""
 
 
-def main() -> None:
-    """Runs all pairs, prints the ratios, keeps the rows."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--run", nargs=4, metavar=("SIDE", "SPLIT", "CHECKPOINTING", "FOLDER"))
-    options = parser.parse_args()
-    if options.run:
-        side, split, checkpointing, folder = options.run
-        run(side, split, checkpointing == "on", Path(folder), options.steps)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        make_model(Path(folder))
-        for checkpointing in ("off", "on"):
-            for split in SPLITS:
-                speeds = measure(options, split, checkpointing, folder)
-                report(options, split, checkpointing, speeds)
+def main(words: list[str] | None = None) -> None:
+    """Runs all sides, prints the ratios, keeps the rows."""
+    options = parse(words)
+    table = figures.Table(__file__, options.results)
+    peers = find_peers(options.peers)
+    for model in options.models:
+        reason = material.why_absent(model, options.smollm2)
+        if reason:
+            figures.skip(model, reason)
+            continue
+        for dtype in options.dtypes:
+            if dtype == "bfloat16" and is_emulated():
+                figures.skip(f"{model} in bfloat16", "this processor would emulate it")
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                sides.run(
+                    "material:make_model",
+                    {"model": model, "dtype": dtype, "folder": folder, "smollm2": options.smollm2},
+                    options.threads,
+                )
+                for split in options.splits:
+                    outcomes = measure(options, model, dtype, split, folder, peers)
+                    for line in outcomes["luthier"][-1].lines_with(*SAYS):
+                        print(f"    {line}")
+                    for peer in peers:
+                        report(options, table, model, dtype, split, peer, outcomes)
+    table.draw(
+        "examples a second: luthier over a peer",
+        lambda row: f"{row['model']} {row['dtype']} {row['split']}, {row['peer']}",
+        "ratio",
+        line=1.0,
+    )
+
+
+def parse(words: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", default=["smollm2", "qwen2"], help="also: tiny")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--splits", nargs="+", default=["8x1", "1x8"], help="batch x accumulation")
+    parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--pairs", type=int, default=3, help="runs of every side")
+    parser.add_argument("--steps", type=int, default=6, help="of a run; the first does not count")
+    parser.add_argument("--data", help="alpaca rows; without it 1,000 random ones of usual lengths")
+    parser.add_argument("--cpu-time", action="store_true", help="processor time, not wall time")
+    figures.add_options(parser, __file__)
+    options = parser.parse_args(words)
+    if options.steps < 2:
+        parser.error("--steps: at least 2, for the first does not count")
+    return options
+
+
+def find_peers(asked: list[str]) -> list[str]:
+    """Those of the peers that are installed."""
+    if find_spec("trl") is None and any(peer.startswith("trl") for peer in asked):
+        figures.skip("trl", "it is not installed: pip install trl")
+        asked = [peer for peer in asked if not peer.startswith("trl")]
+    return asked
+
+
+def is_emulated() -> bool:
+    import torch
+
+    from luthier.modeling.dtypes import is_emulated
+
+    return is_emulated(torch.bfloat16, use_cpu=True)
 
 
 def measure(
-    options: argparse.Namespace, split: str, checkpointing: str, folder: str
-) -> dict[str, list[float]]:
-    """Examples per second of each side, pair by pair."""
-    speeds: dict[str, list[float]] = {side: [] for side in SIDES}
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(options.threads),
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    for pair in range(options.pairs):
-        for side in SIDES if pair % 2 == 0 else reversed(SIDES):
-            words = [sys.executable, __file__, "--steps", str(options.steps)]
-            words += ["--run", side, split, checkpointing, folder]
-            done = subprocess.run(
-                words,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                check=True,
-            )
-            speeds[side].append(json.loads(done.stdout.splitlines()[-1]))
-    return speeds
+    options: argparse.Namespace,
+    model: str,
+    dtype: str,
+    split: str,
+    folder: str,
+    peers: list[str],
+) -> dict[str, list[sides.Outcome]]:
+    """The runs of each side, round by round."""
+    rows = options.data or str(material.write_rows(Path(folder) / "rows.json", 1000))
+    batch, accumulation = map(int, split.split("x"))
+    outcomes: dict[str, list[sides.Outcome]] = {side: [] for side in ["luthier", *peers]}
+    for _, side in sides.turns(list(outcomes), options.pairs):
+        config = {
+            "model": folder,
+            "rows": rows,
+            "template": material.TEMPLATES[model],
+            "folder": folder,
+            "batch": batch,
+            "accumulation": accumulation,
+            "steps": options.steps,
+            "dtype": dtype,
+        }
+        outcome = sides.run("sft:run", {"side": side, "settings": config}, options.threads)
+        outcomes[side].append(outcome)
+    return outcomes
+
+
+def run(side: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """One run of one side, in a process of its own."""
+    from benchmarks import peers
+
+    model, rows, template, folder = (
+        settings.pop(name) for name in ("model", "rows", "template", "folder")
+    )
+    return peers.train(side, peers.configuration(model, rows, template, folder, **settings))
+
+
+def speeds(options: argparse.Namespace, outcomes: list[sides.Outcome]) -> list[float]:
+    """Examples a second of every run, its first step left out."""
+    clock = "cpu" if options.cpu_time else "wall"
+    found = []
+    for outcome in outcomes:
+        _, first, *_, last = moments = outcome.value[clock]
+        found.append((len(moments) - 2) * outcome.value["examples"] / (last - first))
+    return found
 
 
 def report(
-    options: argparse.Namespace, split: str, checkpointing: str, speeds: dict[str, list[float]]
+    options: argparse.Namespace,
+    table: figures.Table,
+    model: str,
+    dtype: str,
+    split: str,
+    peer: str,
+    outcomes: dict[str, list[sides.Outcome]],
 ) -> None:
-    """Prints one line and appends one row."""
-    ours, theirs = speeds["luthier"], speeds["trainer"]
-    ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
-    row = {
-        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "split": split,
-        "checkpointing": checkpointing,
-        "pairs": options.pairs,
-        "steps": options.steps,
-        "threads": options.threads,
-        "luthier_per_s": round(statistics.median(ours), 2),
-        "trainer_per_s": round(statistics.median(theirs), 2),
-        "ratio": round(statistics.median(ratios), 2),
-        "ratio_min": round(min(ratios), 2),
-        "ratio_max": round(max(ratios), 2),
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        **{name: version(name) for name in ("luthier", "torch", "transformers", "peft")},
-    }
-    is_new = not RESULTS.exists()
-    with RESULTS.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, row)
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
+    """Prints a line and adds a row."""
+    ours, theirs = speeds(options, outcomes["luthier"]), speeds(options, outcomes[peer])
+    ratio = figures.ratios(ours, theirs)
+    apart = loss_difference(outcomes["luthier"], outcomes[peer])
+    said = outcomes["luthier"][-1].lines_with(*SAYS)
+    table.add(
+        {
+            "model": model,
+            "data": Path(options.data).name if options.data else "random words",
+            "dtype": dtype,
+            "split": split,
+            "peer": PEERS[peer],
+            "clock": "cpu" if options.cpu_time else "wall",
+            "pairs": options.pairs,
+            "steps": options.steps,
+            "threads": options.threads,
+            "luthier_per_s": round(figures.Spread.of(ours).median, 3),
+            "peer_per_s": round(figures.Spread.of(theirs).median, 3),
+            **ratio.columns("ratio"),
+            "loss_difference": "" if apart is None else f"{apart:.1e}",
+            "says": " | ".join(said),
+        }
+    )
+    losses = "" if apart is None else f"; losses differ by {apart:.1e} at most"
     print(
-        f"{split}, checkpointing {checkpointing}: luthier {row['luthier_per_s']} examples/s, "
-        f"Trainer {row['trainer_per_s']}: {row['ratio']}x ({row['ratio_min']} to "
-        f"{row['ratio_max']}, {options.pairs} pairs)",
+        f"{model}, {dtype}, {split}: luthier {figures.Spread.of(ours)} examples/s, {PEERS[peer]} "
+        f"{figures.Spread.of(theirs)}: {ratio}x of {options.pairs} pairs{losses}",
         flush=True,
     )
 
 
-def run(side: str, split: str, checkpointing: bool, folder: Path, steps: int) -> None:
-    """One training run of one side; its last line of output is the speed."""
-    batch, accumulation = map(int, split.split("x"))
-    config: dict[str, Any] = {
-        "model_name_or_path": str(folder),
-        "dataset": str(ROWS),
-        "template": "chatml",
-        "do_train": True,
-        "output_dir": str(folder / "run"),
-        "overwrite_output_dir": True,
-        "lora_rank": LORA_RANK,
-        "per_device_train_batch_size": batch,
-        "gradient_accumulation_steps": accumulation,
-        "max_steps": steps,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "gradient_checkpointing": checkpointing,
-        "use_cpu": True,
-    }
-    speed = run_luthier(config) if side == "luthier" else run_trainer(config)
-    print(json.dumps(speed))
-
-
-def run_luthier(config: dict[str, Any]) -> float:
-    """Examples per second of `luthier.train`."""
-    import luthier
-
-    return float(luthier.train(config).metrics["train_samples_per_second"])
-
-
-def run_trainer(config: dict[str, Any]) -> float:
-    """Examples per second of transformers' Trainer on the rows that luthier encodes."""
-    import peft
-    import torch
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoTokenizer,
-        DataCollatorForSeq2Seq,
-        Trainer,
-        TrainingArguments,
-    )
-
-    from luthier.arguments.parse import parse_dict
-    from luthier.data.pipeline import load_datasets
-    from luthier.templates.choose import choose_template
-    from luthier.templates.fit import fit_tokenizer
-
-    arguments = parse_dict(config)
-    folder = config["model_name_or_path"]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    template = choose_template(arguments.data, tokenizer)
-    fit_tokenizer(tokenizer, template)
-    rows = load_datasets(arguments, template, tokenizer).train
-    assert rows is not None
-    model = peft.get_peft_model(
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
-        peft.LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear"),
-    )
-    names = ("per_device_train_batch_size", "gradient_accumulation_steps", "max_steps")
-    names += ("logging_steps", "save_strategy", "gradient_checkpointing", "use_cpu", "output_dir")
-    trainer = Trainer(
-        model=model,
-        args=TrainingArguments(
-            **{name: config[name] for name in names}, disable_tqdm=True, report_to=[]
-        ),
-        train_dataset=rows.select_columns(["input_ids", "labels"]),
-        data_collator=DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8),
-    )
-    return float(trainer.train().metrics["train_samples_per_second"])
-
-
-def make_model(folder: Path) -> None:
-    """A random model of Qwen2's shape, 19 million parameters, 16,384 rows of vocabulary."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train([str(ROWS)], trainer)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    ).save_pretrained(folder)
-    config = Qwen2Config(
-        vocab_size=16_384,
-        hidden_size=384,
-        intermediate_size=1024,
-        num_hidden_layers=8,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-    )
-    Qwen2ForCausalLM(config).save_pretrained(folder)
+def loss_difference(ours: list[sides.Outcome], theirs: list[sides.Outcome]) -> float | None:
+    """The largest difference of logged losses; None where the steps are other steps."""
+    pairs = [
+        (mine, other)
+        for left, right in zip(ours, theirs, strict=True)
+        if left.value["examples"] == right.value["examples"]
+        for mine, other in zip(left.value["losses"], right.value["losses"], strict=True)
+    ]
+    return max(abs(mine - other) for mine, other in pairs) if pairs else None
 
 
 if __name__ == "__main__":
