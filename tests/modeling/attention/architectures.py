@@ -38,7 +38,14 @@ EQUAL: dict[str, tuple[str, dict[str, object]]] = {
     "cohere2": ("Cohere2Config", COMMON | WINDOW),
     "gemma2": (
         "Gemma2Config",
-        HEADS | WINDOW | {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0},
+        HEADS
+        | WINDOW
+        | {
+            "query_pre_attn_scalar": 8,
+            "attn_logit_softcapping": 2.0,
+            # transformers < 5.21 takes sdpa by itself, which leaves the cap out
+            "attn_implementation": "eager",
+        },
     ),
     "gemma3": (
         "Gemma3TextConfig",
