@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers.trainer_pt_utils import LabelSmoother
 
 from luthier.batching.padded import pad
 from luthier.stages.stage import STAGES
@@ -54,3 +55,15 @@ def test_padding_changes_no_sum():
     alone = [stage.loss(model, pad([row], 0), with_accuracy=False).total for row in ROWS]
 
     assert together.item() == pytest.approx(sum(alone).item(), rel=1e-6)
+
+
+def test_label_smoothing_is_that_of_transformers():
+    model = tiny.make_llama().eval()
+    batch = pad([{"input_ids": ROWS[0]["input_ids"], "labels": ROWS[0]["labels"]}], 0)
+    logits = model(input_ids=batch.input_ids).logits
+    labels = torch.tensor([ROWS[0]["labels"]])
+    mean = LabelSmoother(epsilon=0.1)({"logits": logits}, labels, shift_labels=True)
+
+    total = STAGES.get("sft")(label_smoothing=0.1).loss(model, batch, with_accuracy=False).total
+
+    assert (total / 3).item() == pytest.approx(mean.item(), rel=1e-6)

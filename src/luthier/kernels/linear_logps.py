@@ -27,17 +27,27 @@ class Nll(NamedTuple):
     correct: Tensor | None
     entropy: Tensor | None
 
+    @classmethod
+    def sum_of(cls, figures: Figures) -> Nll:
+        """The sums of what is told of each read."""
+        nll_N, correct_N, entropy_N = figures
+        return cls(
+            nll_N.sum(),
+            None if correct_N is None else correct_N.sum(),
+            None if entropy_N is None else entropy_N.sum(),
+        )
+
 
 class Logps(NamedTuple):
     """Figures of each read.
 
     Attributes:
-        logps: (N,) with gradient, the log-probability of each target; float32.
+        logps_N: (N,) with gradient, the log-probability of each target; float32.
         correct: (N,) bool, whether the target was the likeliest token; None if not asked for.
         entropy: (N,) without gradient, in nats; None if not asked for.
     """
 
-    logps: Tensor
+    logps_N: Tensor
     correct: Tensor | None
     entropy: Tensor | None
 
@@ -91,7 +101,7 @@ def linear_nll(
     dtype, wants = _dtype_of_products(hidden_NH), _wants(hidden_NH, weight_VH, bias)
     inputs = (hidden_NH, weight_VH, bias, targets_N, dtype, settings, wants)
     if dtype is torch.float16 and any(wants):
-        return _summed(Figures(*_RecomputedNll.apply(*inputs)))  # type: ignore[no-untyped-call]
+        return Nll.sum_of(Figures(*_RecomputedNll.apply(*inputs)))  # type: ignore[no-untyped-call]
     return Nll(*_FusedNll.apply(*inputs))  # type: ignore[no-untyped-call]
 
 
@@ -133,15 +143,6 @@ def _wants(*inputs: Tensor | None) -> Wants:
     )
 
 
-def _summed(figures: Figures) -> Nll:
-    nll_N, correct_N, entropy_N = figures
-    return Nll(
-        nll_N.sum(),
-        None if correct_N is None else correct_N.sum(),
-        None if entropy_N is None else entropy_N.sum(),
-    )
-
-
 class _FusedNll(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -157,7 +158,7 @@ class _FusedNll(torch.autograd.Function):
         head = Head(weight_VH, bias_V, dtype)
         figures, gradients = read_chunks(hidden_NH, head, targets_N, settings, wants)
         ctx.save_for_backward(*gradients)
-        total, *others = _summed(figures)
+        total, *others = Nll.sum_of(figures)
         ctx.mark_non_differentiable(*(each for each in others if each is not None))
         return total, *others
 

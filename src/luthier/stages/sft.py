@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from luthier.batching.batch import MicroBatch
-from luthier.losses.next_token import count_correct, next_token_nll
-from luthier.modeling.reads import read_logits
+from luthier.modeling.reads import read_nll
 from luthier.records import Conversation, Record
 from luthier.stages.stage import STAGES, Loss
 
@@ -23,9 +22,7 @@ class SupervisedFineTuning:
 
     def loss(self, model: Any, batch: MicroBatch, *, with_accuracy: bool) -> Loss:
         """Runs the model on the micro-batch and sums the loss over its learned tokens."""
-        assert batch.attention_mask is not None
-        logits_NV = read_logits(model, batch.input_ids, batch.attention_mask, batch.sources)
-        total = next_token_nll(logits_NV, batch.targets, self.label_smoothing)
-        if not with_accuracy:
-            return Loss(total)
-        return Loss(total, {"accuracy": count_correct(logits_NV, batch.targets)})
+        total, correct, _ = read_nll(
+            model, batch, label_smoothing=self.label_smoothing, with_accuracy=with_accuracy
+        )
+        return Loss(total) if correct is None else Loss(total, {"accuracy": correct})

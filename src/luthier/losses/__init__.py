@@ -1,1 +1,0 @@
-"""Pure functions from log-probabilities to sums of losses."""
