@@ -15,11 +15,15 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from luthier import console
 from luthier.arguments.record import Arguments
 from luthier.modeling.device import free_memory
-from luthier.modeling.memory import Autocast, measure_activations, training_bytes
+from luthier.modeling.dtypes import Autocast
+from luthier.modeling.memory import measure_activations, training_bytes
 from luthier.modeling.quirks.checkpointing_name import enable_checkpointing
 
-USABLE = 0.85
-"""The share of the free memory that an estimate may fill."""
+USABLE = {"cpu": 0.5, "cuda": 0.85}
+"""The share of the free memory that an estimate may fill.
+
+glibc's heap has been seen to grow to twice what is kept in it, torch's own of a GPU hardly at all.
+"""
 
 
 def choose_checkpointing(
@@ -40,14 +44,15 @@ def choose_checkpointing(
     asked = arguments.training.gradient_checkpointing
     reason = ""
     if asked == "auto":
+        device = next(model.parameters()).device
         activations = measure_activations(model, autocast)
         needed = training_bytes(
             model, activations, num_tokens, longest, str(arguments.training.optim)
         )
-        needed, free = _worst(needed, free_memory(_device(model)), _device(model))
-        asked = free is None or needed > USABLE * free
+        needed, free = _worst(needed, free_memory(device), device)
+        asked = free is None or needed > USABLE[device.type] * free
         if free is None:
-            reason = f"; nothing says how much memory {_device(model).type} has"
+            reason = f"; nothing says how much memory {device.type} has"
         else:
             reason = f"about {needed / 2**30:.1f} of {free / 2**30:.1f} GiB"
             reason = f"; without it {reason} would be needed" if asked else f", {reason} needed"
@@ -98,10 +103,6 @@ def checkpoint_activations(model: PreTrainedModel, *, use_reentrant: bool, **opt
         _before(model, layers, first).register_forward_hook(_require_grad)
     said = f"{len(layers) - first} of {len(layers)} layers" if layers else "on"
     return f"{said}{', reentrant' if use_reentrant else ''}"
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 def _worst(needed: int, free: int | None, device: torch.device) -> tuple[int, int | None]:

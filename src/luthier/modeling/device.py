@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -98,8 +99,9 @@ def sheet_flops(name: str, kinds: tuple[str, ...]) -> float | None:
     return None
 
 
+@cache
 def measure_products(dtype: torch.dtype) -> float:
-    """The best rate of some square matrix products on the CPU, in FLOP a second."""
+    """The best rate of some square matrix products on the CPU, in FLOP a second; taken once."""
     best = 0.0
     ends = time.perf_counter() + MEASURED_S
     generator = torch.Generator().manual_seed(0)

@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,13 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from luthier.modeling.counts import count_layers
-
-Autocast = Callable[[], AbstractContextManager[Any]]
+from luthier.modeling.dtypes import Autocast
 
 PROBE_LENGTHS = (8, 16, 24)
 """Tokens of the three probes that say how activations grow."""
 
-HEAD_BYTES = 256 * 2**20
-"""Room for the logits of a chunk, their gradient, and the hidden states the head reads."""
+HEAD_BYTES = 384 * 2**20
+"""Room for a chunk of logits with their copies, and for the hidden states that the head reads."""
 
 STATE_NUMBERS = {
     "adafactor": 0.0,

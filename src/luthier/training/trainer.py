@@ -20,6 +20,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from luthier import console
 from luthier.arguments.record import Arguments
 from luthier.arguments.resolve import resolve_warmup_steps
+from luthier.batching.ahead import Ahead
 from luthier.batching.batch import MicroBatch, Step
 from luthier.batching.order import LengthGroupedOrder, SequentialOrder, ShuffledOrder
 from luthier.batching.steps import EpochOrder, StepBuilder, StepLoader, StepSampler
@@ -83,6 +84,7 @@ class LuthierTrainer(Trainer):
         self.stage = stage
         self.work = Work()
         self._meter = Meter()
+        self._steps: Ahead[Step] | None = None
         self._is_restored = False
         super().__init__(
             model=model,
@@ -154,6 +156,8 @@ class LuthierTrainer(Trainer):
             self.token_budget(batch_size),
             self.args.process_index,
             self.args.world_size,
+            self.layout,
+            self.shares_prefixes,
         )
         return StepLoader(
             sampler,
@@ -184,8 +188,10 @@ class LuthierTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Step], num_batches: int, device: torch.device
     ) -> tuple[list[Step], None]:
-        """The next step; its units are already counted."""
-        return [step for step in [next(epoch_iterator, None)] if step is not None], None
+        """The next step, built while the last one computed; its units are already counted."""
+        if self._steps is None or self._steps.source is not epoch_iterator:
+            self._steps = Ahead(epoch_iterator)
+        return [step for step in [next(self._steps, None)] if step is not None], None
 
     def is_finished_by(self, checkpoint: Path) -> bool:
         """Whether a checkpoint has made all steps of this run; its weights are then loaded."""
@@ -334,7 +340,12 @@ class LuthierTrainer(Trainer):
             budget = self.token_budget(self.arguments.training.per_device_train_batch_size)
             shared = ", what they begin with alike once" if self.shares_prefixes else ""
             console.info(f"micro-batches of up to {budget:,} tokens, layout {self.layout}{shared}")
-        return super()._run_epoch(*args, **options)
+        try:
+            return super()._run_epoch(*args, **options)
+        finally:
+            if self._steps is not None:
+                self._steps.close()
+            self._steps = None
 
     def _restore(self, saved: dict[str, Any]) -> None:
         """Takes up the loss since the last log, and the counters of callbacks that export them.
@@ -379,7 +390,7 @@ class LuthierTrainer(Trainer):
         totals: dict[str, Tensor] = {"loss": torch.zeros((), device=self.args.device)}
         num_units = num_examples = 0
         self.callback_handler.eval_dataloader = dataloader
-        for step in dataloader:
+        for step in Ahead(dataloader):
             num_units += step.num_units
             num_examples += step.num_examples
             for micro_batch in step.micro_batches:
