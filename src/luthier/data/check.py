@@ -18,6 +18,9 @@ NUM_LISTED = 10
 EXCERPT_LENGTH = 80
 """The most characters of a row that a message shows."""
 
+UNKNOWN = object()
+"""Stands for what a row holds where that is not at hand; null is something that it can hold."""
+
 NOT_UTF8 = "bytes that are not UTF-8"
 SAVE_AS_UTF8 = "Save the file as UTF-8."
 
@@ -64,9 +67,9 @@ class RowProblem:
     excerpt: str = ""
 
     @classmethod
-    def of(cls, origin: Origin | None, error: RowError, values: Any = None) -> RowProblem:
+    def of(cls, origin: Origin | None, error: RowError, values: Any = UNKNOWN) -> RowProblem:
         """The problem that `error` tells of the row at `origin`, which holds `values`."""
-        shown = "" if values is None else show_value(values, error.field)
+        shown = "" if values is UNKNOWN else show_value(values, error.field)
         return cls(
             str(origin or ""), error.field, error.reason, error.fix, error.found, excerpt=shown
         )

@@ -137,6 +137,17 @@ def test_a_misspelt_column_is_named_with_the_one_that_is_meant(tmp_path):
     assert "Did you mean" not in mends["id"]
 
 
+def test_a_named_column_that_is_in_no_row_is_a_note(tmp_path):
+    file = write(tmp_path / "rows.jsonl", alpaca("one", system_prompt="be kind"))
+    entry = {"file_name": str(file), "columns": {"system": "sistem_prompt"}}
+
+    report = look(dataset=["mine"], dataset_dir={"mine": entry})
+
+    found = {finding.problem.field: finding.problem for finding in report.findings}
+    assert "stands in no row" in found["sistem_prompt"].reason
+    assert "Did you mean 'system_prompt'?" in found["sistem_prompt"].fix
+
+
 def test_a_file_that_cannot_be_read_is_an_error_and_the_others_are_looked_at(tmp_path):
     wide = tmp_path / "wide.json"
     wide.write_bytes(json.dumps([alpaca("one")]).encode("utf-16"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,13 @@ from luthier.data.audit.lengths import Lengths
 from luthier.data.audit.repeats import Repeats
 from luthier.data.audit.report import AuditReport, SetAudit
 from luthier.data.audit.texts import ODDITIES, find_oddities, special_tokens
-from luthier.data.catalog import Catalog, DatasetDescription, load_catalog
+from luthier.data.catalog import (
+    OPENAI_COLUMNS,
+    Catalog,
+    Columns,
+    DatasetDescription,
+    load_catalog,
+)
 from luthier.data.check import RowError, RowProblem, show_value
 from luthier.data.encode import Encoder
 from luthier.data.pipeline import find_tool_separator
@@ -88,7 +94,9 @@ class _Audit:
         source = reader.source
         found.files = [str(file) for file in source.files] or [reader.description.location]
         self._look_at_starts(source, found.name)
-        self._unread: Counter[str] = Counter()
+        self._unread: dict[str, Row] = {}
+        self._unread_counts: Counter[str] = Counter()
+        self._seen: set[str] = set()
         for batch in reader.batches():
             found.detected = reader.detected
             found.format = reader.description.formatting or ""
@@ -97,6 +105,18 @@ class _Audit:
             self._look_at_batch(batch, found, repeats)
         assert reader.reading is not None
         found.remarks = dict(reader.reading.remarks)
+        self._tell_columns(reader, found)
+
+    def _tell_columns(self, reader: DatasetReader, found: SetAudit) -> None:
+        for column, row in self._unread.items():
+            fix = f"Nothing is learned from it.{_meant(column, self._columns)}"
+            said = f" (in {self._unread_counts[column]:,} of {found.num_rows:,} rows)"
+            problem = RowError(column, "a column that is not read", fix, said)
+            self.findings.note(found.name, RowProblem.of(row.origin, problem, row.values))
+        for column in sorted(_named(reader.description) - self._seen):
+            fix = f'Mend "columns" of {found.name!r}.{_meant(column, self._seen)}'
+            reason = "a column that stands in no row"
+            self.findings.note(found.name, RowProblem(found.files[0], column, reason, fix))
 
     def _look_at_starts(self, source: Source, name: str) -> None:
         for file in source.files:
@@ -112,7 +132,7 @@ class _Audit:
             self._leave_out(found, problem)
         for row in batch.rows:
             if isinstance(row, Row) and isinstance(row.values, Mapping):
-                self._look_for_columns(name, row)
+                self._look_for_columns(row)
                 for oddity in find_oddities(row.values, self._columns, self.oddities):
                     self.findings.note(name, RowProblem.of(row.origin, oddity, row.values))
         answered = [(at, one) for at, one in batch.conversations if one.messages[-1].content]
@@ -165,19 +185,27 @@ class _Audit:
         found.num_bad += 1
         self.findings.error(found.name, problem)
 
-    def _look_for_columns(self, name: str, row: Row) -> None:
+    def _look_for_columns(self, row: Row) -> None:
+        self._seen |= row.values.keys()
         for column in map(str, row.values.keys() - self._columns):
             if column in self._unread or len(self._unread) < MOST_COLUMNS:
-                self._unread[column] += 1
-                near = suggest(column, self._columns)
-                hint = near if "Did you mean" in near else ""
-                fix = f"Nothing is learned from it.{hint}"
-                problem = RowError(column, "a column that is not read", fix)
-                self.findings.note(name, RowProblem.of(row.origin, problem, row.values))
+                self._unread.setdefault(column, row)
+                self._unread_counts[column] += 1
 
 
 def _with_excerpt(problem: RowProblem, values: Any) -> RowProblem:
     return problem if problem.excerpt else replace(problem, excerpt=show_value(values))
+
+
+def _meant(column: str, known: Iterable[str]) -> str:
+    near = suggest(column, known)
+    return near if near.startswith(" Did you mean") else ""
+
+
+def _named(description: DatasetDescription) -> set[str]:
+    """The columns that somebody named, other than those that are read by default."""
+    usual = {*asdict(Columns()).values(), *asdict(OPENAI_COLUMNS).values()}
+    return {*_columns_of(description)} - usual
 
 
 def _special(encoder: Encoder) -> list[str]:

@@ -45,7 +45,10 @@ class Repeats:
                 )
         if row in self._rows:
             return RowError(
-                "", "a row that stands twice", "Keep one.", f" (the same as {self._rows[row]})"
+                "",
+                "a row that stands twice",
+                "Keep one; with val_size, copies may stand on both sides.",
+                f" (the same as {self._rows[row]})",
             )
         if prompt in self._prompts:
             return RowError(
