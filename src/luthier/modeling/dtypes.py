@@ -19,8 +19,10 @@ its own float32 copy.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -28,6 +30,9 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from luthier import console
 from luthier.arguments.record import Arguments
+
+Autocast: TypeAlias = Callable[[], AbstractContextManager[Any]]
+"""Makes the context that a run computes in."""
 
 HALF_PRECISION = {
     "bf16": ("training", torch.bfloat16),
@@ -100,6 +105,18 @@ def is_emulated(dtype: torch.dtype, use_cpu: bool) -> bool:
     if dtype is torch.bfloat16:
         return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return not torch.ops.mkldnn._is_mkldnn_fp16_supported()
+
+
+def computed_dtype(mixed_precision: str, model: Any) -> torch.dtype:
+    """The dtype of a model's matrix products.
+
+    Args:
+        mixed_precision: accelerate's word: no, bf16, fp16 or fp8.
+        model: whose weights say it where nothing is mixed.
+    """
+    mixed = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
+    dtype: torch.dtype = mixed.get(mixed_precision, model.dtype)
+    return dtype
 
 
 def without_emulation(arguments: Arguments) -> Arguments:

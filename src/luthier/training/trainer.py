@@ -25,6 +25,7 @@ from luthier.batching.batch import MicroBatch, Step
 from luthier.batching.order import LengthGroupedOrder, SequentialOrder, ShuffledOrder
 from luthier.batching.steps import EpochOrder, StepBuilder, StepLoader, StepSampler
 from luthier.modeling.device import peak_flops
+from luthier.modeling.dtypes import computed_dtype
 from luthier.modeling.flops import StepFlops, count_flops
 from luthier.stages.stage import Loss, Stage
 from luthier.training.checkpoint import STATE_ENTRY, settings_of_checkpoint
@@ -242,20 +243,14 @@ class LuthierTrainer(Trainer):
                 model, micro_batch.to(self.args.device), with_accuracy=with_accuracy
             )
 
-    @property
-    def product_dtype(self) -> torch.dtype:
-        """The dtype that matrix products are computed in."""
-        if self.args.bf16:
-            return torch.bfloat16
-        return torch.float16 if self.args.fp16 else next(self.model.parameters()).dtype
-
     @cached_property
     def _step_flops(self) -> StepFlops | None:
         return count_flops(self.model)
 
     @cached_property
     def _peak_flops(self) -> float | None:
-        return peak_flops(self.args.device, self.product_dtype)
+        dtype = computed_dtype(self.accelerator.mixed_precision, self.model)
+        return peak_flops(self.args.device, dtype)
 
     def floating_point_ops(self, inputs: Step) -> int:
         """What this rank's share of a step needs at least; 0 where that is not known."""
