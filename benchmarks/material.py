@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,10 @@ WORDS = (
 MOST_ANSWER_WORDS = 500
 
 
-def make_rows(count: int, seed: int = 0) -> Iterator[dict[str, str]]:
-    """Alpaca rows of random common words, the same for the same seed.
+def make_rows(
+    count: int, seed: int = 0, words: Sequence[str] = WORDS, weights: Sequence[float] | None = None
+) -> Iterator[dict[str, str]]:
+    """Alpaca rows of random words, the same for the same seed.
 
     With a system prompt and ChatML's tokens a prompt has 30 to 80 tokens; answers are log-normal
     around 90 words (sigma 1, so a mean of about 130), of 500 at most. Instructions of the
@@ -58,23 +61,40 @@ def make_rows(count: int, seed: int = 0) -> Iterator[dict[str, str]]:
     of 19 and 149.
     """
     draw = random.Random(seed)
+    shares = list(accumulate(weights or [1] * len(words)))
+
+    def sentence(length: int) -> str:
+        return " ".join(draw.choices(words, cum_weights=shares, k=length)).capitalize() + "."
+
     for _ in range(count):
         asked = min(max(4, round(draw.lognormvariate(2.7, 0.5))), 45)
         told = min(max(2, round(draw.lognormvariate(4.5, 1.0))), MOST_ANSWER_WORDS)
         yield {
-            "instruction": _sentence(draw, asked),
+            "instruction": sentence(asked),
             "input": "",
-            "output": _sentence(draw, told),
+            "output": sentence(told),
         }
 
 
-def _sentence(draw: random.Random, count: int) -> str:
-    return " ".join(draw.choices(WORDS, k=count)).capitalize() + "."
+def make_language(count: int = 40_000, seed: int = 0) -> tuple[list[str], list[float]]:
+    """Words and how often each is used: the common ones, then made-up ones, by Zipf's law.
+
+    A tokenizer that remembers words finds about as many new ones as in a language.
+    """
+    draw = random.Random(seed)
+    syllables = [a + b for a in "b c d f g l m n p r s t v st tr".split() for b in "aeiou"]
+    ends = ["", "", "", ",", ".", "s", "ing", "er", "ly"]
+    made: dict[str, None] = dict.fromkeys(WORDS)
+    while len(made) < count:
+        stem = "".join(draw.choices(syllables, k=draw.randint(1, 4)))
+        made[stem + draw.choice(ends)] = None
+    return list(made), [1 / rank for rank in range(3, len(made) + 3)]
 
 
-def write_rows(file: Path, count: int, seed: int = 0) -> Path:
-    """The rows in a file as `dataset` names it."""
-    file.write_text(json.dumps(list(make_rows(count, seed))), encoding="utf-8")
+def write_rows(file: Path, count: int, seed: int = 0, *, is_rich: bool = False) -> Path:
+    """The rows in a file as `dataset` names it, of common words or of a whole language."""
+    words, weights = make_language() if is_rich else (WORDS, None)
+    file.write_text(json.dumps(list(make_rows(count, seed, words, weights))), encoding="utf-8")
     return file
 
 
@@ -116,14 +136,15 @@ def make_model(model: str, dtype: str, folder: str, smollm2: str | None = None) 
                 eos_token_id=2,
             )
         )
-        tokenizer = make_tokenizer(shape["vocab_size"])
+        texts = (row["output"] for row in make_rows(300))
+        tokenizer = make_tokenizer(texts, min(shape["vocab_size"], 4096))
     made.to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return {"parameters": made.num_parameters()}
 
 
-def make_tokenizer(vocab_size: int = 4096) -> Any:
-    """A byte-level BPE of ChatML that has most words of the rows as tokens of their own."""
+def make_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
+    """A byte-level BPE of ChatML that has most words of the texts as tokens of their own."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -131,12 +152,12 @@ def make_tokenizer(vocab_size: int = 4096) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=min(vocab_size, 4096),
+        vocab_size=vocab_size,
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((row["output"] for row in make_rows(300)), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
     )
