@@ -36,10 +36,14 @@ class Message:
             (an object or a list of objects with `name` and `arguments`, thoughts around it
             allowed); `observation` is what the tools answered.
         content: the text.
+        weight: how much the loss of its tokens counts, whatever the run's options say of such
+            messages: 0 masks an answer, and a question is learned above 0. None where the row
+            says nothing: answers count once.
     """
 
     role: Role
     content: str
+    weight: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +54,14 @@ class Conversation:
         messages: strictly alternating, user or observation first, assistant or function second.
         system: the system prompt; None when the row has none (the template's default applies).
         tools: a JSON list of tool descriptions as text; None when there are none.
+        weight: how much the loss of the whole row counts; None for once.
     """
 
     messages: tuple[Message, ...]
     system: str | None = None
     tools: str | None = None
     origin: Origin | None = None
+    weight: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +137,13 @@ class Encoded:
         input_ids: the tokens; for generation those of the prompt.
         labels: as many, IGNORE_INDEX where nothing is learned; for generation the answer's.
         num_cut: tokens that had no room.
+        weights: how much the loss of each token counts; None when all that is learned counts once.
     """
 
     input_ids: list[int]
     labels: list[int]
     num_cut: int = 0
+    weights: list[float] | None = None
 
 
 class Segment(NamedTuple):

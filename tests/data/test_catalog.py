@@ -73,7 +73,7 @@ def test_openai_has_its_own_tags():
         ({"script_url": "x"}, ["script_url", "not run"]),
         ({"ms_hub_url": "x"}, ["ModelScope"]),
         ({"om_hub_url": "x"}, ["Modelers"]),
-        ({"cloud_file_name": "s3://x"}, ["cloud"]),
+        ({"cloud_file_name": "x/rows.jsonl"}, ["no URL", "s3://"]),
         ({}, ["file_name"]),
         ([], ["an object", "a list"]),
     ],

@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from luthier.data.check import RowProblem
 from luthier.data.encode import Encoder, EncodingOptions, count_learned, share_room
-from luthier.data.table import encode_rows
 from luthier.errors import DataError
 from luthier.records import IGNORE_INDEX, Conversation, Encoded, Message, Origin, Token
 from luthier.templates.chat_template import ChatTemplate
@@ -178,21 +177,6 @@ def test_a_prompt_to_answer_holds_no_answer(tiny_tokenizer):
         "three<|im_end|>\n<|im_start|>assistant\n"
     )
     assert tiny_tokenizer.decode(found.labels) == "four<|im_end|>\n"
-
-
-@pytest.mark.parametrize("purpose", ["learn", "answer"])
-def test_two_workers_give_what_one_gives(tiny_tokenizer, purpose):
-    rows = [(n, chat(f"question {n}", f"answer {n}" * (n % 5 + 1))) for n in range(53)]
-    encoder = Encoder(tiny_tokenizer, CHATML, EncodingOptions(24))
-
-    alone, shared = (
-        list(encode_rows(rows, encoder, purpose, batch_size=10, num_workers=workers))
-        for workers in (1, 2)
-    )
-
-    assert [batch.table for batch in alone] == [batch.table for batch in shared]
-    assert [batch.problems for batch in alone] == [batch.problems for batch in shared]
-    assert sum(batch.num_tokens_cut for batch in alone) > 0
 
 
 def test_a_chat_template_that_drops_tools_is_told_apart_from_a_wrong_row(tiny_tokenizer):

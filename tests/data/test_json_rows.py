@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from luthier.data.check import EXCERPT_LENGTH, RowProblem
-from luthier.data.json_rows import read_json
 from luthier.data.rows import Row
+from luthier.data.stretches import cut_file
 from luthier.errors import DataError
 
 ROWS = [{"instruction": f"question {n}", "input": "", "output": f"answer\n{n}"} for n in range(9)]
@@ -27,7 +27,7 @@ ANYTHING_GOES = settings(
 
 
 def read(path: Path) -> list[Row | RowProblem]:
-    found = list(read_json(path))
+    found = [row for stretch in cut_file(path, str(path)) for row in stretch.rows()]
     for each in found:
         if isinstance(each, RowProblem):
             assert each.fix

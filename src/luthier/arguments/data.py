@@ -34,6 +34,13 @@ class DataArguments(Section):
     cutoff_len: int = knob(
         2048, "The most tokens of an example; what is longer is cut. By default 2,048.", ge=1
     )
+    on_overlong: Literal["truncate", "drop", "split", "error"] = knob(
+        "truncate",
+        "What becomes of a row with more tokens than `cutoff_len`: its contents are cut at their "
+        "ends, never headers or what ends an answer (`truncate`, the default), it is left out "
+        "(`drop`), its turns make several examples (`split`), or the run ends (`error`). Every "
+        "such row is counted.",
+    )
     train_on_prompt: bool = knob(
         False, "Whether prompts are learned too. By default only answers are."
     )
@@ -101,6 +108,12 @@ class DataArguments(Section):
         False,
         "Whether the thoughts of earlier answers stay in the conversation. By default they are "
         "dropped, as reasoning models expect.",
+    )
+    tokenized_path: str | None = knob(
+        None,
+        "A folder for the encoded data: written when it is absent or empty, read when it is there. "
+        "One that was made with another tokenizer, template, `cutoff_len` or data is refused. By "
+        "default encoded data is only kept in the cache.",
     )
     max_bad_rows: float = knob(
         0.01,

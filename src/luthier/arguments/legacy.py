@@ -226,11 +226,6 @@ _file(
 )
 _file(
     "not yet",
-    "Saved token files are not in this version; leave it out: encoded data is cached by itself.",
-    tokenized_path=None,
-)
-_file(
-    "not yet",
     "Images, videos and sounds are not in this version; train on text.",
     media_dir=None,
     image_max_pixels=768 * 768,

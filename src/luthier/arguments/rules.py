@@ -71,7 +71,7 @@ def missing_names(arguments: Arguments, purpose: Purpose) -> list[str]:
     if purpose == "train":
         if not training.output_dir:
             names.append("output_dir")
-        if training.do_train and not arguments.data.dataset:
+        if training.do_train and not (arguments.data.dataset or arguments.data.tokenized_path):
             names.append("dataset")
     return names
 
@@ -110,7 +110,7 @@ def _method_is_here(arguments: Arguments) -> Iterator[str]:
 @rule("eval_dataset", "val_size", "do_eval", "do_predict", "eval_strategy", purposes=("train",))
 def _evaluation_has_rows(arguments: Arguments) -> Iterator[str]:
     training, data = arguments.training, arguments.data
-    if data.eval_dataset or data.val_size > 0:
+    if data.eval_dataset or data.val_size > 0 or data.tokenized_path:
         return
     asked = [
         name
@@ -134,7 +134,7 @@ def _val_size_has_a_source(arguments: Arguments) -> Iterator[str]:
     data = arguments.data
     if data.val_size > 0 and data.eval_dataset:
         yield "val_size and eval_dataset both say what to evaluate on; keep one of them."
-    elif data.val_size > 0 and not data.dataset:
+    elif data.val_size > 0 and not (data.dataset or data.tokenized_path):
         yield "val_size cuts rows from dataset, and no dataset is named; name it or leave val_size."
 
 
@@ -179,6 +179,15 @@ def _prompt_and_history(arguments: Arguments) -> Iterator[str]:
         yield (
             "train_on_prompt learns all turns and mask_history only the last answer; keep one of "
             "them."
+        )
+
+
+@rule("on_overlong", "mask_history")
+def _parts_and_history(arguments: Arguments) -> Iterator[str]:
+    if arguments.data.on_overlong == "split" and arguments.data.mask_history:
+        yield (
+            "on_overlong: split learns from every part of a long row and mask_history only from "
+            "its last answer; with mask_history, truncate keeps the last turns."
         )
 
 

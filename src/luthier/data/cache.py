@@ -1,4 +1,9 @@
-"""encoded data sets on disk, each in a folder named by the hash of all it was made from."""
+"""encoded data sets on disk, each in a folder named by the hash of all it was made from.
+
+A folder holds shards (`00000.arrow`, ...), a journal with a line for each whole one, and, once all
+are there, the manifest. Each of them appears by one renaming after it was flushed to the disk, so a
+builder that is killed leaves whole shards, and the next one goes on behind them.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +11,10 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+import time
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +25,14 @@ from luthier.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_STAGE = "stage-"
-_SIZES = "sizes.json"
+MANIFEST, JOURNAL = "manifest.json", "shards.jsonl"
+
+CHECKED_BYTES = 4 << 30
+"""Up to this size all bytes of a data set are checked at every start. Beyond it, those of shards
+whose length or time of change is not the one that was written down."""
+
+REMEMBERED_BYTES = 64 << 20
+"""From this size on the hash of a file is remembered as long as its stamps stay the same."""
 
 
 def cache_root(cache_dir: str | None) -> Path:
@@ -32,15 +45,16 @@ def cache_root(cache_dir: str | None) -> Path:
 
 def hash_of(ingredients: Mapping[str, Any]) -> str:
     """One hash of everything that decides about the encoded rows, the code included."""
-    whole = {**ingredients, "code": _hash_of_code()}
+    import tokenizers
+    import transformers
+
+    libraries = [tokenizers.__version__, transformers.__version__]
+    whole = {**ingredients, "code": _hash_of_code(), "libraries": libraries}
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
 def hash_of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of the vocabulary, the special tokens and the settings that change ids."""
-    import tokenizers
-    import transformers
-
     if tokenizer.is_fast:
         vocabulary = tokenizer.backend_tokenizer.to_str()
     else:
@@ -52,8 +66,6 @@ def hash_of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
         repr([tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id]),
         repr(sorted(tokenizer.all_special_tokens)),
         repr(tokenizer.split_special_tokens),
-        tokenizers.__version__,
-        transformers.__version__,
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -69,83 +81,324 @@ def _hash_of_code() -> str:
     return digest.hexdigest()
 
 
-def get_or_build(
-    root: Path, key: str, build: Callable[[Path], None], *, overwrite: bool = False
-) -> tuple[Path, bool]:
-    """The folder of `key`, made by `build` when it is not there.
+@dataclass(frozen=True)
+class Shard:
+    """A file of encoded rows as it was written down.
 
-    It is made in a stage folder and published by renaming, under a lock: one of several processes
-    builds, the others wait and find it. A builder that is killed leaves no folder of that name. A
-    folder whose files are not as long as they were written is built again.
+    Attributes:
+        number: its place among the others.
+        size: bytes.
+        checksum: CRC-32 of them.
+        changed_ns: when it was written.
+        counts: what became of the rows it was made of.
+    """
+
+    number: int
+    size: int
+    checksum: int
+    changed_ns: int
+    counts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The file's."""
+        return f"{self.number:05d}.arrow"
+
+
+@dataclass
+class Store:
+    """A folder of the cache while its shards are made.
+
+    Attributes:
+        folder: where.
+        shards: those that are whole, by number.
+    """
+
+    folder: Path
+    shards: dict[int, Shard] = field(default_factory=dict)
+
+    def add(self, shard: Shard) -> None:
+        """Writes down a shard that was published."""
+        flush(self.folder)
+        self.shards[shard.number] = shard
+        with (self.folder / JOURNAL).open("a", encoding="utf-8") as journal:
+            journal.write(json.dumps(vars(shard)) + "\n")
+            journal.flush()
+            os.fsync(journal.fileno())
+
+    def publish(self, report: Mapping[str, Any]) -> Published:
+        """Writes the manifest; from now on the folder is whole."""
+        shards = [self.shards[number] for number in sorted(self.shards)]
+        content = {"report": dict(report), "shards": [vars(shard) for shard in shards]}
+        _write_whole(self.folder / MANIFEST, json.dumps(content))
+        return Published(self.folder, shards, dict(report))
+
+
+@dataclass(frozen=True)
+class Published:
+    """An encoded data set that is whole.
+
+    Attributes:
+        folder: where it is.
+        shards: its files, in order.
+        report: what became of its rows.
+        was_there: whether it was found, not made.
+    """
+
+    folder: Path
+    shards: list[Shard]
+    report: dict[str, Any]
+    was_there: bool = False
+
+    @property
+    def files(self) -> list[Path]:
+        """The shards' paths, in order."""
+        return [self.folder / shard.name for shard in self.shards]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all shards."""
+        return sum(shard.size for shard in self.shards)
+
+
+def write_shard(folder: Path, number: int, write: Callable[[Path], dict[str, Any]]) -> Shard:
+    """Publishes a shard.
+
+    Args:
+        folder: of the data set.
+        number: the shard's.
+        write: makes the file it is given, and returns the counts.
+    """
+    name = Shard(number, 0, 0, 0).name
+    part = folder / f"{name}.{os.getpid()}.part"
+    counts = write(part)
+    flush(part)
+    checksum = _checksum(part)
+    os.replace(part, folder / name)
+    stat = (folder / name).stat()
+    return Shard(number, stat.st_size, checksum, stat.st_mtime_ns, counts)
+
+
+def get_or_build(
+    root: Path,
+    key: str,
+    build: Callable[[Store], Mapping[str, Any]],
+    *,
+    overwrite: bool = False,
+) -> Published:
+    """The data set of `key`, made by `build` when it is not there or not whole.
+
+    One of several processes builds under a lock, the others wait and find it. Whole shards of a
+    builder that was killed, and of a folder some of whose shards were damaged, are kept.
 
     Args:
         root: the cache.
         key: the hash of all that went into it.
-        build: fills the folder it is given.
+        build: adds the shards that the store does not have, and returns the report.
         overwrite: whether to build again; only rank 0 does, the result is the same anyway.
-
-    Returns:
-        The folder, and whether it was there.
 
     Raises:
         DataError: if the cache cannot be written.
     """
     from filelock import FileLock, Timeout
 
-    folder, lock = root / key, FileLock(root / f"{key}.lock")
+    folder = root / key
+    is_unwanted = overwrite and console.is_main_process()
+    if not is_unwanted and (found := _find_published(folder)) is not None:
+        return found
+    lock = FileLock(root / f"{key}.lock")
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         while True:
             try:
                 lock.acquire(timeout=10)
                 break
             except Timeout:
-                console.info("waiting for another process that encodes the same data ...")
+                done = len(_journal(folder))
+                console.info(
+                    "waiting for another process that encodes the same data "
+                    f"({done:,} shards are done) ..."
+                )
     except OSError as error:
         raise DataError(
             f"the cache folder {root} cannot be written: {error.strerror}. Set cache_dir to a "
             "folder that can, or XDG_CACHE_HOME."
         ) from error
     try:
-        for left in root.glob(f"{_STAGE}{key}-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        if folder.exists() and not (overwrite and console.is_main_process()):
-            if _is_whole(folder):
-                return folder, True
-            console.warn(f"cached data is damaged and encoded again: {folder}")
-        stage = Path(tempfile.mkdtemp(prefix=f"{_STAGE}{key}-", dir=root))
-        try:
-            build(stage)
-            (stage / _SIZES).write_text(json.dumps(_sizes(stage)), encoding="utf-8")
-            _flush(stage)
-            if folder.exists():
-                folder.rename(stage.with_name(f"{stage.name}-old"))
-            stage.rename(folder)
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
-            shutil.rmtree(stage.with_name(f"{stage.name}-old"), ignore_errors=True)
-        return folder, False
+        if is_unwanted:
+            _empty(folder)
+        elif (found := _find_published(folder)) is not None:
+            return found
+        store = _take_up(folder)
+        return store.publish(build(store))
+    except OSError as error:
+        raise DataError(
+            f"the cache folder {folder} cannot be written: {error.strerror or error}. What is "
+            "whole is kept; set cache_dir to a folder with room, or clean it with "
+            "`luthier data prepare --clean`."
+        ) from error
     finally:
         lock.release()
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether the files are those that were published, none absent or cut short."""
+def _find_published(folder: Path) -> Published | None:
+    """The data set, if its manifest is there and all shards are as it says."""
     try:
-        return bool(json.loads((folder / _SIZES).read_text(encoding="utf-8")) == _sizes(folder))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        shards = [Shard(**one) for one in content["shards"]]
+        report = dict(content["report"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    found = Published(folder, shards, report, was_there=True)
+    check_all = console.is_main_process() and found.size <= CHECKED_BYTES
+    if all(_is_whole(folder, shard, check_all=check_all) for shard in shards):
+        os.utime(folder / MANIFEST)
+        return found
+    return None
+
+
+def _is_whole(folder: Path, shard: Shard, *, check_all: bool) -> bool:
+    try:
+        stat = (folder / shard.name).stat()
+    except OSError:
         return False
+    if stat.st_size != shard.size:
+        return False
+    if stat.st_mtime_ns == shard.changed_ns and not check_all:
+        return True
+    return _checksum(folder / shard.name) == shard.checksum
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_size for path in folder.iterdir() if path.name != _SIZES}
+def _take_up(folder: Path) -> Store:
+    """A store with the whole shards of an unfinished or damaged folder; the rest is removed."""
+    known = _journal(folder)
+    whole = {n: one for n, one in known.items() if _is_whole(folder, one, check_all=True)}
+    was_published = (folder / MANIFEST).exists()
+    keep = {one.name for one in whole.values()}
+    for path in folder.iterdir():
+        if path.name not in keep:
+            path.unlink()
+    store = Store(folder)
+    for one in whole.values():
+        store.add(one)
+    if was_published:
+        console.warn(
+            f"cached data is damaged: {len(known) - len(whole):,} of {len(known):,} shards are "
+            f"encoded again: {folder}"
+        )
+    elif whole:
+        console.info(f"{len(whole):,} shards were encoded before and are kept: {folder}")
+    return store
 
 
-def _flush(folder: Path) -> None:
-    """Has the system write the files out, so that a published folder survives a power cut."""
-    for path in (*folder.iterdir(), folder):
-        descriptor = os.open(path, os.O_RDONLY)
+def _journal(folder: Path) -> dict[int, Shard]:
+    """The shards that were written down; a line that was cut off ends it."""
+    shards: dict[int, Shard] = {}
+    try:
+        lines = (folder / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return shards
+    for line in lines:
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            shard = Shard(**json.loads(line))
+        except (ValueError, TypeError):
+            break
+        shards[shard.number] = shard
+    return shards
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def _checksum(file: Path) -> int:
+    total = 0
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            total = zlib.crc32(block, total)
+    return total
+
+
+def _write_whole(path: Path, text: str) -> None:
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    flush(part)
+    os.replace(part, path)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Has the system write a file or a folder out, so that it survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def hash_of_file(file: Path, root: Path) -> str:
+    """The sha256 of a file's bytes; of a large file it is remembered under `root`.
+
+    What is remembered holds as long as size, inode and both times stay the same, if the file was
+    not changed in the two seconds before it was read.
+    """
+    stat = file.stat()
+    stamps = [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
+    name = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:32]
+    memory = root / "hashes" / f"{name}.json"
+    if stat.st_size >= REMEMBERED_BYTES:
+        try:
+            known = json.loads(memory.read_text(encoding="utf-8"))
+            if known["stamps"] == stamps:
+                return str(known["sha256"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+    is_settled = time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > 2_000_000_000
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    if stat.st_size >= REMEMBERED_BYTES and is_settled:
+        try:
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            _write_whole(memory, json.dumps({"stamps": stamps, "sha256": digest.hexdigest()}))
+        except OSError as error:
+            console.once(f"the hash of {file} is not remembered: {error}")
+    return digest.hexdigest()
+
+
+def stored(root: Path) -> Iterator[tuple[str, int]]:
+    """The key and the bytes of each data set in the cache, finished or not."""
+    for folder in sorted(root.glob("?" * 64)) if root.is_dir() else ():
+        yield folder.name, sum(path.stat().st_size for path in folder.iterdir())
+
+
+def clean(root: Path, keep: Collection[str] = ()) -> tuple[int, int]:
+    """Removes what no process works on.
+
+    Args:
+        root: the cache.
+        keep: keys of data sets that stay; without any, copies of fetched files go, too.
+
+    Returns:
+        How many data sets were removed, and their bytes.
+    """
+    from filelock import FileLock, Timeout
+
+    num_removed, num_bytes = 0, 0
+    for key, size in list(stored(root)):
+        if key in keep:
+            continue
+        lock = FileLock(root / f"{key}.lock")
+        try:
+            with lock.acquire(timeout=0):
+                shutil.rmtree(root / key)
+                (root / f"{key}.lock").unlink(missing_ok=True)
+        except Timeout:
+            continue
+        num_removed, num_bytes = num_removed + 1, num_bytes + size
+    if not keep:
+        for name in ("fetched", "hashes"):
+            shutil.rmtree(root / name, ignore_errors=True)
+    return num_removed, num_bytes

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from luthier.data.cloud import LOCAL, check_url, is_url, protocol_of
 from luthier.data.files import SUFFIXES, find_files
+from luthier.data.tokenized import is_written
 from luthier.errors import DataError, suggest
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 FILE_NAME = "dataset_info.json"
 FORMATTINGS = ("alpaca", "sharegpt", "openai")
-Place: TypeAlias = Literal["file", "hub"]
+Place: TypeAlias = Literal["file", "hub", "cloud"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Columns:
     chosen: str | None = None
     rejected: str | None = None
     kto_tag: str | None = None
+    train: str | None = "train"
+    weight: str | None = "weight"
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,8 @@ class DatasetDescription:
 
     Attributes:
         name: how the user calls it.
-        place: whether `location` is a file or folder, or a name on the hub.
-        location: the path, or the hub's name.
+        place: whether `location` is a file or folder, a name on the hub, or a URL.
+        location: the path, the hub's name, or the URL.
         formatting: one of `FORMATTINGS`; None when the rows are to tell.
         ranking: whether rows hold a chosen and a rejected answer.
         subset: the hub's configuration name.
@@ -96,8 +100,7 @@ _SOURCES = {
     "or its `hf_hub_url`.",
     "script_url": "loading scripts are programs of strangers and are not run: convert the data to "
     "json or parquet and give its `file_name`.",
-    "cloud_file_name": "files in cloud storage are not fetched: download it and give its "
-    "`file_name`.",
+    "cloud_file_name": "",
     "file_name": "",
 }
 """Keys that say where a data set lies, first come first used, and why some are refused."""
@@ -148,6 +151,8 @@ class Catalog:
             return DatasetDescription(name, "hub", name)
         if name in self.entries:
             return self._read(name, self.entries[name])
+        if is_url(name):
+            return DatasetDescription(name, "cloud", name)
         for path in (Path(name).expanduser(), self.folder / name):
             if path.exists():
                 return DatasetDescription(name, "file", str(path))
@@ -191,22 +196,35 @@ class Catalog:
             hint = f" Is {near[0]!r} meant to be it?" if near else ""
             problems.append(
                 f'{where}: it says nowhere where the data lies. Give "file_name", a path in '
-                f'{self.folder}, or "hf_hub_url".{hint}'
+                f'{self.folder}, "hf_hub_url", or "cloud_file_name".{hint}'
             )
         elif source == "file_name" and self.is_remote:
             problems.append(f'{where}: "file_name": files named on the hub are not read here.')
+        elif source == "cloud_file_name" and not is_url(str(given[source])):
+            problems.append(
+                f'{where}: "cloud_file_name" {given[source]!r} is no URL; expected is one such as '
+                "s3://bucket/rows.jsonl."
+            )
+        elif self.is_remote and protocol_of(str(given[source])) in LOCAL:
+            problems.append(f'{where}: "{source}": files named on the hub are not read here.')
         elif _SOURCES[source]:
             problems.append(f'{where}: "{source}": {_SOURCES[source]}')
         if problems or source is None:
             raise DataError("\n".join(problems))
         assert isinstance(columns, Columns)
         assert isinstance(tags, Tags)
-        is_hub = source == "hf_hub_url"
         location = str(given[source])
+        place: Place = "file"
+        if source == "hf_hub_url":
+            place = "hub"
+        elif is_url(location):
+            place = "cloud"
+        else:
+            location = os.path.join(self.folder, location)
         return DatasetDescription(
             name=name,
-            place="hub" if is_hub else "file",
-            location=location if is_hub else os.path.join(self.folder, location),
+            place=place,
+            location=location,
             formatting=formatting,
             ranking=given.get("ranking", False),
             subset=given.get("subset"),
@@ -249,7 +267,7 @@ def load_catalog(dataset_dir: str | Path | Mapping[str, Any]) -> Catalog:
 
 def metric_names(names: Sequence[str]) -> list[str]:
     """What metrics call each set: a path goes by its last part where that is enough."""
-    short = [Path(name).stem if Path(name).exists() else name for name in names]
+    short = [Path(name).stem if is_url(name) or Path(name).exists() else name for name in names]
     return short if len({*short}) == len(names) else list(names)
 
 
@@ -259,6 +277,8 @@ def check_datasets(data_args: DataArguments) -> list[str]:
     Returns:
         One text a problem: names nobody knows, wrong descriptions, absent files.
     """
+    if is_written(data_args.tokenized_path):
+        return []  # the data need not be on this machine any more
     try:
         if str(data_args.dataset_dir).startswith("REMOTE:") and not is_offline():
             return []  # the hub is asked once, when the data is loaded
@@ -273,6 +293,8 @@ def check_datasets(data_args: DataArguments) -> list[str]:
             check_readable(description)
             if description.place == "file":
                 find_files(name, description.location)
+            elif description.place == "cloud":
+                check_url(name, description.location)
         except DataError as error:
             problems.append(str(error))
     return problems

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from luthier.errors import DataError
@@ -34,18 +35,36 @@ def find_files(name: str, location: str | Path) -> tuple[Path, ...]:
         if path.suffix.lower() not in SUFFIXES:
             raise DataError(f"data set {name!r}: {path} is none of the kinds {kinds}.")
         return (path,)
-    files = sorted(
-        file
-        for file in path.iterdir()
-        if file.is_file() and file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
-    )
-    found = Counter(file.suffix.lower() for file in files)
+    names = [file.name for file in path.iterdir() if file.is_file()]
+    return tuple(path / one for one in pick_data_files(name, f"the folder {path}", names))
+
+
+def pick_data_files(name: str, folder: str, paths: Sequence[str]) -> list[str]:
+    """Those of the paths that hold data, in the order of their names.
+
+    Args:
+        name: the data set, for messages.
+        folder: what holds them, for messages.
+        paths: files of one folder.
+
+    Raises:
+        DataError: if none holds data, or kinds are mixed.
+    """
+    suffixes = {path: Path(path).suffix.lower() for path in sorted(paths)}
+    files = [
+        path
+        for path, suffix in suffixes.items()
+        if suffix in SUFFIXES and not Path(path).name.startswith(".")
+    ]
+    found = Counter(suffixes[path] for path in files)
     if not files:
-        raise DataError(f"data set {name!r}: the folder {path} has no file of the kinds {kinds}.")
+        raise DataError(
+            f"data set {name!r}: {folder} has no file of the kinds {', '.join(SUFFIXES)}."
+        )
     if len(found) > 1:
         listed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(found.items()))
         raise DataError(
-            f"data set {name!r}: the folder {path} mixes kinds of files ({listed}). Put each kind "
-            "into a folder of its own."
+            f"data set {name!r}: {folder} mixes kinds of files ({listed}). Put each kind into a "
+            "folder of its own."
         )
-    return tuple(files)
+    return files

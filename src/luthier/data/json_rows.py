@@ -65,8 +65,8 @@ class _SameKey(ValueError):
     """An object names a key twice."""
 
 
-def read_json(file: Path) -> Iterator[RowOrProblem]:
-    """A list of rows, or one row a line; the first character tells which.
+def holds_lines(file: Path) -> bool:
+    """Whether a JSON file holds one row a line, not a list; the first character tells.
 
     Raises:
         DataError: if the whole file is something else: UTF-16, or one object over many lines.
@@ -76,13 +76,10 @@ def read_json(file: Path) -> Iterator[RowOrProblem]:
         if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise DataError(f"{file}: it is written as UTF-16. {SAVE_AS_UTF8}")
         start = start.removeprefix(codecs.BOM_UTF8).lstrip()
-        stream.seek(0)
-        if start[:1] == b"[":
-            yield from _read_list(file, stream.read().removeprefix(codecs.BOM_UTF8))
-        else:
-            if start[:1] == b"{" and file.suffix.lower() == ".json":
-                _refuse_one_object(file, stream)
-            yield from _read_lines(str(file), stream)
+        if start[:1] == b"{" and file.suffix.lower() == ".json":
+            stream.seek(0)
+            _refuse_one_object(file, stream)
+    return start[:1] != b"["
 
 
 def _refuse_one_object(file: Path, stream: Any) -> None:
@@ -114,9 +111,10 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _read_lines(name: str, lines: Iterable[bytes]) -> Iterator[RowOrProblem]:
+def read_lines(name: str, lines: Iterable[bytes], first: int = 1) -> Iterator[RowOrProblem]:
+    """A row for each line that is not blank; `first` is the number of the first line."""
     decode = json.JSONDecoder(object_pairs_hook=_object).decode
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines, first):
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         if line.isspace() or not line:
@@ -168,11 +166,13 @@ def _problem(origin: Origin, text: str, error: Exception, column: int = 0) -> Ro
     return RowProblem(f"{origin.file}:{line}", "", f"not JSON: {what}", fix, found, position, shown)
 
 
-def _read_list(file: Path, content: bytes) -> Iterator[RowOrProblem]:
+def read_list(file: Path, name: str) -> Iterator[RowOrProblem]:
     """The rows of a list; behind a broken one it goes on where the next row seems to begin."""
+    content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
     text = content.decode("utf-8", errors="surrogateescape")
+    del content
     decoder = json.JSONDecoder(object_pairs_hook=_object)
-    name, line, counted = str(file), 1, 0
+    line, counted = 1, 0
     position = _skip(text, _skip(text, 0) + 1)
     first_key, comma = "", -1
     while True:

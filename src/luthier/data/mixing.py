@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier.errors import DataError
 
@@ -17,84 +17,110 @@ _STRATEGIES = {
 }
 
 
-def pick_rows(
-    num_rows: int, num_samples: int | None, max_samples: int | None, seed: int
-) -> list[int]:
-    """The numbers of the rows that a data set gives.
+def draw_rows(num_rows: int, num_samples: int, max_samples: int | None, seed: int) -> Any:
+    """The numbers of the rows that `num_samples` draws.
 
     Args:
-        num_rows: how many it has.
-        num_samples: how many to draw in random order, each once before any is drawn again; None
-            for all in their order.
+        num_rows: how many rows there are.
+        num_samples: how many to draw in random order, each once before any is drawn again.
         max_samples: the most of them to keep, from the start; None for all.
         seed: where the drawing starts.
+
+    Returns:
+        An int64 array.
     """
     import numpy
 
-    picked = list(range(num_rows))
-    if num_samples is not None and num_rows:
-        generator = numpy.random.default_rng(seed)
-        drawn = generator.permutation(num_rows)[:num_samples].tolist()
-        more = generator.integers(num_rows, size=num_samples - len(drawn)).tolist()
-        picked = drawn + more
-    return picked if max_samples is None else picked[:max_samples]
+    if not num_rows:
+        return numpy.zeros(0, numpy.int64)
+    generator = numpy.random.default_rng(seed)
+    drawn = generator.permutation(num_rows)[:num_samples]
+    more = generator.integers(num_rows, size=num_samples - len(drawn))
+    return numpy.concatenate([drawn, more])[:max_samples]
 
 
-def mix(
-    sets: Sequence[datasets.Dataset], strategy: str, shares: Sequence[float], seed: int
-) -> datasets.Dataset:
-    """One data set of several.
+def place_drawn(rows: Any, drawn: Any) -> Any:
+    """Where in a data set the drawn rows stand, in the order in which they were drawn.
 
     Args:
-        sets: at least one, of the same columns.
+        rows: the row number of each example, ascending; several where a row was split.
+        drawn: the numbers that were drawn; those that gave no example have no place.
+    """
+    import numpy
+
+    starts = numpy.searchsorted(rows, drawn, side="left")
+    counts = numpy.searchsorted(rows, drawn, side="right") - starts
+    before = numpy.concatenate([[0], numpy.cumsum(counts)[:-1]]) if len(counts) else counts
+    within = numpy.arange(counts.sum()) - numpy.repeat(before, counts)
+    return numpy.repeat(starts, counts) + within
+
+
+def mix(lengths: Sequence[int], strategy: str, shares: Sequence[float], seed: int) -> Any:
+    """The order of several data sets' rows in one.
+
+    Args:
+        lengths: of the data sets, at least one.
         strategy: the value of `mix_strategy`.
         shares: how often each is drawn from when interleaving; empty for taking turns.
         seed: where the drawing starts.
+
+    Returns:
+        An int64 array: where each row stands when the sets stand one after the other.
 
     Raises:
         DataError: if shares are not one for each set, or do not make a distribution.
     """
     import datasets
+    import numpy
 
-    if len(sets) == 1:
-        return sets[0]
-    if strategy == "concat":
-        return datasets.concatenate_datasets(list(sets))
-    if shares and (len(shares) != len(sets) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6):
+    if strategy == "concat" or len(lengths) == 1:
+        return numpy.arange(sum(lengths))
+    if shares and (len(shares) != len(lengths) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6):
         raise DataError(
             f"interleave_probs: {', '.join(f'{share:g}' for share in shares)} are not the shares "
-            f"of {len(sets)} data sets: one each is expected, none negative, 1 together."
+            f"of {len(lengths)} data sets: one each is expected, none negative, 1 together."
         )
-    return datasets.interleave_datasets(
-        list(sets),
+    # Numbers are mixed, not rows: beside rows on disk, `datasets` would write index files.
+    starts = numpy.cumsum([0, *lengths])
+    mixed = datasets.interleave_datasets(
+        [_numbers(start, start + length) for start, length in zip(starts, lengths, strict=False)],
         probabilities=list(shares) or None,
         seed=seed,
         stopping_strategy=_STRATEGIES[strategy],
     )
+    return _places(mixed)
 
 
-def split(
-    dataset: datasets.Dataset, val_size: float, seed: int
-) -> tuple[datasets.Dataset, datasets.Dataset]:
+def split(num_rows: int, val_size: float, seed: int) -> tuple[Any, Any]:
     """The rows to train on and those kept for evaluation, shuffled as `datasets` does it.
 
     Args:
-        dataset: all rows.
+        num_rows: how many there are.
         val_size: a share below 1, else a number of rows.
         seed: where the shuffling starts.
+
+    Returns:
+        Two int64 arrays of row numbers.
 
     Raises:
         DataError: if one of the two would be empty.
     """
-    import datasets
-
     kept = val_size if val_size < 1 else int(val_size)
-    if (val_size >= 1 and val_size >= len(dataset)) or len(dataset) < 2:
+    if (val_size >= 1 and val_size >= num_rows) or num_rows < 2:
         raise DataError(
-            f"val_size {val_size:g} of {len(dataset):,} rows leaves nothing to train on. Lower it, "
-            "or give an eval_dataset."
+            f"val_size {val_size:g} of {num_rows:,} rows leaves nothing to train on. Lower it, or "
+            "give an eval_dataset."
         )
-    # Numbers are split, not rows: beside rows on disk, `datasets` would write index files.
-    numbers = datasets.Dataset.from_dict({"at": range(len(dataset))})
-    parts = numbers.train_test_split(test_size=kept, seed=seed, shuffle=True)
-    return dataset.select(list(parts["train"]["at"])), dataset.select(list(parts["test"]["at"]))
+    parts = _numbers(0, num_rows).train_test_split(test_size=kept, seed=seed, shuffle=True)
+    return _places(parts["train"]), _places(parts["test"])
+
+
+def _numbers(start: int, end: int) -> datasets.Dataset:
+    import datasets
+    import numpy
+
+    return datasets.Dataset.from_dict({"at": numpy.arange(start, end)})
+
+
+def _places(numbers: datasets.Dataset) -> Any:
+    return numbers.with_format("numpy")[:]["at"]

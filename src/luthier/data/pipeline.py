@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier import console
-from luthier.data.cache import cache_root, get_or_build, hash_of, hash_of_tokenizer
+from luthier.data.cache import (
+    Published,
+    Store,
+    cache_root,
+    get_or_build,
+    hash_of,
+    hash_of_tokenizer,
+)
 from luthier.data.catalog import (
     Catalog,
     check_datasets,
@@ -18,20 +25,15 @@ from luthier.data.catalog import (
     load_catalog,
     metric_names,
 )
-from luthier.data.check import (
-    NUM_LISTED,
-    RowError,
-    RowProblem,
-    check_budget,
-    count_reasons,
-)
-from luthier.data.encode import Encoder, EncodingOptions
+from luthier.data.check import check_budget
+from luthier.data.encode import OVERLONG, Encoder, EncodingOptions
 from luthier.data.formats.detect import NUM_LOOKED_AT, detect_format
-from luthier.data.formats.registry import FORMATS, Format, Reading
-from luthier.data.mixing import mix, pick_rows, split
+from luthier.data.formats.registry import Reading
+from luthier.data.mixing import draw_rows, mix, place_drawn, split
 from luthier.data.report import DataReport, SetReport
-from luthier.data.sources import HubAccess, Row, RowOrProblem, Source
-from luthier.data.table import Purpose, encode_rows, schema
+from luthier.data.sources import HubAccess, Row, Source
+from luthier.data.table import Purpose, Task, Work, make_shards, read_rows
+from luthier.data.tokenized import Tokenized, is_written
 from luthier.errors import DataError, TemplateError
 from luthier.records import Conversation, Message, Record
 
@@ -39,12 +41,14 @@ if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
 
+    from luthier.arguments.data import DataArguments
     from luthier.arguments.record import Arguments
     from luthier.templates.template import Renders
 
-__all__ = ["EncodedDatasets", "check_datasets", "load_datasets"]
+__all__ = ["EncodedDatasets", "check_datasets", "load_datasets", "read_rows"]
 
-_ROWS, _REPORT = "rows.arrow", "report.json"
+COLUMNS = ["input_ids", "labels", "num_tokens", "num_learned", "origin"]
+PROMPT_COLUMNS = ["input_ids", "labels", "origin"]
 
 
 @dataclass
@@ -56,12 +60,14 @@ class EncodedDatasets:
         eval: the same by the name of the set; the name is empty for a single one.
         predict: input_ids (the prompt), labels (the answer) and origin, by the same names.
         report: what became of the rows.
+        folders: where the encoded data sets are kept.
     """
 
     train: datasets.Dataset | None = None
     eval: dict[str, datasets.Dataset] = field(default_factory=dict)
     predict: dict[str, datasets.Dataset] = field(default_factory=dict)
     report: DataReport = field(default_factory=DataReport)
+    folders: list[Path] = field(default_factory=list)
 
 
 def load_datasets(
@@ -83,7 +89,21 @@ def load_datasets(
             is left of it.
     """
     assert reads is Conversation, "formats read conversations; other records have their stages"
-    return _Loader(arguments, template, tokenizer).load()
+    loader = _Loader(arguments, template, tokenizer)
+    path = arguments.data.tokenized_path
+    if path is None:
+        return loader.load()
+    kept = Tokenized(Path(path).expanduser(), loader.ingredients())
+    if kept.is_written():
+        sets, report = kept.read(len(tokenizer), needs_prompts=loader.answers)
+        found = EncodedDatasets(**sets, report=report, folders=[kept.folder])
+    else:
+        found = loader.load()
+        kept.write(
+            {"train": found.train, "eval": found.eval, "predict": found.predict}, found.report
+        )
+        found.folders.append(kept.folder)
+    return found
 
 
 class _Loader:
@@ -94,29 +114,35 @@ class _Loader:
     ) -> None:
         self.arguments, self.data = arguments, arguments.data
         self.seed = arguments.training.seed
-        self.catalog: Catalog = load_catalog(arguments.data.dataset_dir)
+        self.catalog = _load_catalog(self.data)
         self.encoder = Encoder(tokenizer, template, EncodingOptions.of(self.data))
         self.tool_separator = find_tool_separator(template)
         self.report = DataReport()
+        self.answers = arguments.training.predict_with_generate
         self._tokenizer_hash = hash_of_tokenizer(tokenizer)
         self._encoded: dict[tuple[str, Purpose, bool], datasets.Dataset] = {}
+        self._folders: dict[Path, None] = {}
 
     def load(self) -> EncodedDatasets:
         """Everything the arguments ask for."""
-        training, data = self.arguments.training, self.data
-        answers = training.predict_with_generate
+        training, data, answers = self.arguments.training, self.data, self.answers
+        if training.do_train and not data.dataset:
+            raise DataError(
+                f"tokenized_path {data.tokenized_path} holds nothing yet, and no dataset is named. "
+                "Name the data to encode, or the folder that another run wrote."
+            )
         found = EncodedDatasets(report=self.report)
         if data.dataset and (training.do_train or data.val_size):
-            whole = self._merge(data.dataset)
+            sets, order = self._merge(data.dataset)
             if data.val_size:
                 if data.val_size == 1:
                     console.info("val_size 1 is a number of rows: one is kept for evaluation")
-                train, kept = split(whole, data.val_size, self.seed)
-                found.eval[""] = kept
+                train, kept = split(len(order), data.val_size, self.seed)
+                found.eval[""] = _join(sets).select(order[kept])
                 if answers:
-                    found.predict[""] = self._prompts_of(kept, data.dataset)
-            else:
-                train = whole
+                    found.predict[""] = self._prompts_of(order[kept], sets, data.dataset)
+                order = order[train]
+            train = _join(sets).select(order)
             found.train = train if training.do_train else None
         if data.eval_dataset:
             groups = (
@@ -130,62 +156,99 @@ class _Loader:
                 else {"": data.eval_dataset}
             )
             for group, names in groups.items():
-                learned = self._join(names, "learn", allow_prompts=answers)
+                learned = self._evaluated(names, "learn", allow_prompts=answers)
                 if len(learned):
                     found.eval[group] = learned
                 if answers:
-                    found.predict[group] = self._join(names, "answer", allow_prompts=True)
+                    found.predict[group] = self._evaluated(names, "answer", allow_prompts=True)
         return self._finish(found)
 
+    def ingredients(self) -> dict[str, Any]:
+        """What decides about the encoded data, in the words of the configuration."""
+        data = self.data
+        draws = data.val_size or data.mix_strategy != "concat"
+        return {
+            "tokenizer": self._tokenizer_hash,
+            "template": self.encoder.template.fingerprint(),
+            **asdict(self.encoder.options),
+            "max_samples": data.max_samples,
+            "mix_strategy": data.mix_strategy if len(data.dataset) > 1 else "concat",
+            "interleave_probs": list(data.interleave_probs),
+            "val_size": data.val_size,
+            "seed": self.seed if draws else None,
+            "dataset": self._contents(data.dataset),
+            "eval_dataset": self._contents(data.eval_dataset),
+            "eval_on_each_dataset": bool(data.eval_dataset) and data.eval_on_each_dataset,
+        }
+
+    def _contents(self, names: Sequence[str]) -> list[Any] | None:
+        """What is read of each data set and how; None where no file of it is here."""
+        contents: list[Any] = []
+        for name in names:
+            try:
+                description = self.catalog.describe(name)
+                source = Source(description) if description.place == "file" else None
+            except DataError:
+                return None
+            hashes = [description.location] if source is None else [*source.hashes().values()]
+            said = {k: v for k, v in asdict(description).items() if k not in ("name", "location")}
+            contents.append([hashes, said])
+        return contents
+
     def _finish(self, found: EncodedDatasets) -> EncodedDatasets:
-        learned = ["input_ids", "labels", "num_tokens", "num_learned", "origin"]
-        prompts = ["input_ids", "labels", "origin"]
         if found.train is not None:
-            found.train = found.train.select_columns(learned)
+            found.train = found.train.select_columns(COLUMNS)
             self.report.num_train = len(found.train)
-        found.eval = {name: one.select_columns(learned) for name, one in found.eval.items()}
-        found.predict = {name: one.select_columns(prompts) for name, one in found.predict.items()}
+        found.eval = {name: one.select_columns(COLUMNS) for name, one in found.eval.items()}
+        found.predict = {
+            name: one.select_columns(PROMPT_COLUMNS) for name, one in found.predict.items()
+        }
+        found.folders = list(self._folders)
         self.report.num_eval = {name: len(one) for name, one in found.eval.items()}
         self.report.num_predict = {name: len(one) for name, one in found.predict.items()}
         for name, one in found.predict.items():
             if not len(one):
                 raise DataError(f"no prompt is left to answer{f' in {name!r}' if name else ''}.")
-        counts = [f"{self.report.num_train:,} rows to train on"] if found.train is not None else []
-        counts += [f"{n:,} to evaluate on{_in(name)}" for name, n in self.report.num_eval.items()]
-        counts += [f"{n:,} to answer{_in(name)}" for name, n in self.report.num_predict.items()]
-        if counts:
-            console.info(", ".join(counts))
+        if line := self.report.line():
+            console.info(line)
         return found
 
-    def _merge(self, names: Sequence[str]) -> datasets.Dataset:
-        """The training sets as one, by `mix_strategy`."""
+    def _merge(self, names: Sequence[str]) -> tuple[list[datasets.Dataset], Any]:
+        """The training sets, and the order of their rows by `mix_strategy`."""
         sets = [self._encode(name, "learn") for name in names]
         for name, one in zip(names, sets, strict=True):
             if not len(one):
                 raise DataError(f"data set {name!r}: no row is left to learn from.")
-        numbered = [one.add_column("set", [at] * len(one)) for at, one in enumerate(sets)]
-        return mix(numbered, self.data.mix_strategy, self.data.interleave_probs, self.seed)
+        data = self.data
+        return sets, mix([*map(len, sets)], data.mix_strategy, data.interleave_probs, self.seed)
 
-    def _join(self, names: Sequence[str], purpose: Purpose, allow_prompts: bool) -> Any:
+    def _evaluated(
+        self, names: Sequence[str], purpose: Purpose, allow_prompts: bool
+    ) -> datasets.Dataset:
         """Evaluation sets one after the other, so that every row counts once."""
-        sets = [self._encode(name, purpose, allow_prompts=allow_prompts) for name in names]
-        return mix(sets, "concat", (), self.seed)
+        return _join([self._encode(name, purpose, allow_prompts=allow_prompts) for name in names])
 
-    def _prompts_of(self, kept: datasets.Dataset, names: Sequence[str]) -> datasets.Dataset:
-        """The rows of `kept`, encoded as prompts instead, in the same order."""
-        sets = [self._encode(name, "answer") for name in names]
-        whole = mix(sets, "concat", (), self.seed)
+    def _prompts_of(
+        self, kept: Any, sets: Sequence[datasets.Dataset], names: Sequence[str]
+    ) -> datasets.Dataset:
+        """The rows at the places `kept` of all sets, encoded as prompts instead."""
+        import numpy
+
+        prompts = [self._encode(name, "answer") for name in names]
+        of_set = numpy.repeat(numpy.arange(len(sets)), [*map(len, sets)])
+        of_row = numpy.concatenate([_rows(one) for one in sets])
         places: dict[tuple[int, int], int] = {}
-        for at, one in enumerate(sets):
-            for row in one["row"][:]:
-                places[at, row] = len(places)
-        pairs = zip(kept["set"][:], kept["row"][:], strict=True)
-        return whole.select([places[pair] for pair in pairs])
+        start = 0
+        for at, one in enumerate(prompts):
+            places |= {(at, row): start + n for n, row in enumerate(_rows(one).tolist())}
+            start += len(one)
+        pairs = list(zip(of_set[kept].tolist(), of_row[kept].tolist(), strict=True))
+        if self.data.on_overlong == "split":  # the parts of a row are answered once
+            pairs = list(dict.fromkeys(pairs))
+        return _join(prompts).select([places[pair] for pair in pairs if pair in places])
 
     def _encode(self, name: str, purpose: Purpose, allow_prompts: bool = False) -> datasets.Dataset:
         """One data set, from the cache or built, its report said and its budget checked."""
-        import datasets
-
         if (name, purpose, allow_prompts) in self._encoded:
             return self._encoded[name, purpose, allow_prompts]
         description = self.catalog.describe(name)
@@ -194,10 +257,10 @@ class _Loader:
         token = model.hf_hub_token.get_secret_value() if model.hf_hub_token else None
         hub = HubAccess(model.cache_dir, token, data.preprocessing_num_workers)
         source = Source(description, hub)
-        report = SetReport(name, purpose, hashes=source.hashes())
+        report = SetReport(name=name, purpose=purpose, hashes=source.hashes())
         report.key = hash_of(
             {
-                "description": asdict(description),
+                "description": asdict(replace(description, name="", location="")),
                 "files": report.hashes,
                 "rows": [data.max_samples, description.num_samples and self.seed],
                 "encoding": asdict(self.encoder.options),
@@ -208,96 +271,131 @@ class _Loader:
             }
         )
 
-        def build(folder: Path) -> None:
-            self._build(folder, source, report, allow_prompts)
+        def build(store: Store) -> dict[str, Any]:
+            return self._build(store, source, report, allow_prompts)
 
         root = cache_root(model.cache_dir)
-        folder, was_cached = get_or_build(root, report.key, build, overwrite=data.overwrite_cache)
-        if was_cached:
-            saved = json.loads((folder / _REPORT).read_text(encoding="utf-8"))
-            report = SetReport(**(saved | {"name": name, "was_cached": True}))
+        published = get_or_build(root, report.key, build, overwrite=data.overwrite_cache)
+        self._folders[published.folder] = None
+        found = published.report | {"name": name, "was_cached": published.was_there}
+        report = SetReport(**found)
         self.report.sets.append(report)
+        self._say(report)
+        encoded = self._open(published, report)
+        self._encoded[name, purpose, allow_prompts] = encoded
+        return encoded
+
+    def _say(self, report: SetReport) -> None:
+        """Tells what became of the rows, and ends the run where it says so."""
         for line in report.lines():
             console.info(line)
+        data, name = self.data, report.name
         check_budget(name, report.num_read, report.skipped, report.problems, data.max_bad_rows)
-        if purpose == "learn":
+        if report.purpose == "learn":
             for warning in report.warnings():
                 console.warn(warning)
         if not report.num_read:
             raise DataError(f"data set {name!r}: there are no rows in {', '.join(report.hashes)}.")
-        encoded = datasets.Dataset.from_file(str(folder / _ROWS))
-        self._encoded[name, purpose, allow_prompts] = encoded
-        return encoded
+        if data.on_overlong == "error" and OVERLONG in report.left_out:
+            raise DataError(
+                f"data set {name!r}: {report.left_out[OVERLONG]:,} rows are longer than cutoff_len "
+                f"{data.cutoff_len:,}, the longest has {report.longest:,} tokens; on_overlong: "
+                "error allows none. Raise cutoff_len, or set on_overlong to truncate, drop or "
+                "split."
+            )
 
-    def _build(self, folder: Path, source: Source, report: SetReport, allow_prompts: bool) -> None:
-        """Writes the encoded rows and the report into `folder`."""
-        import pyarrow
+    def _open(self, published: Published, report: SetReport) -> datasets.Dataset:
+        """The examples on disk; with `num_samples` in the order in which they were drawn."""
+        import datasets
+        import numpy
+        from datasets.table import MemoryMappedTable, concat_tables
 
-        data, purpose = self.data, report.purpose
-        rows = list(self._take(source))
+        tables = [MemoryMappedTable.from_file(str(file)) for file in published.files]
+        if any("weights" in table.column_names for table in tables):
+            raise DataError(
+                f"data set {report.name!r}: some rows have a weight that is neither 0 nor 1, and "
+                "such weights do not reach the loss yet. Write 0 or 1; if the column means "
+                'something else, set "columns": {"weight": null} in dataset_info.json.'
+            )
+        encoded = datasets.Dataset(concat_tables(tables), fingerprint=report.key[:32])
+        num_samples = self.catalog.describe(report.name).num_samples
+        if num_samples is None:
+            return encoded
+        drawn = draw_rows(report.num_in_files, num_samples, self.data.max_samples, self.seed)
+        wanted = numpy.unique(drawn)  # rows are numbered among those that were drawn
+        return encoded.select(place_drawn(_rows(encoded), numpy.searchsorted(wanted, drawn)))
+
+    def _build(
+        self, store: Store, source: Source, report: SetReport, allow_prompts: bool
+    ) -> dict[str, Any]:
+        """Makes the shards that are missing; gives the report."""
         description = source.description
-        if description.formatting is None and rows:
-            values = [row.values for row in rows[:NUM_LOOKED_AT] if isinstance(row, Row)]
-            description, report.detected = detect_format(description, values)
+        if description.formatting is None:
+            first = islice(source.rows(), NUM_LOOKED_AT)
+            values = [row.values for row in first if isinstance(row, Row)]
+            if values:
+                description, report.detected = detect_format(description, values)
         report.format = description.formatting or ""
         reading = Reading(description, not allow_prompts, self.tool_separator)
-        conversations, problems = read_rows(rows, reading)
-        report.num_read, report.remarks = len(rows), dict(reading.remarks)
-        if allow_prompts and purpose == "learn":
-            is_answered = [(at, one) for at, one in conversations if one.messages[-1].content]
-            left = len(conversations) - len(is_answered)
-            if left:
-                report.remarks["no answer, only generated from"] = left
-            conversations = is_answered
-        with (
-            pyarrow.OSFile(str(folder / _ROWS), "wb") as file,
-            pyarrow.ipc.new_stream(file, schema()) as stream,
-        ):
-            for batch in encode_rows(
-                conversations,
-                self.encoder,
-                "learn" if purpose == "learn" else "answer",
-                batch_size=data.preprocessing_batch_size,
-                num_workers=data.preprocessing_num_workers or 1,
-            ):
-                stream.write_batch(batch.table)
-                problems += batch.problems
-                report.num_kept += batch.table.num_rows
-                report.num_rows_cut += batch.num_rows_cut
-                report.num_tokens_cut += batch.num_tokens_cut
-                report.num_tokens += batch.num_tokens
-                report.num_learned += batch.num_learned
-        report.skipped = count_reasons(problems)
-        report.problems = [str(problem) for problem in problems[:NUM_LISTED]]
-        (folder / _REPORT).write_text(json.dumps(asdict(report)), encoding="utf-8")
+        purpose: Purpose = "learn" if report.purpose == "learn" else "answer"
+        work = Work(self.encoder, reading, purpose, self.data.preprocessing_batch_size)
+        num_workers = self.data.preprocessing_num_workers or 1
+        make_shards(work, self._tasks(source, report), store, num_workers)
+        for number in sorted(store.shards):
+            report.add(store.shards[number].counts)
+        return asdict(report)
 
-    def _take(self, source: Source) -> Sequence[RowOrProblem]:
-        """The rows that are used, by `num_samples` and `max_samples`."""
+    def _tasks(self, source: Source, report: SetReport) -> Iterator[Task]:
+        """The stretches of the rows that are used, by `num_samples` and `max_samples`."""
         num_samples, most = source.description.num_samples, self.data.max_samples
+        if num_samples is None and most is None:
+            for number, stretch in enumerate(source.stretches()):
+                yield Task(number, number << 32, stretch)
+            return
         if num_samples is None:
-            return list(islice(source.rows(), most))
-        rows = list(source.rows())
-        return [rows[at] for at in pick_rows(len(rows), num_samples, most, self.seed)]
+            wanted: Any = range(most or 0)
+        else:
+            report.num_in_files = sum(stretch.count() for stretch in source.stretches())
+            drawn = draw_rows(report.num_in_files, num_samples, most, self.seed)
+            report.num_drawn = len(drawn)
+            wanted = sorted({*drawn.tolist()})
+        first, taken, number = 0, 0, 0
+        for stretch in source.stretches():
+            if not wanted or first > wanted[-1]:
+                return
+            count = stretch.count()
+            if isinstance(wanted, range):
+                here: Any = range(min(count, len(wanted) - first))
+            else:
+                start = bisect_left(wanted, first)
+                here = frozenset(
+                    at - first for at in wanted[start : bisect_left(wanted, first + count)]
+                )
+            if here:
+                yield Task(number, taken, stretch.pick(here))
+                number += 1
+            first, taken = first + count, taken + len(here)
 
 
-def read_rows(
-    rows: Sequence[RowOrProblem], reading: Reading
-) -> tuple[list[tuple[int, Conversation]], list[RowProblem]]:
-    """Conversations with the number of their row, and the rows that are none."""
-    read: Format = FORMATS.get(reading.description.formatting or "alpaca")
-    conversations: list[tuple[int, Conversation]] = []
-    problems: list[RowProblem] = []
-    for number, row in enumerate(rows):
-        if isinstance(row, RowProblem):
-            problems.append(row)
-            continue
-        try:
-            if not isinstance(row.values, Mapping):
-                raise RowError("", "no object", 'Each row is an object: {"column": value, ...}.')
-            conversations.append((number, read(row.values, reading, row.origin)))
-        except RowError as error:
-            problems.append(RowProblem.of(row.origin, error, row.values))
-    return conversations, problems
+def _load_catalog(data_args: DataArguments) -> Catalog:
+    """The catalog; empty where it cannot be had and the data was encoded elsewhere."""
+    try:
+        return load_catalog(data_args.dataset_dir)
+    except DataError as error:
+        if not is_written(data_args.tokenized_path):
+            raise
+        return Catalog({}, str(data_args.dataset_dir), Path("."), absence=str(error))
+
+
+def _join(sets: Sequence[datasets.Dataset]) -> datasets.Dataset:
+    import datasets
+
+    return sets[0] if len(sets) == 1 else datasets.concatenate_datasets(list(sets))
+
+
+def _rows(dataset: datasets.Dataset) -> Any:
+    """The row number of each example."""
+    return dataset.with_format("numpy")["row"][:]
 
 
 def find_tool_separator(template: Renders) -> str:
@@ -319,7 +417,3 @@ def find_tool_separator(template: Renders) -> str:
         return "\n"
     is_wrapped = any(isinstance(text, str) and "<tool_response>\nfound" in text for text in texts)
     return "\n</tool_response>\n<tool_response>\n" if is_wrapped else "\n"
-
-
-def _in(name: str) -> str:
-    return f" in {name!r}" if name else ""

@@ -2,13 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from luthier.data.check import NUM_LISTED, RowProblem
 
 
 @dataclass
-class SetReport:
+class Counts:
+    """What became of some rows.
+
+    Attributes:
+        num_read: rows taken from the files, wrong ones included.
+        num_kept: examples made of them.
+        skipped: reason -> rows that are wrong.
+        problems: the first wrong rows, as text.
+        left_out: reason -> rows that are right and not used: longer than cutoff_len with
+            `on_overlong: drop`, or of weight 0.
+        remarks: what rows had that is not learned from -> how many rows.
+        num_rows_split: rows that became several examples.
+        num_parts: the examples that those became.
+        num_rows_cut: rows that lost tokens to cutoff_len.
+        num_tokens_cut: the tokens they lost.
+        num_tokens: tokens kept.
+        num_learned: tokens that are learned.
+        longest: the tokens of the longest row that was met, before anything was cut.
+    """
+
+    num_read: int = 0
+    num_kept: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+    remarks: dict[str, int] = field(default_factory=dict)
+    num_rows_split: int = 0
+    num_parts: int = 0
+    num_rows_cut: int = 0
+    num_tokens_cut: int = 0
+    num_tokens: int = 0
+    num_learned: int = 0
+    longest: int = 0
+
+    def add(self, other: Counts | Mapping[str, Any]) -> None:
+        """Takes in the counts of further rows."""
+        given = asdict(other) if isinstance(other, Counts) else other
+        for one in fields(Counts):
+            mine, theirs = getattr(self, one.name), given[one.name]
+            if one.name == "longest":
+                self.longest = max(mine, theirs)
+            elif isinstance(mine, dict):
+                setattr(self, one.name, dict(Counter(mine) + Counter(theirs)))
+            elif isinstance(mine, list):
+                setattr(self, one.name, (mine + theirs)[:NUM_LISTED])
+            else:
+                setattr(self, one.name, mine + theirs)
+
+    def skip(self, problem: RowProblem) -> None:
+        """Counts a wrong row."""
+        reason = f"{problem.column}: {problem.reason}" if problem.field else problem.reason
+        self.skipped[reason] = self.skipped.get(reason, 0) + 1
+        if len(self.problems) < NUM_LISTED:
+            self.problems.append(str(problem))
+
+    def leave_out(self, reason: str, count: int = 1) -> None:
+        """Counts a row that is right and not used."""
+        self.left_out[reason] = self.left_out.get(reason, 0) + count
+
+    @property
+    def num_skipped(self) -> int:
+        """Wrong rows, for whatever reason."""
+        return sum(self.skipped.values())
+
+
+@dataclass
+class SetReport(Counts):
     """What became of one data set's rows.
 
     Attributes:
@@ -17,40 +86,21 @@ class SetReport:
         format: the formatting.
         detected: what was detected, as a line; empty when it was described.
         hashes: file -> sha256 of its bytes; for the hub its name and fingerprint.
-        num_read: rows taken from the files, wrong ones included.
-        num_kept: rows that can be used.
-        skipped: reason -> rows left out for it.
-        problems: the first rows left out, as text.
-        remarks: what rows had that is not learned from -> how many rows.
-        num_rows_cut: rows that lost tokens to cutoff_len.
-        num_tokens_cut: the tokens they lost.
-        num_tokens: tokens kept.
-        num_learned: tokens that are learned.
+        num_in_files: rows that `num_samples` chose among; 0 without it.
+        num_drawn: rows that it drew, some of them several times; 0 without it.
         key: the name of the cache folder.
         was_cached: whether it came from there.
     """
 
-    name: str
+    name: str = ""
     purpose: str = "learn"
     format: str = ""
     detected: str = ""
     hashes: dict[str, str] = field(default_factory=dict)
-    num_read: int = 0
-    num_kept: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    remarks: dict[str, int] = field(default_factory=dict)
-    num_rows_cut: int = 0
-    num_tokens_cut: int = 0
-    num_tokens: int = 0
-    num_learned: int = 0
+    num_in_files: int = 0
+    num_drawn: int = 0
     key: str = ""
     was_cached: bool = False
-
-    @property
-    def num_skipped(self) -> int:
-        """Rows left out, for whatever reason."""
-        return sum(self.skipped.values())
 
     def lines(self) -> Iterator[str]:
         """What the console says."""
@@ -64,13 +114,23 @@ class SetReport:
             f"{self.num_learned:,} {'learned' if self.purpose == 'learn' else 'in answers'} "
             f"({source}, {self.key[:12]})"
         )
+        for reason, count in self.left_out.items():
+            yield f"{label}: {count:,} rows left out: {reason}"
+        if self.num_rows_split:
+            yield (
+                f"{label}: {self.num_rows_split:,} rows are longer than cutoff_len and were split "
+                f"into {self.num_parts:,} examples"
+            )
+        if self.num_drawn:
+            yield f"{label}: num_samples drew {self.num_drawn:,} of {self.num_in_files:,} rows"
         for remark, count in self.remarks.items():
             yield f"{label}: {count:,} x {remark}"
 
     def warnings(self) -> Iterator[str]:
         """What the reader can act on."""
         if self.skipped:
-            counts = "; ".join(f"{count:,} x {reason}" for reason, count in self.skipped.items())
+            reasons = sorted(self.skipped.items(), key=lambda item: -item[1])
+            counts = "; ".join(f"{count:,} x {reason}" for reason, count in reasons)
             shown = "".join(f"\n  {text}" for text in self.problems[:3])
             more = "\n  ..." if self.num_skipped > 3 else ""
             head = f"data set {self.name!r}: {self.num_skipped:,} rows skipped"
@@ -81,7 +141,7 @@ class SetReport:
             yield (
                 f"data set {self.name!r}: {self.num_rows_cut:,} rows are longer than cutoff_len "
                 f"and lost {self.num_tokens_cut:,} tokens ({share:.1%}). Raise cutoff_len to keep "
-                "them."
+                f"them; the longest row has {self.longest:,} tokens."
             )
 
 
@@ -101,6 +161,17 @@ class DataReport:
     num_eval: dict[str, int] = field(default_factory=dict)
     num_predict: dict[str, int] = field(default_factory=dict)
 
+    def line(self) -> str:
+        """How many rows each set has; empty when there is none."""
+        counts = [f"{self.num_train:,} rows to train on"] if self.num_train else []
+        counts += [f"{n:,} to evaluate on{_in(name)}" for name, n in self.num_eval.items()]
+        counts += [f"{n:,} to answer{_in(name)}" for name, n in self.num_predict.items()]
+        return ", ".join(counts)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
+
+
+def _in(name: str) -> str:
+    return f" in {name!r}" if name else ""

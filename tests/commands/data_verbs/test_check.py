@@ -52,7 +52,7 @@ def test_good_rows_end_with_0_and_bad_ones_with_1(rows, capsys):
 
 
 def test_a_configuration_counts_tokens(config, capsys):
-    assert check(config, "cutoff_len=12") == 0
+    assert check(config, "cutoff_len=25") == 0
 
     shown = capsys.readouterr().out
     assert "50 x longer than cutoff_len" in shown

@@ -50,7 +50,7 @@ def test_rows_are_chosen_by_number_place_and_chance(config, capsys):
 
 
 def test_a_page_is_written(config, tmp_path, capsys):
-    assert show(config, "--html", tmp_path / "rows.html", "cutoff_len=20") == 0
+    assert show(config, "--html", tmp_path / "rows.html", "cutoff_len=25") == 0
 
     assert "3 rows" in capsys.readouterr().out
     html = (tmp_path / "rows.html").read_text(encoding="utf-8")

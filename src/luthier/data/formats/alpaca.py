@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.data.check import RowError
-from luthier.data.formats.fields import as_list, as_text, optional_text, text_at, tools_of
+from luthier.data.formats.fields import (
+    as_list,
+    as_text,
+    optional_text,
+    text_at,
+    tools_of,
+    weight_of_row,
+)
 from luthier.data.formats.registry import FORMATS, Reading
 from luthier.records import Conversation, Message, Origin
 
@@ -47,6 +54,7 @@ def read_alpaca(row: Mapping[str, Any], reading: Reading, origin: Origin | None)
         system=optional_text(row, columns.system) or None,
         tools=tools_of(row, reading.description),
         origin=origin,
+        weight=weight_of_row(row, reading),
     )
 
 

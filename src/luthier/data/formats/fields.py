@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from luthier.data.catalog import DatasetDescription
 from luthier.data.check import NOT_UTF8, SAVE_AS_UTF8, RowError
 from luthier.records import Message
+
+if TYPE_CHECKING:
+    from luthier.data.formats.registry import Reading
 
 _MISSING = object()
 
@@ -89,6 +94,57 @@ def as_list(value: Any, field: str) -> list[Any]:
     if not isinstance(value, list):
         raise RowError(field, f"{kind_of(value)} where a list belongs", "Write it as [...].")
     return value
+
+
+def weight_of_message(message: Mapping[str, Any], field: str) -> float | None:
+    """How much a message counts, from its keys `train` and `weight`; None when it says neither.
+
+    Raises:
+        RowError: if `train` is not true or false, or `weight` no number from 0 on.
+    """
+    train, weight = message.get("train"), message.get("weight")
+    if train is None and weight is None:
+        return None
+    if train is not None and not isinstance(train, bool):
+        raise RowError(f"{field}.train", f"{kind_of(train)} where true or false belongs", _TRAIN)
+    if weight is not None and not _is_weight(weight):
+        raise RowError(f"{field}.weight", "no number from 0 on", _WEIGHT)
+    return 0.0 if train is False else float(1 if weight is None else weight)
+
+
+def weight_of_row(row: Mapping[str, Any], reading: Reading) -> float | None:
+    """How much a row counts, from its columns `train` and `weight`; None when it says neither.
+
+    Columns of these names that hold something else are not read as such, and counted as a remark.
+    """
+    columns = reading.description.columns
+    train = row.get(columns.train) if columns.train else None
+    weight = row.get(columns.weight) if columns.weight else None
+    if train is None and weight is None:
+        return None
+    if isinstance(train, str):
+        train = {"true": True, "1": True, "false": False, "0": False}.get(train.lower(), train)
+    if isinstance(weight, str):
+        weight = float(weight) if _NUMBER.fullmatch(weight) else weight
+    for column, value, fits in (
+        (columns.train, train, isinstance(train, bool)),
+        (columns.weight, weight, _is_weight(weight)),
+    ):
+        if value is not None and not fits:
+            reading.remarks[f"column {column!r} is not read: it says nothing of learning"] += 1
+    if train is False:
+        return 0.0
+    return float(weight) if _is_weight(weight) else None
+
+
+def _is_weight(value: Any) -> TypeGuard[int | float]:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 <= value < math.inf
+
+
+_NUMBER = re.compile(r"\d+(\.\d+)?")
+_TRAIN = "Write true to learn it, false to mask it."
+_WEIGHT = "Write 0 to mask it, 1 to learn it."
 
 
 def tools_of(row: Mapping[str, Any], description: DatasetDescription) -> str | None:

@@ -16,6 +16,8 @@ from luthier.data.formats.fields import (
     kind_of,
     optional_text,
     tools_of,
+    weight_of_message,
+    weight_of_row,
 )
 from luthier.data.formats.registry import FORMATS, Reading
 from luthier.data.formats.sharegpt import messages_of, role_at, role_names
@@ -66,11 +68,12 @@ def read_openai(row: Mapping[str, Any], reading: Reading, origin: Origin | None)
             joined = messages[-1].content + reading.tool_separator + content
             messages[-1] = Message("observation", joined)
         else:
-            messages.append(Message(role, content))
+            messages.append(Message(role, content, weight_of_message(message, field)))
     shown = f"{tags.user_tag} or {tags.observation_tag}, then {tags.assistant_tag}"
     ordered = check_order(messages, column, needs_answer=reading.needs_answer, tags=shown)
     tools = tools_of(row, description)
-    return Conversation(tuple(ordered), system=system or None, tools=tools, origin=origin)
+    weight = weight_of_row(row, reading)
+    return Conversation(tuple(ordered), system or None, tools, origin, weight)
 
 
 def _content(message: Mapping[str, Any], tag: str, field: str) -> tuple[str, str]:

@@ -15,6 +15,8 @@ from luthier.data.formats.fields import (
     optional_text,
     text_at,
     tools_of,
+    weight_of_message,
+    weight_of_row,
 )
 from luthier.data.formats.registry import FORMATS, Reading
 from luthier.errors import suggest
@@ -44,13 +46,15 @@ def read_sharegpt(row: Mapping[str, Any], reading: Reading, origin: Origin | Non
             content = as_text(message.get(tags.content_tag), field)
         else:
             content = text_at(message, tags.content_tag, field, "Write what was said.")
-        messages.append(Message(role, content))
+        weight = weight_of_message(message, f"{column}[{number}]")
+        messages.append(Message(role, content, weight))
     shown = (
         f"{tags.user_tag} or {tags.observation_tag}, {tags.assistant_tag} or {tags.function_tag}"
     )
     ordered = check_order(messages, column, needs_answer=reading.needs_answer, tags=shown)
     tools = tools_of(row, description)
-    return Conversation(tuple(ordered), system=system or None, tools=tools, origin=origin)
+    weight = weight_of_row(row, reading)
+    return Conversation(tuple(ordered), system or None, tools, origin, weight)
 
 
 def messages_of(row: Mapping[str, Any], column: str, name: str) -> list[Mapping[str, Any]]:

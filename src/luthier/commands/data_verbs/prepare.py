@@ -1,0 +1,93 @@
+"""`luthier data prepare`: encodes the data of a configuration ahead of its run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from luthier.errors import MissingArguments
+
+SUMMARY = "encode data ahead of a run, without a GPU: luthier data prepare CONFIG.yaml"
+
+USAGE = """\
+usage: luthier data prepare CONFIG.yaml [name=value ...] [--clean]
+       luthier data prepare --clean
+
+Reads, checks and encodes the data sets of a configuration as `luthier train` does, and says where
+they are kept. No weights are read and no GPU is used. The run then finds them, on every machine
+that sees the cache, or the folder that tokenized_path names. Preparing that was interrupted goes
+on behind the last shard that is whole.
+
+  --clean  removes all other encoded data from the cache; without a configuration, all of it.
+           What another process works on stays"""
+
+
+def run(argv: list[str]) -> int:
+    """Prepares what the words name."""
+    if {"-h", "--help"} & set(argv):
+        print(USAGE)
+        return 0
+    words = [word for word in argv if word != "--clean"]
+    is_cleaning = len(words) < len(argv)
+    if not argv:
+        raise MissingArguments([f"luthier data prepare needs to know what to encode.\n{USAGE}"])
+
+    from luthier.data.cache import cache_root
+
+    folders: list[Path] = []
+    root = cache_root(None)
+    if words:
+        folders, root = _prepare(words)
+    if is_cleaning:
+        _clean(root, {folder.name for folder in folders})
+    _tell_size(root, has_hint=not is_cleaning)
+    return 0
+
+
+def _prepare(words: list[str]) -> tuple[list[Path], Path]:
+    from luthier.arguments.parse import parse_command_line
+    from luthier.training.preflight import find_problems_of_the_data
+
+    arguments = parse_command_line(
+        words, purpose="data", check=find_problems_of_the_data, look_for_args_file=False
+    )
+    if not arguments.model.model_name_or_path:
+        raise MissingArguments(
+            ["model_name_or_path is missing: its tokenizer encodes the data. Weights are not read."]
+        )
+    # a configuration that only evaluates has no training set, others have one
+    is_trained = arguments.training.do_train or not (
+        arguments.training.do_eval or arguments.training.do_predict
+    )
+    training = arguments.training.model_copy(
+        update={"do_train": is_trained and bool(arguments.data.dataset)}
+    )
+    arguments = replace(arguments, training=training)
+
+    from luthier.data.cache import cache_root
+    from luthier.data.pipeline import load_datasets
+    from luthier.training.encoder import load_encoder
+
+    encoder = load_encoder(arguments)
+    found = load_datasets(arguments, encoder.template, encoder.tokenizer)
+    for folder in found.folders:
+        print(folder)
+    return found.folders, cache_root(arguments.model.cache_dir)
+
+
+def _clean(root: Path, keep: set[str]) -> None:
+    from luthier import console
+    from luthier.data.cache import clean
+
+    count, size = clean(root, keep)
+    console.info(f"{count:,} data sets of {console.gibibytes(size)} are removed from {root}")
+
+
+def _tell_size(root: Path, *, has_hint: bool) -> None:
+    from luthier import console
+    from luthier.data.cache import stored
+
+    sizes = [size for _, size in stored(root)]
+    hint = "; `luthier data prepare --clean` empties it" if has_hint and sizes else ""
+    total = console.gibibytes(sum(sizes))
+    console.info(f"the cache {root} holds {len(sizes):,} data sets of {total}{hint}")

@@ -1,0 +1,95 @@
+"""a URL of cloud storage or of the hub's files -> local copies, each fetched once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from luthier import console
+from luthier.data.files import pick_data_files
+from luthier.errors import DataError
+
+LOCAL = ("file", "local", "memory")
+"""Protocols that read this machine, not a cloud."""
+
+
+def is_url(name: str) -> bool:
+    """Whether a data set's place is written as a URL: `s3://bucket/rows.jsonl`."""
+    return "://" in name
+
+
+def protocol_of(url: str) -> str:
+    """What stands before `://`."""
+    return url.partition("://")[0]
+
+
+def check_url(name: str, url: str) -> None:
+    """Looks whether the package that reads such URLs is installed.
+
+    Raises:
+        DataError: naming it, or the protocol that nobody reads.
+    """
+    import fsspec
+
+    try:
+        fsspec.get_filesystem_class(protocol_of(url))
+    except (ImportError, ValueError) as error:
+        raise DataError(f"data set {name!r}: {url} cannot be read: {error}") from error
+
+
+def fetch(name: str, url: str, folder: Path, token: str | None = None) -> list[tuple[Path, str]]:
+    """The data files behind a URL of a file or a folder, copied to `folder` unless they are there.
+
+    A file that changed at its place, as its size, time or checksum there tell, is fetched again.
+    Credentials are those that the cloud's own library finds in the environment.
+
+    Args:
+        name: the data set, for messages.
+        url: where it lies; the protocol is one that fsspec knows (s3, gs, gcs, az, hf, https).
+        folder: keeps the copies.
+        token: a login of the hub, for `hf://`.
+
+    Returns:
+        Each copy with the URL that it was fetched from.
+
+    Raises:
+        DataError: if nothing is there, or the cloud cannot be asked.
+    """
+    import fsspec
+    from filelock import FileLock
+
+    check_url(name, url)
+    options = {"token": token} if token and protocol_of(url) == "hf" else {}
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        system, path = fsspec.core.url_to_fs(url, **options)
+        paths = sorted(system.ls(path, detail=False)) if system.isdir(path) else [path]
+        if not system.isdir(path) and not system.exists(path):
+            raise FileNotFoundError(path)
+        paths = pick_data_files(name, url, [str(one) for one in paths])
+        copies = []
+        for one in paths:
+            version = f"{system.unstrip_protocol(one)}\0{system.ukey(one)}"
+            digest = hashlib.sha256(version.encode()).hexdigest()[:16]
+            copy = folder / f"{digest}-{Path(one).name}"
+            with FileLock(f"{copy}.lock"):
+                if not copy.exists():
+                    _copy(system, one, copy)
+            copies.append((copy, str(system.unstrip_protocol(one))))
+    except DataError:
+        raise
+    except Exception as error:  # each cloud's library has errors of its own beside OSError
+        raise DataError(
+            f"data set {name!r}: {url} cannot be fetched: {type(error).__name__}: {error}. Check "
+            "the name, the network, and the credentials in the environment."
+        ) from error
+    return copies
+
+
+def _copy(system: Any, path: str, copy: Path) -> None:
+    console.info(f"fetching {system.unstrip_protocol(path)}")
+    part = copy.with_name(f"{copy.name}.part")
+    system.get_file(path, str(part))
+    os.replace(part, copy)
