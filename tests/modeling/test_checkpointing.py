@@ -35,6 +35,7 @@ def load(folder: Path, num_tokens: int = 5, **values: object) -> Any:
         arguments,
         num_tokens=num_tokens,
         longest=5,
+        is_padded=True,
         autocast=contextlib.nullcontext,
     )
     return model

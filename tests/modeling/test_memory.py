@@ -38,10 +38,14 @@ MODELS: dict[str, Callable[[], Any]] = {
 }
 
 
-def kept_bytes(model: Any, rows: int, length: int, autocast: Callable[[], Any]) -> int:
+def kept_bytes(
+    model: Any, rows: int, length: int, autocast: Callable[[], Any], *, is_padded: bool
+) -> int:
     """What autograd keeps of a forward pass up to the head, weights apart."""
     base = model.get_base_model() if isinstance(model, peft.PeftModel) else model
     ids = torch.randint(3, 400, (rows, length), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[0, length - is_padded :] = 0
     weights = {parameter.data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.Tensor] = {}
 
@@ -50,7 +54,7 @@ def kept_bytes(model: Any, rows: int, length: int, autocast: Callable[[], Any]) 
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast():
-        base.base_model(ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        base.base_model(ids, attention_mask=mask, use_cache=False)
     return sum(
         tensor.untyped_storage().nbytes()
         for address, tensor in kept.items()
@@ -58,16 +62,17 @@ def kept_bytes(model: Any, rows: int, length: int, autocast: Callable[[], Any]) 
     )
 
 
+@pytest.mark.parametrize("is_padded", [True, False], ids=["padded", "whole"])
 @pytest.mark.parametrize("autocast", [contextlib.nullcontext, half_autocast])
 @pytest.mark.parametrize("name", MODELS)
-def test_the_estimate_is_what_is_kept_and_a_little_more(name, autocast):
+def test_the_estimate_is_what_is_kept_and_a_little_more(name, autocast, is_padded):
     model = MODELS[name]()
     model.train()
 
-    activations = measure_activations(model, autocast)
+    activations = measure_activations(model, autocast, is_padded=is_padded)
 
     for rows, length in ((1, 160), (4, 50)):
-        kept = kept_bytes(model, rows, length, autocast)
+        kept = kept_bytes(model, rows, length, autocast, is_padded=is_padded)
         estimate = activations.of(rows * length, length)
         needed = training_bytes(model, activations, rows * length, length, "adamw_torch")
         # tensors may be rounded up to whole cache lines, and rows share what depends on positions
@@ -82,7 +87,7 @@ def test_a_probe_draws_nothing_from_the_generator_and_leaves_no_gradient():
     model.train()
     before = torch.get_rng_state()
 
-    measure_activations(model, contextlib.nullcontext)
+    measure_activations(model, contextlib.nullcontext, is_padded=True)
 
     assert torch.equal(torch.get_rng_state(), before)
     assert all(parameter.grad is None for parameter in model.parameters())

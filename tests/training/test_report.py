@@ -46,7 +46,9 @@ def arguments() -> Arguments:
 def test_a_record_says_what_was_asked_where_and_with_what(
     tmp_path: Path, arguments: Arguments
 ) -> None:
-    path = write_run_record(tmp_path / "run", arguments, CountedData())
+    engine = {"layout": "tree", "shares_prefixes": True}
+
+    path = write_run_record(tmp_path / "run", arguments, CountedData(), engine)
 
     record = json.loads(path.read_text(encoding="utf-8"))
     assert path.name == "run.json"
@@ -56,6 +58,7 @@ def test_a_record_says_what_was_asked_where_and_with_what(
     assert record["settings"]["cutoff_len"] == 2048
     assert record["notes"] == list(arguments.notes)
     assert record["data"]["user"]["kept"] == 80
+    assert record["engine"] == engine
     assert {"luthier", "python", "torch", "transformers", "peft"} <= record["versions"].keys()
     assert record["working_directory"] == str(Path.cwd())
     assert [file.name for file in path.parent.iterdir()] == ["run.json"]

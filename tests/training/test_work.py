@@ -21,7 +21,7 @@ def test_padding_is_computed_and_not_real():
     work = work_of(pad(ROWS, 0))
 
     assert work == Work(steps=1, tokens=6, computed=8, learned=3, micro_batches=1)
-    assert "8 computed (133 %, 33 % of padding)" in work.describe("padded")
+    assert "8 computed (133 %, 33 % padding)" in work.describe("padded")
 
 
 def test_a_shared_prefix_is_computed_once():

@@ -27,7 +27,13 @@ glibc's heap has been seen to grow to twice what is kept in it, torch's own of a
 
 
 def choose_checkpointing(
-    model: Any, arguments: Arguments, *, num_tokens: int, longest: int, autocast: Autocast
+    model: Any,
+    arguments: Arguments,
+    *,
+    num_tokens: int,
+    longest: int,
+    is_padded: bool,
+    autocast: Autocast,
 ) -> None:
     """Switches gradient checkpointing on where it is asked for, or where memory needs it.
 
@@ -39,13 +45,14 @@ def choose_checkpointing(
         arguments: of the run.
         num_tokens: of the largest micro-batch.
         longest: tokens of the longest sequence.
+        is_padded: whether micro-batches are rectangles, not trees.
         autocast: makes the context that the run computes in.
     """
     asked = arguments.training.gradient_checkpointing
     reason = ""
     if asked == "auto":
         device = next(model.parameters()).device
-        activations = measure_activations(model, autocast)
+        activations = measure_activations(model, autocast, is_padded=is_padded)
         needed = training_bytes(
             model, activations, num_tokens, longest, str(arguments.training.optim)
         )
@@ -103,6 +110,14 @@ def checkpoint_activations(model: PreTrainedModel, *, use_reentrant: bool, **opt
         _before(model, layers, first).register_forward_hook(_require_grad)
     said = f"{len(layers) - first} of {len(layers)} layers" if layers else "on"
     return f"{said}{', reentrant' if use_reentrant else ''}"
+
+
+def recomputes_activations(model: nn.Module) -> bool:
+    """Whether any layer has gradient checkpointing switched on."""
+    return any(
+        isinstance(each, GradientCheckpointingLayer) and each.gradient_checkpointing
+        for each in model.modules()
+    )
 
 
 def _worst(needed: int, free: int | None, device: torch.device) -> tuple[int, int | None]:

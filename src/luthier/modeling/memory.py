@@ -73,7 +73,7 @@ class Activations:
         return int(self.fixed + num_tokens * (self.each + longest * self.pair))
 
 
-def measure_activations(model: Any, autocast: Autocast) -> Activations:
+def measure_activations(model: Any, autocast: Autocast, *, is_padded: bool) -> Activations:
     """Probes a model with three short sequences and counts what autograd keeps.
 
     That is the model as it is: its architecture, adapters, replaced layers, attention and dtypes.
@@ -83,13 +83,14 @@ def measure_activations(model: Any, autocast: Autocast) -> Activations:
     Args:
         model: ready to train, on its device, without gradient checkpointing.
         autocast: makes the context that the run computes in.
+        is_padded: whether the sequences are padded, which takes another way through attention.
     """
     body = _body(model)
     device = next(body.parameters()).device
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         first, second, third = (
-            _saved_bytes(body, torch.ones(1, length, dtype=torch.int64, device=device), autocast)
+            _saved_bytes(body, _probe(length, device, is_padded=is_padded), autocast)
             for length in PROBE_LENGTHS
         )
     step = PROBE_LENGTHS[1] - PROBE_LENGTHS[0]
@@ -139,12 +140,19 @@ def _body(model: Any) -> nn.Module:
     return body
 
 
-def _saved_bytes(body: nn.Module, ids_1T: Tensor, autocast: Autocast) -> int:
+def _probe(length: int, device: torch.device, *, is_padded: bool) -> dict[str, Tensor]:
+    ids_1T = torch.ones(1, length, dtype=torch.int64, device=device)
+    mask_1T = torch.ones_like(ids_1T)
+    mask_1T[0, length - is_padded :] = 0
+    return {"input_ids": ids_1T, "attention_mask": mask_1T}
+
+
+def _saved_bytes(body: nn.Module, probe: dict[str, Tensor], autocast: Autocast) -> int:
     weights = {
         tensor.untyped_storage().data_ptr() for tensor in (*body.parameters(), *body.buffers())
     }
     with _counting() as storages, autocast(), torch.enable_grad():
-        hidden = body(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T), use_cache=False)
+        hidden = body(**probe, use_cache=False)
     del hidden
     return sum(size for address, size in storages.items() if address not in weights)
 

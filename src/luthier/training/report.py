@@ -60,13 +60,19 @@ class Report(Protocol):
         """Counts and hashes, as JSON can hold them."""
 
 
-def write_run_record(folder: Path, arguments: Arguments, data: Report | None = None) -> Path:
+def write_run_record(
+    folder: Path,
+    arguments: Arguments,
+    data: Report | None = None,
+    engine: Mapping[str, Any] | None = None,
+) -> Path:
     """Writes `run.json`: all that is needed to do the run again, or to talk to its model.
 
     Args:
         folder: the run's.
         arguments: the whole configuration; secrets are masked.
         data: what the data route counted and hashed.
+        engine: what was chosen for this machine: layout, micro-batches, recomputation.
 
     Returns:
         The file, written on the first rank only.
@@ -81,6 +87,7 @@ def write_run_record(folder: Path, arguments: Arguments, data: Report | None = N
         "settings": settings,
         "versions": versions(),
         "platform": machine(),
+        "engine": None if engine is None else dict(engine),
         "data": None if data is None else data.as_dict(),
     }
     path = folder / RUN_RECORD

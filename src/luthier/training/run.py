@@ -93,11 +93,13 @@ def run(
             arguments,
             num_tokens=num_tokens,
             longest=longest,
+            is_padded=trainer.layout == "padded",
             autocast=trainer.compute_loss_context_manager,
         )
 
     folder = Path(trainer.args.output_dir)
-    write_run_record(folder, replace(asked, notes=arguments.notes), data.report)
+    noted = replace(asked, notes=arguments.notes)
+    write_run_record(folder, noted, data.report, trainer.engine)
     metrics: dict[str, float] = {}
     if training.do_train:
         metrics |= _train(trainer, arguments)

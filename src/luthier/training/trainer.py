@@ -24,6 +24,7 @@ from luthier.batching.ahead import Ahead
 from luthier.batching.batch import MicroBatch, Step
 from luthier.batching.order import LengthGroupedOrder, SequentialOrder, ShuffledOrder
 from luthier.batching.steps import EpochOrder, StepBuilder, StepLoader, StepSampler
+from luthier.modeling.checkpointing import recomputes_activations
 from luthier.modeling.device import peak_flops
 from luthier.modeling.dtypes import computed_dtype
 from luthier.modeling.flops import StepFlops, count_flops
@@ -180,6 +181,17 @@ class LuthierTrainer(Trainer):
         saturating = SATURATING_TOKENS.get(self.args.device.type, SATURATING_TOKENS["cuda"])
         return min(batch_size * self.arguments.data.cutoff_len, saturating)
 
+    @property
+    def engine(self) -> dict[str, Any]:
+        """What was chosen for this run, as run.json holds it."""
+        training = self.arguments.training
+        return {
+            "layout": self.layout,
+            "shares_prefixes": self.shares_prefixes,
+            "tokens_per_micro_batch": self.token_budget(training.per_device_train_batch_size),
+            "gradient_checkpointing": recomputes_activations(self.model),
+        }
+
     def largest_micro_batch(self) -> tuple[int, int]:
         """The most tokens of a micro-batch of training, and those of the longest example."""
         longest = max(self.train_dataset["num_tokens"][:])
@@ -333,7 +345,7 @@ class LuthierTrainer(Trainer):
                 f"{num_steps / per_epoch:.4g} epochs"
             )
             budget = self.token_budget(self.arguments.training.per_device_train_batch_size)
-            shared = ", what they begin with alike once" if self.shares_prefixes else ""
+            shared = ", shared prefixes computed once" if self.shares_prefixes else ""
             console.info(f"micro-batches of up to {budget:,} tokens, layout {self.layout}{shared}")
         try:
             return super()._run_epoch(*args, **options)

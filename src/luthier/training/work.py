@@ -45,7 +45,7 @@ class Work:
     def describe(self, layout: str) -> str:
         """One line of what was done: `... 88 % of them computed, 12 % shared (tree)`."""
         share = self.computed / max(self.tokens, 1)
-        rest = f"{1 - share:.0%} shared" if share <= 1 else f"{share - 1:.0%} of padding"
+        rest = f"{1 - share:.0%} shared" if share <= 1 else f"{share - 1:.0%} padding"
         return (
             f"{self.tokens:,} real tokens, {self.learned:,} learned; {self.computed:,} computed "
             f"({share:.0%}, {rest}) in {self.micro_batches / max(self.steps, 1):.4g} "
