@@ -11,9 +11,9 @@ from luthier.data.catalog import Catalog, check_readable
 from luthier.data.check import RowProblem
 from luthier.data.formats.detect import NUM_LOOKED_AT, detect_format
 from luthier.data.formats.registry import Reading
-from luthier.data.pipeline import read_rows
 from luthier.data.rows import Row, RowOrProblem
 from luthier.data.sources import HubAccess, Source
+from luthier.data.table import read_rows
 from luthier.errors import DataError
 from luthier.records import Conversation
 

@@ -113,6 +113,42 @@ def test_a_row_that_loses_all_that_is_learned_is_an_error(tmp_path, tiny_tokeniz
     assert report.sets[0].num_bad == 1
 
 
+@pytest.mark.parametrize(
+    ("on_overlong", "kept", "is_refused", "num_errors"),
+    [
+        ("truncate", 4, False, 0),
+        ("split", 4, False, 0),
+        ("drop", 2, False, 0),
+        ("error", 2, True, 2),
+    ],
+)
+def test_long_rows_are_told_as_on_overlong_treats_them(
+    tmp_path, tiny_tokenizer, on_overlong, kept, is_refused, num_errors
+):
+    rows = [alpaca(f"{at} {'word ' * count}") for at, count in enumerate((1, 300, 2, 400))]
+    file = write(tmp_path / "rows.jsonl", *rows)
+
+    report = look(file, tokenizer=tiny_tokenizer, cutoff_len=100, on_overlong=on_overlong)
+
+    (one,) = report.sets
+    assert (one.num_kept, one.lengths.num_cut) == (kept, 2)
+    assert report.is_refused(one) is is_refused
+    assert report.findings.count(errors=True) == num_errors
+    found = [finding.problem for finding in report.findings if "longer" in finding.problem.reason]
+    assert [problem.origin for problem in found] == [f"{file}:2", f"{file}:4"]
+
+
+def test_a_row_that_is_not_to_be_learned_is_a_note(tmp_path, tiny_tokenizer):
+    file = write(tmp_path / "rows.jsonl", alpaca("one"), alpaca("two", weight=0))
+
+    report = look(file, tokenizer=tiny_tokenizer)
+
+    assert (report.sets[0].num_kept, report.sets[0].num_aside) == (1, 1)
+    (kind,) = kinds(report, errors=False)
+    assert "weight 0" in kind
+    assert report.exit_code == 0
+
+
 def test_rows_to_evaluate_on_are_looked_for_in_the_training_data(tmp_path):
     train = write(tmp_path / "train.jsonl", alpaca("one"), alpaca("two"), alpaca("three"))
     evaluation = write(tmp_path / "eval.jsonl", alpaca("two"), alpaca("three", "new"), alpaca("x"))

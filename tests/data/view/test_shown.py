@@ -13,7 +13,7 @@ from luthier.data.view.page import page
 from luthier.data.view.pick import PickedRow
 from luthier.data.view.shown import ShownRow, show_row
 from luthier.data.view.terminal import Style, lines
-from luthier.records import IGNORE_INDEX, Conversation, Message, Origin
+from luthier.records import IGNORE_INDEX, Conversation, Encoded, Message, Origin
 from luthier.templates.registry import TEMPLATES
 
 TEXT = st.text("ab é漢😀\n<>&", min_size=1, max_size=12)
@@ -27,13 +27,14 @@ def conversation(*texts: str, system: str | None = None) -> Conversation:
 
 def show(
     tokenizer: Any, row: Conversation, template: str = "chatml", **options: Any
-) -> tuple[ShownRow, Any]:
+) -> tuple[ShownRow, list[Encoded]]:
     encoder = Encoder(
         tokenizer, TEMPLATES.get(template), EncodingOptions(**({"cutoff_len": 10_000} | options))
     )
     picked = PickedRow("mine", str(row.origin), {"text": "of the row"}, row)
-    (example,) = encoder.encode([row])
-    return show_row(picked, encoder), example
+    (outcome,) = encoder.learn([row])
+    examples = [one.as_record() for one in outcome] if isinstance(outcome, list) else []
+    return show_row(picked, encoder), examples
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -42,7 +43,7 @@ def show(
     system=st.none() | TEXT,
     cutoff_len=st.integers(4, 120),
     template=st.sampled_from(["chatml", "bailing", "default"]),
-    option=st.sampled_from(["", "mask_history", "train_on_prompt"]),
+    option=st.sampled_from(["", "mask_history", "train_on_prompt", "split", "drop"]),
 )
 def test_what_is_shown_is_what_is_trained(
     tiny_tokenizer, texts, system, cutoff_len, template, option
@@ -50,21 +51,22 @@ def test_what_is_shown_is_what_is_trained(
     if option == "train_on_prompt" and template == "bailing":
         option = ""
     row = conversation(*texts, system=system)
-    options = {option: True} if option else {}
+    options: dict[str, Any] = {option: True} if "_" in option else {}
+    options |= {"on_overlong": option} if option in ("split", "drop") else {}
 
-    shown, example = show(tiny_tokenizer, row, template, cutoff_len=cutoff_len, **options)
+    shown, examples = show(tiny_tokenizer, row, template, cutoff_len=cutoff_len, **options)
 
-    if isinstance(example, RowProblem):
-        assert shown.problem == example
-        assert all(token.is_cut for token in shown.tokens)
-        return
-    kept = [(token, number) for token in shown.tokens if not token.is_cut for number in token.ids]
-    assert [number for _, number in kept] == example.input_ids
-    assert [token.is_learned for token, _ in kept][1:] == [
-        label != IGNORE_INDEX for label in example.labels[1:]
-    ]
-    assert shown.num_tokens == len(example.input_ids)
-    assert not any(token.is_learned for token in shown.tokens if token.is_cut)
+    for part, example in zip(shown.parts, examples, strict=bool(examples)):
+        kept = [(one, number) for one in part.tokens if not one.is_cut for number in one.ids]
+        assert [number for _, number in kept] == example.input_ids
+        assert [one.is_learned for one, _ in kept][1:] == [
+            label != IGNORE_INDEX for label in example.labels[1:]
+        ]
+        assert part.num_tokens == len(example.input_ids)
+        assert not any(one.is_learned for one in part.tokens if one.is_cut)
+    if not examples:
+        assert shown.problem is not None
+        assert all(one.is_cut for part in shown.parts for one in part.tokens)
 
 
 @given(texts=st.lists(TEXT, min_size=2, max_size=2))
@@ -73,18 +75,29 @@ def test_the_tokens_read_as_the_pieces(tiny_tokenizer, texts):
     shown, _ = show(tiny_tokenizer, conversation(*texts))
 
     pieces = "".join(one.text for one in shown.pieces).replace("EOS", "<|im_end|>")
-    assert "".join(token.text for token in shown.tokens) == pieces
+    assert "".join(token.text for token in shown.parts[0].tokens) == pieces
 
 
 def test_special_tokens_turns_and_answers_are_known(tiny_tokenizer):
     shown, _ = show(tiny_tokenizer, conversation("one", "two", "three", "four"))
 
-    special = {token.text for token in shown.tokens if token.is_special}
+    special = {token.text for token in shown.parts[0].tokens if token.is_special}
     assert special == {"<|im_start|>", "<|im_end|>"}
-    assert {token.turn for token in shown.tokens} == {1, 2}
-    learned = "".join(token.text for token in shown.tokens if token.is_learned)
+    assert {token.turn for token in shown.parts[0].tokens} == {1, 2}
+    learned = "".join(token.text for token in shown.parts[0].tokens if token.is_learned)
     assert learned == "two<|im_end|>\nfour<|im_end|>\n"
-    assert all(token.is_answer for token in shown.tokens if token.is_learned)
+    assert all(token.is_answer for token in shown.parts[0].tokens if token.is_learned)
+
+
+def test_the_parts_of_a_split_row_are_shown_one_after_the_other(tiny_tokenizer):
+    row = conversation("one " * 20, "two " * 20, "three " * 20, "four " * 20)
+
+    shown, examples = show(tiny_tokenizer, row, cutoff_len=120, on_overlong="split")
+
+    assert len(shown.parts) == len(examples) == 2
+    text = "\n".join(lines(shown, Style(is_coloured=False), 120))
+    assert text.index("part 1 of 2") < text.index("--- turn 1") < text.index("part 2 of 2")
+    assert text.index("part 2 of 2") < text.index("--- turn 2")
 
 
 def test_a_pipe_gets_brackets_and_no_colours(tiny_tokenizer):
@@ -95,7 +108,7 @@ def test_a_pipe_gets_brackets_and_no_colours(tiny_tokenizer):
 
     assert "\x1b" not in plain
     assert plain.count("⟦") == plain.count("⟧") >= 2
-    assert f"{shown.num_cut:,} more are cut off" in plain
+    assert f"{shown.parts[0].num_cut:,} more are cut off" in plain
     assert "✂{" in plain
     assert "\x1b[32m" in coloured
     assert "\x1b[35m<|im_start|>\x1b[0m" in coloured

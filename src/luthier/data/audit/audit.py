@@ -21,7 +21,7 @@ from luthier.data.catalog import (
     load_catalog,
 )
 from luthier.data.check import RowError, RowProblem, show_value
-from luthier.data.encode import Encoder
+from luthier.data.encode import OVERLONG, UNLEARNED, Encoder, LeftOut, Outcome
 from luthier.data.pipeline import find_tool_separator
 from luthier.data.reading import Batch, DatasetReader
 from luthier.data.rows import Row
@@ -60,7 +60,7 @@ class _Audit:
         self.measure: Encoder | None = None
         if encoder is not None:
             tokenizer = encoder.tokenizer
-            uncut = replace(encoder.options, cutoff_len=UNCUT)
+            uncut = replace(encoder.options, cutoff_len=UNCUT, on_overlong="truncate")
             self.measure = Encoder(tokenizer, encoder.template, uncut)
             self.tool_separator = find_tool_separator(encoder.template)
             special = None if tokenizer.split_special_tokens else special_tokens(_special(encoder))
@@ -87,12 +87,12 @@ class _Audit:
         except DataError as error:
             problem = RowProblem(name, "", "the data set cannot be read", "", f": {error}")
             self.findings.error(name, problem)
-            found.is_unreadable = True
+            found.is_refused = True
         return found
 
     def _look_at_rows(self, reader: DatasetReader, found: SetAudit, repeats: Repeats) -> None:
         source = reader.source
-        found.files = [str(file) for file in source.files] or [reader.description.location]
+        found.files = [*source.names] or [reader.description.location]
         self._look_at_starts(source, found.name)
         self._unread: dict[str, Row] = {}
         self._unread_counts: Counter[str] = Counter()
@@ -119,12 +119,12 @@ class _Audit:
             self.findings.note(found.name, RowProblem(found.files[0], column, reason, fix))
 
     def _look_at_starts(self, source: Source, name: str) -> None:
-        for file in source.files:
+        for file, called in zip(source.files, source.names, strict=True):
             with file.open("rb") as stream:
                 if stream.read(3) == codecs.BOM_UTF8:
                     fix = "Nothing to mend: it is passed over here, but other programs stumble."
                     reason = "a byte-order mark at the start of the file"
-                    self.findings.note(name, RowProblem(f"{file}:1", "", reason, fix))
+                    self.findings.note(name, RowProblem(f"{called}:1", "", reason, fix))
 
     def _look_at_batch(self, batch: Batch, found: SetAudit, repeats: Repeats) -> None:
         name = found.name
@@ -139,10 +139,13 @@ class _Audit:
         for number, conversation in batch.conversations:
             repeat = repeats.add(conversation)
             if repeat is not None:
-                values = batch.values(number)
-                self.findings.note(name, RowProblem.of(conversation.origin, repeat, values))
+                self._note(found, conversation, repeat, batch.values(number))
+        weighing = [(at, one) for at, one in answered if one.weight != 0]
+        for at, conversation in answered:
+            if conversation.weight == 0:
+                self._set_aside(found, conversation, UNLEARNED, batch.values(at))
         if self.measure is not None:
-            self._encode(batch, answered, found, self.measure)
+            self._encode(batch, weighing, found, self.measure)
 
     def _encode(
         self,
@@ -154,32 +157,69 @@ class _Audit:
         """Measures the rows uncut, and cuts those that are too long as training does."""
         assert self.encoder is not None
         long: list[tuple[int, Conversation, int]] = []
-        results = measure.encode([one for _, one in answered])
-        for (number, conversation), result in zip(answered, results, strict=True):
-            if isinstance(result, RowProblem):
-                self._leave_out(found, _with_excerpt(result, batch.values(number)))
-                continue
-            num_tokens = len(result.input_ids)
-            found.lengths.add(num_tokens, conversation.origin)
-            if num_tokens > self.data.cutoff_len:
-                long.append((number, conversation, num_tokens))
+        outcomes = measure.learn([one for _, one in answered])
+        for (number, conversation), outcome in zip(answered, outcomes, strict=True):
+            if isinstance(outcome, RowProblem):
+                self._leave_out(found, _with_excerpt(outcome, batch.values(number)))
+            elif isinstance(outcome, LeftOut):
+                self._set_aside(found, conversation, outcome.reason, batch.values(number))
             else:
-                found.lengths.add_learned(result)
-        results = self.encoder.encode([one for _, one, _ in long])
-        for (number, conversation, num_tokens), result in zip(long, results, strict=True):
-            values = batch.values(number)
-            found.lengths.num_cut += 1
-            if isinstance(result, RowProblem):
-                found.lengths.num_lost += num_tokens
-                self._leave_out(found, _with_excerpt(result, values))
-                continue
-            lost = num_tokens - len(result.input_ids)
-            found.lengths.num_lost += lost
-            found.lengths.add_learned(result)
-            reason, fix = "longer than cutoff_len", "Raise cutoff_len, or split the row."
-            said = f" ({num_tokens:,} tokens, {lost:,} are cut off)"
-            problem = RowError("", reason, fix, said)
-            self.findings.note(found.name, RowProblem.of(conversation.origin, problem, values))
+                (example,) = outcome
+                num_tokens = len(example.input_ids)
+                found.lengths.add(num_tokens, conversation.origin)
+                if num_tokens > self.data.cutoff_len:
+                    long.append((number, conversation, num_tokens))
+                else:
+                    found.lengths.add_learned(example)
+        outcomes = self.encoder.learn([one for _, one, _ in long])
+        for (number, conversation, num_tokens), outcome in zip(long, outcomes, strict=True):
+            self._tell_overlong(found, conversation, num_tokens, outcome, batch.values(number))
+
+    def _tell_overlong(
+        self,
+        found: SetAudit,
+        conversation: Conversation,
+        num_tokens: int,
+        outcome: Outcome,
+        values: Any,
+    ) -> None:
+        parts = outcome if isinstance(outcome, list) else []
+        lost = sum(part.num_cut for part in parts) if parts else num_tokens
+        found.lengths.num_cut += 1
+        found.lengths.num_lost += lost
+        for part in parts:
+            found.lengths.add_learned(part)
+        if isinstance(outcome, RowProblem):
+            self._leave_out(found, _with_excerpt(outcome, values))
+            return
+        said, fix = f"{num_tokens:,} tokens", "Raise cutoff_len, or split the row."
+        if len(parts) > 1:
+            said += f" in {len(parts)} parts"
+        if not parts:
+            fix = "Raise cutoff_len, or set on_overlong to truncate or split."
+        elif lost:
+            said += f", {lost:,} are cut off"
+        problem = RowError("", OVERLONG, fix, f" ({said})")
+        if parts:
+            self._note(found, conversation, problem, values)
+        elif self.data.on_overlong == "error":
+            found.is_refused = True
+            self._leave_out(found, RowProblem.of(conversation.origin, problem, values))
+        else:
+            found.num_aside += 1
+            self._note(found, conversation, problem, values)
+
+    def _set_aside(
+        self, found: SetAudit, conversation: Conversation, reason: str, values: Any
+    ) -> None:
+        found.num_aside += 1
+        problem = RowError("", reason, "Nothing to mend, if that is meant.")
+        self._note(found, conversation, problem, values)
+
+    def _note(
+        self, found: SetAudit, conversation: Conversation, problem: RowError, values: Any
+    ) -> None:
+        self.findings.note(found.name, RowProblem.of(conversation.origin, problem, values))
 
     def _leave_out(self, found: SetAudit, problem: RowProblem) -> None:
         found.num_bad += 1

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from luthier.data.encode import count_learned
-from luthier.records import Encoded, Origin
+from luthier.data.encode import Example, count_learned
+from luthier.records import Origin
 
 ENOUGH = 0.99
 """The share of rows left whole, and of tokens kept, that a recommended cutoff_len reaches."""
@@ -45,9 +45,9 @@ class Lengths:
             self.longest, self.most = origin, num_tokens
         self.tokens.append(num_tokens)
 
-    def add_learned(self, encoded: Encoded) -> None:
-        """Takes in what is learned of a row, after cutting."""
-        self.num_learned += count_learned(encoded)
+    def add_learned(self, example: Example) -> None:
+        """Takes in what is learned of a row, or of a part of it, after cutting."""
+        self.num_learned += count_learned(example.as_record())
 
     def __add__(self, other: Lengths) -> Lengths:
         longer = self if self.most >= other.most else other

@@ -23,9 +23,10 @@ class SetAudit:
         format: the formatting.
         detected: what was detected, as a line; empty when it was described.
         num_rows: all rows.
-        num_bad: those that training leaves out.
+        num_bad: those that training leaves out because they are wrong.
+        num_aside: those that it leaves out because it is told to.
         remarks: what rows have that is not learned from -> how many rows.
-        is_unreadable: whether training refuses it as a whole.
+        is_refused: whether training ends here, whatever `max_bad_rows` allows.
     """
 
     name: str
@@ -36,8 +37,14 @@ class SetAudit:
     detected: str = ""
     num_rows: int = 0
     num_bad: int = 0
+    num_aside: int = 0
     remarks: dict[str, int] = field(default_factory=dict)
-    is_unreadable: bool = False
+    is_refused: bool = False
+
+    @property
+    def num_kept(self) -> int:
+        """Rows to learn from."""
+        return self.num_rows - self.num_bad - self.num_aside
 
 
 @dataclass
@@ -63,7 +70,7 @@ class AuditReport:
 
     def is_refused(self, one: SetAudit) -> bool:
         """Whether training would stop at this data set."""
-        return one.is_unreadable or is_over_budget(one.num_bad, one.num_rows, self.max_bad_rows)
+        return one.is_refused or is_over_budget(one.num_bad, one.num_rows, self.max_bad_rows)
 
     def lengths(self) -> Lengths:
         """Those of all data sets together."""
@@ -85,8 +92,9 @@ class AuditReport:
                     "format": one.format or None,
                     "detected": one.detected or None,
                     "rows": one.num_rows,
-                    "kept": one.num_rows - one.num_bad,
+                    "kept": one.num_kept,
                     "left_out": one.num_bad,
+                    "set_aside": one.num_aside,
                     "is_refused": self.is_refused(one),
                     "remarks": one.remarks,
                     "lengths": one.lengths.as_dict() if self.is_encoded else None,
@@ -120,13 +128,16 @@ class AuditReport:
 
     def _of_set(self, one: SetAudit) -> Iterator[str]:
         yield f"{one.use} data {one.name!r}: {one.detected or one.format or 'not read'}"
-        if one.is_unreadable and not one.num_rows:
+        if not one.num_rows:
             return
+        aside = f", {one.num_aside:,} set aside as told" if one.num_aside else ""
         yield (
-            f"  {one.num_rows:,} rows, {one.num_rows - one.num_bad:,} to learn from, "
-            f"{one.num_bad:,} left out"
+            f"  {one.num_rows:,} rows, {one.num_kept:,} to learn from, {one.num_bad:,} left out"
+            f"{aside}"
         )
-        if self.is_refused(one) and not one.is_unreadable:
+        if one.is_refused:
+            yield "  training would stop: see the errors"
+        elif self.is_refused(one):
             yield f"  training would stop: max_bad_rows is {self.max_bad_rows:g}"
         for remark, count in one.remarks.items():
             yield f"  {count:,} x {remark}"

@@ -7,7 +7,7 @@ from html import escape
 from itertools import groupby
 
 from luthier.data.check import show_value
-from luthier.data.view.shown import ShownRow, ShownToken
+from luthier.data.view.shown import ShownPart, ShownRow, ShownToken
 from luthier.data.view.terminal import MOST_OF_ROW, visible
 
 STYLE = """
@@ -70,11 +70,18 @@ def _row(row: ShownRow, cutoff_len: int) -> Iterator[str]:
         for one in row.pieces
     )
     yield f"<h3>pieces</h3><table>{pieces}</table>"
-    yield (
-        f"<h3>{row.num_tokens:,} tokens, {row.num_learned:,} learned, {row.num_cut:,} cut off "
-        f"(cutoff_len {cutoff_len:,})</h3>"
-    )
-    for (turn, is_answer), tokens in groupby(row.tokens, lambda one: (one.turn, one.is_answer)):
+    for number, part in enumerate(row.parts, 1):
+        several = f"part {number} of {len(row.parts)}: " if len(row.parts) > 1 else ""
+        yield (
+            f"<h3>{several}{part.num_tokens:,} tokens, {part.num_learned:,} learned, "
+            f"{part.num_cut:,} cut off (cutoff_len {cutoff_len:,})</h3>"
+        )
+        yield from _sides(part)
+
+
+def _sides(part: ShownPart) -> Iterator[str]:
+    sides = groupby(part.tokens, lambda one: (one.turn, one.is_answer))
+    for (turn, is_answer), tokens in sides:
         side = "answer" if is_answer else "prompt"
         spans = "".join(map(_token, tokens))
         yield (

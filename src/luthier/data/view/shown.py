@@ -53,6 +53,23 @@ class ShownPiece:
     is_answer: bool
 
 
+@dataclass(frozen=True)
+class ShownPart:
+    """An example that a row gives.
+
+    Attributes:
+        tokens: all of the row's, cut ones included; its own where the row gives several.
+        num_tokens: those that training sees.
+        num_learned: those of them that are predicted.
+        num_cut: those that it does not see.
+    """
+
+    tokens: Sequence[ShownToken]
+    num_tokens: int
+    num_learned: int
+    num_cut: int
+
+
 @dataclass
 class ShownRow:
     """A row in all its forms.
@@ -61,19 +78,13 @@ class ShownRow:
         picked: the row and its conversation.
         problem: why training leaves it out, whoever found it.
         pieces: what the template makes of it.
-        tokens: all of them, cut ones included.
-        num_tokens: those that training sees.
-        num_learned: those of them that are predicted.
-        num_cut: those that it does not see.
+        parts: the examples that it gives; one without tokens to see when it is left out.
     """
 
     picked: PickedRow
     problem: RowProblem | None = None
     pieces: list[ShownPiece] = field(default_factory=list)
-    tokens: list[ShownToken] = field(default_factory=list)
-    num_tokens: int = 0
-    num_learned: int = 0
-    num_cut: int = 0
+    parts: list[ShownPart] = field(default_factory=list)
 
 
 def show_row(picked: PickedRow, encoder: Encoder) -> ShownRow:
@@ -81,26 +92,36 @@ def show_row(picked: PickedRow, encoder: Encoder) -> ShownRow:
     shown = ShownRow(picked, picked.problem)
     if picked.conversation is None:
         return shown
-    (example,) = encoder.encode([picked.conversation])
-    if isinstance(example, RowProblem):
-        shown.problem = example
-        example = Encoded([], [])
+    (outcome,) = encoder.learn([picked.conversation])
+    examples = [Encoded([], [])]
+    if isinstance(outcome, list):
+        examples = [example.as_record() for example in outcome]
+    elif isinstance(outcome, RowProblem):
+        shown.problem = outcome
+    else:
+        shown.problem = RowProblem(picked.origin, "", outcome.reason, "")
     try:
         shown.pieces = list(_pieces(picked.conversation, encoder))
     except TemplateError:
         return shown  # the problem says so
     whole = list(_tokens_of(shown.pieces, encoder))
-    tokens = _align(whole, example)
-    special = {*encoder.tokenizer.all_special_ids}
-    special |= {
-        number for number, token in encoder.tokenizer.added_tokens_decoder.items() if token.special
-    }
-    marked = [replace(one, is_special=one.ids[0] in special) for one in tokens]
-    shown.tokens = list(_with_text(marked, encoder.tokenizer))
-    shown.num_tokens = len(example.input_ids)
-    shown.num_learned = count_learned(example)
-    shown.num_cut = sum(one.is_cut for one in tokens)
+    for example in examples:
+        tokens = _align(whole, example)
+        num_cut = sum(one.is_cut for one in tokens)
+        if len(examples) > 1:  # what is not in this part is in another
+            tokens, num_cut = [one for one in tokens if not one.is_cut], example.num_cut
+        tokens = list(_with_text(_mark_special(tokens, encoder.tokenizer), encoder.tokenizer))
+        num_learned = count_learned(example)
+        shown.parts.append(ShownPart(tokens, len(example.input_ids), num_learned, num_cut))
     return shown
+
+
+def _mark_special(
+    tokens: Sequence[ShownToken], tokenizer: PreTrainedTokenizerBase
+) -> list[ShownToken]:
+    special = {*tokenizer.all_special_ids}
+    special |= {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return [replace(one, is_special=one.ids[0] in special) for one in tokens]
 
 
 def _pieces(conversation: Conversation, encoder: Encoder) -> Iterator[ShownPiece]:

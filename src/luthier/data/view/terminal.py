@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from luthier.data.check import show_value
-from luthier.data.view.shown import ShownRow, ShownToken
+from luthier.data.view.shown import ShownPart, ShownRow, ShownToken
 
 MOST_OF_ROW = 2000
 """Characters of a row's own text that are shown."""
@@ -114,20 +114,26 @@ def lines(row: ShownRow, style: Style, cutoff_len: int) -> Iterator[str]:
         text = repr(piece.text) if isinstance(piece.piece.content, str) else piece.text
         shown = f"{OPEN}{text}{CLOSE}" if piece.piece.is_learned else text
         yield f"  {piece.turn} {side} {shown}"
-    cut = f"{row.num_cut:,} more are cut off" if row.num_cut else "none is cut off"
-    yield style.title(
-        f"tokens: {row.num_tokens:,}, {row.num_learned:,} learned; {cut} (cutoff_len "
-        f"{cutoff_len:,})"
-    )
-    for (turn, is_answer), side_tokens in groupby(
-        row.tokens, lambda token: (token.turn, token.is_answer)
-    ):
+    for number, part in enumerate(row.parts, 1):
+        several = f"part {number} of {len(row.parts)}: " if len(row.parts) > 1 else ""
+        cut = f"{part.num_cut:,} more are cut off" if part.num_cut else "none is cut off"
+        yield style.title(
+            f"{several}tokens: {part.num_tokens:,}, {part.num_learned:,} learned; {cut} "
+            f"(cutoff_len {cutoff_len:,})"
+        )
+        yield from _sides(part, style)
+    yield ""
+
+
+def _sides(part: ShownPart, style: Style) -> Iterator[str]:
+    """The tokens of a part, the prompts and the answers of its turns told apart."""
+    sides = groupby(part.tokens, lambda token: (token.turn, token.is_answer))
+    for (turn, is_answer), side_tokens in sides:
         tokens = list(side_tokens)
         side = "answer" if is_answer else "prompt"
         count = sum(len(token.ids) for token in tokens)
         yield f"  --- turn {turn}, {side}: {count:,} tokens"
         yield from _indented(style.side(tokens))
-    yield ""
 
 
 def _indented(text: str) -> Iterator[str]:
