@@ -60,6 +60,22 @@ def test_units_may_be_counted_by_the_column_of_tokens():
     assert (len(examples), lengths, units) == (1, [3], [3])
 
 
+PACKED = COLUMNS | {"sequence_lengths": [[1], [1, 2], [2], [3, 1]]}
+
+
+@pytest.mark.parametrize("make", [Plain, datasets.Dataset.from_dict])
+def test_a_packed_row_gives_each_of_its_sequences(make):
+    tokens, lengths, units = read(make(PACKED), [3, 1])
+
+    assert tokens == [
+        ([7, 8, 9], [-100, -100, 9]),
+        ([10], [10]),
+        ([2], [-100]),
+        ([3, 4], [3, 4]),
+    ]
+    assert (lengths, units) == ([3, 1, 1, 2], [2, 2])
+
+
 def test_joined_examples_stand_one_after_the_other():
     ids, labels, lengths = join(
         [

@@ -150,3 +150,50 @@ def test_a_worker_is_silent_about_a_reader_that_has_gone_and_about_nothing_else(
 
     assert silent == ""
     assert "a real fault" in capsys.readouterr().err
+
+
+def make_packed(num_rows: int) -> datasets.Dataset:
+    """Rows of one to four sequences; the first token of a sequence is not learned."""
+    lengths = [
+        [2 + (index + part) % 7 for part in range(1 + index % 4)] for index in range(num_rows)
+    ]
+    rows = [
+        [1 + (index * 7 + k) % 50 for k in range(sum(each))] for index, each in enumerate(lengths)
+    ]
+    return datasets.Dataset.from_dict(
+        {
+            "input_ids": rows,
+            "labels": rows,
+            "sequence_lengths": lengths,
+            "num_tokens": [len(row) for row in rows],
+            "num_learned": [sum(each) - len(each) for each in lengths],
+        }
+    )
+
+
+@pytest.mark.parametrize(("layout", "share"), [("padded", False), ("tree", False), ("tree", True)])
+def test_the_sequences_of_a_packed_example_stand_for_themselves(layout, share):
+    dataset = make_packed(11)
+    builder = StepBuilder(dataset, "num_learned", 0, 16, layout=layout, share_prefixes=share)
+
+    step = builder(range(11))
+
+    assert step.num_examples == 11
+    assert step.num_tokens == sum(dataset["num_tokens"])
+    assert step.num_units == sum(dataset["num_learned"])
+    assert sum(len(batch.ends) for batch in step.micro_batches) == sum(
+        map(len, dataset["sequence_lengths"])
+    )
+    assert sum(batch.targets.numel() for batch in step.micro_batches) == step.num_units
+    for batch in step.micro_batches:
+        starts = sum(depth == 0 for depth in batch.depths().tolist())
+        assert starts == len(batch.ends) or share
+
+
+def test_a_padded_step_of_packed_examples_keeps_the_budget():
+    dataset = make_packed(30)
+
+    step = StepBuilder(dataset, "num_learned", 0, 16)(range(30))
+
+    assert all(batch.num_computed <= 16 for batch in step.micro_batches)
+    assert step.num_computed < 1.2 * step.num_tokens

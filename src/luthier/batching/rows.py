@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 
 Integers: TypeAlias = NDArray[np.integer[Any]]
 
+SEQUENCE_LENGTHS = "sequence_lengths"
+"""The column of packed rows: the tokens of each sequence in a row."""
+
 
 class Example(TypedDict):
-    """A row of an encoded data set, as far as batching reads it."""
+    """A sequence of an encoded data set, as far as batching reads it."""
 
     input_ids: Sequence[int] | Integers
     labels: Sequence[int] | Integers
@@ -30,15 +33,16 @@ class Columns(Protocol):
 
 
 class Rows(NamedTuple):
-    """The examples of a step and what is known of each without looking at its tokens.
+    """The sequences of a step, and what is known of them without looking at their tokens.
 
     Attributes:
-        examples: tokens and labels as arrays, which may be read-only views of the table.
-        lengths: tokens of each.
-        units: what the loss of each is divided by.
+        sequences: tokens and labels as arrays, which may be read-only views of the table. A row
+            is one, or as many as it has `sequence_lengths`.
+        lengths: tokens of each sequence.
+        units: what the loss of each row is divided by.
     """
 
-    examples: list[Example]
+    sequences: list[Example]
     lengths: list[int]
     units: list[int]
 
@@ -47,7 +51,8 @@ class RowReader:
     """Reads some rows of a table at a time.
 
     Args:
-        table: with columns `input_ids`, `labels`, `num_tokens` and `units_column`.
+        table: with columns `input_ids`, `labels` and `units_column`. Where rows hold several
+            sequences one after the other, `sequence_lengths` lists the tokens of each.
         units_column: counts what the loss of an example is divided by.
     """
 
@@ -56,21 +61,26 @@ class RowReader:
         self.is_arrow = isinstance(table, datasets.Dataset)
         self.table = table
         if isinstance(table, datasets.Dataset):
-            columns = dict.fromkeys(["input_ids", "labels", "num_tokens", units_column])
-            self.table = table.with_format("arrow", columns=list(columns))
+            wanted = ["input_ids", "labels", SEQUENCE_LENGTHS, units_column]
+            columns = [name for name in wanted if name in table.column_names]
+            self.table = table.with_format("arrow", columns=columns)
 
     def __call__(self, indices: Sequence[int]) -> Rows:
         """The rows of these numbers, in this order."""
         found = self.table[list(indices)]
-        tokens, counts = ("input_ids", "labels"), ("num_tokens", self.units_column)
+        tokens = ["input_ids", "labels"]
+        if SEQUENCE_LENGTHS in (found.column_names if self.is_arrow else found):
+            tokens.append(SEQUENCE_LENGTHS)
         if self.is_arrow:
-            ids, labels = (_unpack(found[name]) for name in tokens)
-            lengths, units = (found[name].to_pylist() for name in counts)
+            ids, labels, *parts = (_unpack(found[name]) for name in tokens)
+            units = found[self.units_column].to_pylist()
         else:
-            ids, labels = (list(map(np.asarray, found[name])) for name in tokens)
-            lengths, units = (list(found[name]) for name in counts)
-        examples = [Example(input_ids=i, labels=t) for i, t in zip(ids, labels, strict=True)]
-        return Rows(examples, lengths, units)
+            ids, labels, *parts = (list(map(np.asarray, found[name])) for name in tokens)
+            units = list(found[self.units_column])
+        if parts:
+            ids, labels = _part(ids, parts[0]), _part(labels, parts[0])
+        sequences = [Example(input_ids=i, labels=t) for i, t in zip(ids, labels, strict=True)]
+        return Rows(sequences, [len(each) for each in ids], units)
 
 
 def _unpack(column: Any) -> list[Integers]:
@@ -79,6 +89,16 @@ def _unpack(column: Any) -> list[Integers]:
     values = lists.flatten().to_numpy()
     ends = np.cumsum(lists.value_lengths().to_numpy()).tolist()
     return [values[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _part(lists: list[Integers], lengths: list[Integers]) -> list[Integers]:
+    """The lists cut into parts of these lengths."""
+    parts = []
+    for values, counts in zip(lists, lengths, strict=True):
+        ends = np.cumsum(counts).tolist()
+        assert ends[-1] == len(values), "the sequences are the row"
+        parts += [values[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    return parts
 
 
 def join(examples: Sequence[Example]) -> tuple[Integers, Integers, Integers]:

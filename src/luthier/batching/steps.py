@@ -70,8 +70,12 @@ class StepSampler(Sampler[list[int]]):
 class StepBuilder:
     """Makes a rank's `Step` of the examples of one update.
 
+    The sequences of a packed example do not see each other, so each is planned and placed for
+    itself: the loss of a step is a sum over all of them, wherever they are computed.
+
     Attributes:
-        dataset: columns `input_ids`, `labels`, `num_tokens` and `units_column`.
+        dataset: columns `input_ids`, `labels`, `units_column`, and `sequence_lengths` where
+            examples are packed.
         units_column: the column that counts what the loss of an example is divided by.
         pad_token_id: fills the rectangles.
         token_budget: the most tokens of a micro-batch that are computed: padding counts, a shared
@@ -97,7 +101,7 @@ class StepBuilder:
 
     def __call__(self, indices: Sequence[int]) -> Step:
         """The micro-batches of this rank; counts are those of all ranks, known without asking."""
-        examples, lengths, units = self._read(indices)
+        sequences, lengths, units = self._read(indices)
         is_padded = self.layout == "padded"
         is_shared = self.share_prefixes and not is_padded
         plan = plan_step(
@@ -105,21 +109,22 @@ class StepBuilder:
             self.world_size,
             self.token_budget,
             is_padded=is_padded,
-            shared=find_prefixes([each["input_ids"] for each in examples]) if is_shared else None,
+            shared=find_prefixes([each["input_ids"] for each in sequences]) if is_shared else None,
         )
         return Step(
             micro_batches=tuple(
-                self._build([examples[each] for each in positions]) for positions in plan[self.rank]
+                self._build([sequences[each] for each in positions])
+                for positions in plan[self.rank]
             ),
             num_units=sum(units),
             num_tokens=sum(lengths),
             num_examples=len(indices),
         )
 
-    def _build(self, examples: Sequence[Example]) -> MicroBatch:
+    def _build(self, sequences: Sequence[Example]) -> MicroBatch:
         if self.layout == "padded":
-            return pad(examples, self.pad_token_id)
-        return build_tree(examples, share_prefixes=self.share_prefixes)
+            return pad(sequences, self.pad_token_id)
+        return build_tree(sequences, share_prefixes=self.share_prefixes)
 
 
 class _Indices(torch.utils.data.Dataset[int]):

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from luthier.data.blocks import Block, BlockOptions, Document, cut_blocks
+from luthier.errors import DataError
+from luthier.records import IGNORE_INDEX
+
+BOS = 0
+
+corpora = st.lists(st.integers(1, 40), max_size=30).map(
+    lambda lengths: [
+        Document(np.arange(start + 1, start + 1 + length, dtype=np.int32), f"corpus.txt:{line}")
+        for line, (start, length) in enumerate(
+            zip(np.cumsum([0, *lengths]).tolist(), lengths, strict=False), 1
+        )
+    ]
+)
+"""Documents whose tokens are all different, so that each is known again."""
+
+many_options = st.builds(
+    lambda cutoff_len, overlap, **rest: BlockOptions(
+        cutoff_len + overlap + 1, overlap=overlap, **rest
+    ),
+    cutoff_len=st.integers(1, 24),
+    is_packed=st.booleans(),
+    is_isolated=st.booleans(),
+    overlap=st.integers(0, 6),
+    bos=st.sampled_from([None, BOS]),
+)
+
+
+def stream(documents: list[Document]) -> list[int]:
+    return [token for document in documents for token in document.input_ids.tolist()]
+
+
+def new_tokens(block: Block) -> list[int]:
+    return block.labels[block.labels != IGNORE_INDEX].tolist()
+
+
+def sequences(block: Block) -> list[list[int]]:
+    ends = np.cumsum(block.sequence_lengths)
+    return [part.tolist() for part in np.split(block.input_ids, ends[:-1])]
+
+
+@given(corpora, many_options)
+def test_every_token_is_new_once_and_in_order(documents: list[Document], options: BlockOptions):
+    blocks = list(cut_blocks(documents, options))
+
+    assert [token for block in blocks for token in new_tokens(block)] == stream(documents)
+
+
+@given(corpora, many_options)
+def test_nothing_is_invented_but_bos_and_repeated_context(
+    documents: list[Document], options: BlockOptions
+):
+    known = {*stream(documents), *([] if options.bos is None else [options.bos])}
+
+    for block in cut_blocks(documents, options):
+        assert {*block.input_ids.tolist()} <= known
+        for sequence in sequences(block):
+            text = [token for token in sequence if token != BOS]
+            assert text == list(range(text[0], text[0] + len(text)))
+            assert sequence.count(BOS) == (options.bos is not None)
+            assert options.bos is None or sequence[0] == BOS
+
+
+@given(corpora, many_options)
+def test_no_block_is_longer_than_cutoff_len(documents: list[Document], options: BlockOptions):
+    for block in cut_blocks(documents, options):
+        assert 0 < len(block.input_ids) <= options.cutoff_len
+        assert sum(block.sequence_lengths) == len(block.input_ids) == len(block.labels)
+        assert min(block.sequence_lengths) > 0
+
+
+@given(corpora, st.integers(1, 24))
+def test_blocks_of_the_stream_are_plain_concatenation_and_cutting(
+    documents: list[Document], cutoff_len: int
+):
+    blocks = cut_blocks(documents, BlockOptions(cutoff_len, is_isolated=False))
+
+    tokens = stream(documents)
+    expected = [tokens[at : at + cutoff_len] for at in range(0, len(tokens), cutoff_len)]
+    assert [block.input_ids.tolist() for block in blocks] == expected
+
+
+@given(corpora, many_options)
+def test_an_isolated_sequence_is_part_of_one_document(
+    documents: list[Document], options: BlockOptions
+):
+    whole = {token: at for at, one in enumerate(documents) for token in one.input_ids.tolist()}
+
+    for block in cut_blocks(documents, options):
+        if options.is_isolated or not options.is_packed:
+            for sequence in sequences(block):
+                assert len({whole[token] for token in sequence if token != BOS}) == 1
+        else:
+            assert len(block.sequence_lengths) == 1
+
+
+@given(corpora, st.integers(2, 24))
+def test_isolated_blocks_are_full_but_for_one_token(documents: list[Document], cutoff_len: int):
+    *full, _ = [*cut_blocks(documents, BlockOptions(cutoff_len)), None]
+
+    assert all(len(block.input_ids) >= cutoff_len - 1 for block in full[:-1])
+
+
+@given(corpora, many_options)
+def test_the_end_of_a_document_never_stands_alone_where_that_can_be_helped(
+    documents: list[Document], options: BlockOptions
+):
+    lasts = {one.input_ids[-1] for one in documents if len(one.input_ids) > 1}
+
+    if options.is_isolated and options.cutoff_len > 3:
+        alone = {
+            sequence[0]
+            for block in cut_blocks(documents, options)
+            for sequence in sequences(block)
+            if len(sequence) == 1
+        }
+        assert not alone & lasts
+
+
+@given(corpora, many_options)
+def test_a_later_part_begins_with_its_context(documents: list[Document], options: BlockOptions):
+    if options.is_packed and not options.is_isolated:
+        starts = [1]
+    else:
+        starts = [int(document.input_ids[0]) for document in documents]
+
+    for block in cut_blocks(documents, options):
+        ends = np.cumsum(block.sequence_lengths)[:-1]
+        for sequence, labels in zip(sequences(block), np.split(block.labels, ends), strict=True):
+            new = labels[labels != IGNORE_INDEX]
+            num_before = int(new[0]) - max(start for start in starts if start <= new[0])
+            num_context = min(options.overlap, num_before)
+            assert len(sequence) == (options.bos is not None) + num_context + len(new)
+
+
+def test_overlap_repeats_what_stands_before_the_cut():
+    document = Document(np.arange(1, 8, dtype=np.int32))
+
+    first, second, third = cut_blocks([document], BlockOptions(4, overlap=2))
+
+    assert first.input_ids.tolist() == [1, 2, 3, 4]
+    assert second.input_ids.tolist() == [3, 4, 5, 6]
+    assert second.labels.tolist() == [IGNORE_INDEX, IGNORE_INDEX, 5, 6]
+    assert third.input_ids.tolist() == [5, 6, 7]
+
+
+def test_without_packing_each_document_begins_an_example():
+    documents = [
+        Document(np.arange(length, dtype=np.int32), f"a.txt:{length}") for length in (2, 5, 3)
+    ]
+
+    blocks = list(cut_blocks(documents, BlockOptions(4, is_packed=False)))
+
+    assert [len(block.input_ids) for block in blocks] == [2, 3, 2, 3]
+    assert [block.origin for block in blocks] == ["a.txt:2", "a.txt:5", "a.txt:5", "a.txt:3"]
+
+
+def test_documents_are_drawn_as_they_are_needed():
+    drawn = []
+
+    def documents():
+        for number in range(100):
+            drawn.append(number)
+            yield Document(np.full(5, number, np.int32))
+
+    blocks = cut_blocks(documents(), BlockOptions(8))
+    next(blocks)
+
+    assert len(drawn) <= 3
+
+
+def test_context_and_bos_have_to_leave_room():
+    with pytest.raises(DataError, match="cutoff_len 8 leaves no room"):
+        BlockOptions(8, overlap=7, bos=BOS)
