@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from luthier.batching.batch import MicroBatch
-from luthier.modeling.reads import read_nll
 from luthier.records import Conversation, Record
-from luthier.stages.stage import STAGES, Loss
+from luthier.stages.next_token import NextToken
+from luthier.stages.stage import STAGES
 
 
 @STAGES.register("sft")
-class SupervisedFineTuning:
-    """The sum of next-token losses; the unit is a learned token."""
+class SupervisedFineTuning(NextToken):
+    """Learns the answers of conversations."""
 
     record: type[Record] = Conversation
-    units_column = "num_learned"
-
-    def __init__(self, label_smoothing: float = 0.0) -> None:
-        self.label_smoothing = label_smoothing
-
-    def loss(self, model: Any, batch: MicroBatch, *, with_accuracy: bool) -> Loss:
-        """Runs the model on the micro-batch and sums the loss over its learned tokens."""
-        total, correct, _ = read_nll(
-            model, batch, label_smoothing=self.label_smoothing, with_accuracy=with_accuracy
-        )
-        return Loss(total) if correct is None else Loss(total, {"accuracy": correct})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -40,6 +41,10 @@ class Stage(Protocol):
 
     def loss(self, model: Any, batch: MicroBatch, *, with_accuracy: bool) -> Loss:
         """Runs the model on the micro-batch and sums the loss over its units."""
+        ...
+
+    def derive(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Further metrics of an evaluation, which follow from its means by their names."""
         ...
 
 

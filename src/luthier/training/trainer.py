@@ -409,11 +409,14 @@ class LuthierTrainer(Trainer):
                     self.args, self.state, self.control
                 )
         means = {
-            f"{metric_key_prefix}_{name}": self.accelerator.reduce(total, "sum").item()
-            / max(num_units, 1)
+            name: self.accelerator.reduce(total, "sum").item() / max(num_units, 1)
             for name, total in totals.items()
         }
-        return EvalLoopOutput(None, None, means, num_examples)
+        metrics = {
+            f"{metric_key_prefix}_{name}": value
+            for name, value in (means | self.stage.derive(means)).items()
+        }
+        return EvalLoopOutput(None, None, metrics, num_examples)
 
     def _evaluation_model(self) -> Any:
         if not self.accelerator._models:
