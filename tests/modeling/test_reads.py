@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -176,6 +178,28 @@ def test_reads_go_through_an_adapters_head(name, options):
     check_reads(model, label_smoothing=0.1)
     with model.disable_adapter():
         check_reads(model)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_head_keeps_a_forward_of_its_own():
+    model = make("llama")
+    head = model.lm_head
+    head.forward = lambda hidden: nn.functional.linear(hidden, head.weight).square()
+
+    check_reads(model)
+    del head.forward
+    check_reads(model)
+
+
+def test_a_model_that_was_read_can_be_freed():
+    model = make("cohere, multiplied")
+    read_nll(model, pad(ROWS, pad_token_id=0))
+    last = weakref.ref(model)
+
+    del model
+    gc.collect()
+
+    assert last() is None
 
 
 def test_a_frozen_trunk_leaves_the_gradient_of_the_head():

@@ -12,18 +12,21 @@ from dataclasses import dataclass
 from functools import partial
 from types import MethodType
 from typing import Any, TypeAlias, TypeGuard
-from weakref import WeakKeyDictionary
 
 import torch
-from accelerate.utils import extract_model_from_parallel
-from peft import PeftModel
+from accelerate.utils import extract_model_from_parallel, is_compiled_module
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from luthier import console
 
 Answer: TypeAlias = Callable[[nn.Module, Tensor], Tensor]
 """Head and its input (..., H) -> what it returns in the place of logits."""
+
+FORM = "_luthier_logit_form"
+PLAIN_FORWARD = "_luthier_plain_forward"
+"""Attributes of a model and of its head."""
 
 PROBE_TOKENS = 4
 PROBE_LOGITS = 60.0
@@ -53,7 +56,6 @@ class LogitForm:
 
 
 _answer: ContextVar[Answer | None] = ContextVar("luthier_answer", default=None)
-_forms: WeakKeyDictionary[nn.Module, LogitForm | None] = WeakKeyDictionary()
 
 
 def logit_form(model: Any, input_ids: Tensor) -> LogitForm | None:
@@ -71,14 +73,16 @@ def logit_form(model: Any, input_ids: Tensor) -> LogitForm | None:
         to its products; such a model is asked for its logits.
     """
     base = _base(model)
-    if base not in _forms:
-        _forms[base] = _find_form(model, base, input_ids[:1, :PROBE_TOKENS])
-        if _forms[base] is None:
+    known = vars(base)  # not a table of models, which would keep them alive
+    if FORM not in known:
+        known[FORM] = _find_form(model, base, input_ids[:1, :PROBE_TOKENS])
+        if known[FORM] is None:
             console.once(
                 f"{type(base).__name__} makes its logits in a way of its own: they are made at "
                 "all positions, which takes memory (tokens x vocabulary)"
             )
-    return _forms[base]
+    form: LogitForm | None = known[FORM]
+    return form
 
 
 @contextmanager
@@ -99,7 +103,7 @@ def answering(model: Any, form: LogitForm, answer: Answer) -> Iterator[None]:
 
 def plain_forward(head: nn.Module) -> Callable[..., Tensor]:
     """The forward that a head had before it learned to answer."""
-    own: Callable[..., Tensor] | None = head.__dict__.get("_plain_forward")
+    own: Callable[..., Tensor] | None = vars(head).get(PLAIN_FORWARD)
     return partial(type(head).forward, head) if own is None else own
 
 
@@ -110,14 +114,14 @@ def is_plain_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
     """
     return (
         type(head) is nn.Linear
-        and "_plain_forward" not in head.__dict__
+        and PLAIN_FORWARD not in vars(head)
         and type(head.weight) in (nn.Parameter, Tensor)
     )
 
 
-def _base(model: Any) -> Any:
-    bare = extract_model_from_parallel(model, keep_torch_compile=False)
-    return bare.get_base_model() if isinstance(bare, PeftModel) else bare
+def _base(model: nn.Module) -> Any:
+    """The model of transformers inside its wrappers."""
+    return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
 
 
 def _heads(base: Any) -> list[nn.Module]:
@@ -134,13 +138,14 @@ def _heads(base: Any) -> list[nn.Module]:
 
 def _install(base: Any) -> None:
     for head in _heads(base):
-        own = head.__dict__.get("forward")
+        own = vars(head).get("forward")
         if isinstance(own, MethodType) and own.__func__ is forward:
             continue
+        vars(head).pop(PLAIN_FORWARD, None)
         if own is not None:
-            head._plain_forward = own
+            vars(head)[PLAIN_FORWARD] = own
         # bound, so that a copy of the head gets a forward of its own
-        head.__dict__["forward"] = MethodType(forward, head)
+        vars(head)["forward"] = MethodType(forward, head)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -167,14 +172,13 @@ def _find_form(model: Any, base: Any, input_ids: Tensor) -> LogitForm | None:
         seen.append(probe.view(products.shape).to(products))
         return seen[-1]
 
-    compiled = isinstance(model, torch._dynamo.eval_frame.OptimizedModule)
     with (
         _evaluating(base),
         torch.no_grad(),
         answering(model, LogitForm(1, None, 0, ()), show_probe),
     ):
-        forward = model._orig_mod if compiled else model
-        logits = forward(input_ids=input_ids, use_cache=False).logits
+        plain = model._orig_mod if is_compiled_module(model) else model
+        logits = plain(input_ids=input_ids, use_cache=False).logits
     if len(seen) != 1 or seen[0].shape[:-1].numel() != input_ids.numel():
         return None
     for form in _known_forms(base, seen[0].shape[-1]):
