@@ -1,0 +1,113 @@
+"""A gated feed-forward layer of three projections as one autograd function."""
+
+# N rows (tokens), H hidden, I intermediate, R rank
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from luthier.kernels.fused_gate import Activation, gate_backward, gate_forward
+from luthier.kernels.fused_norm import NormOrigin, norm_origin
+from luthier.kernels.kept_input import keep_input
+from luthier.kernels.projection import (
+    GradientSums,
+    Projection,
+    apply_projection,
+    as_projections,
+    input_gradient,
+    without_autocast,
+)
+from luthier.kernels.row_blocks import product_blocks
+
+
+def gated_mlp(
+    x: Tensor, gate: Projection, up: Projection, down: Projection, activation: Activation
+) -> Tensor:
+    """down(act(gate(x)) * up(x)), Shazeer 2020, equation 6.
+
+    Kept for the backward pass: the outputs of gate and up, not their product, which is made again;
+    of `x` what `lora_linear` keeps. Dtypes as there.
+
+    Args:
+        x: (..., H).
+        gate: H to I.
+        up: H to I.
+        down: I to H.
+        activation: one of `fused_gate.ACTIVATIONS`.
+
+    Returns:
+        (..., H)
+    """
+    tensors = (*gate.tensors, *up.tensors, *down.tensors)
+    scalings = (gate.scaling, up.scaling, down.scaling)
+    y: Tensor = _GatedMlp.apply(x, norm_origin(x), activation, scalings, *tensors)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _GatedMlp(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        origin: NormOrigin | None,
+        activation: Activation,
+        scalings: tuple[float, ...],
+        *tensors: Tensor | None,
+    ) -> Tensor:
+        kept, x_NH, saved = keep_input(x, origin)
+        gate, up, down = (
+            each.to(kept.computed_dtype) for each in as_projections(tensors, scalings)
+        )
+        gate_NI, hgate_RN = apply_projection(x_NH, gate)
+        up_NI, hup_RN = apply_projection(x_NH, up)
+        y = up_NI.new_empty((*x.shape[:-1], down.weight.shape[0]))
+        y_NH = y.view(-1, y.shape[-1])
+        hdown_RBs = []
+        for rows in product_blocks(up_NI):
+            act_BI = gate_forward(gate_NI[rows], up_NI[rows], activation)
+            hdown_RBs.append(apply_projection(act_BI, down, y_NH[rows])[1])
+        ctx.save_for_backward(*saved, *tensors, gate_NI, up_NI, hgate_RN, hup_RN, *hdown_RBs)
+        ctx.kept, ctx.activation, ctx.scalings = kept, activation, scalings
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        kept, saved = ctx.kept, ctx.saved_tensors
+        wants_x, wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[4:]
+        first = kept.num_tensors
+        gate_NI, up_NI, hgate_RN, hup_RN, *hdown_RBs = saved[first + 12 :]
+        gate, up, down = (
+            each.to(kept.computed_dtype)
+            for each in as_projections(saved[first : first + 12], ctx.scalings)
+        )
+        of_gate, of_up, of_down = (
+            GradientSums(each, wanted[4 * i : 4 * i + 4]) for i, each in enumerate((gate, up, down))
+        )
+        gy_NH = gy.reshape(-1, gy.shape[-1])
+        x_NH = kept.remake(saved) if of_gate.need_input or of_up.need_input else None
+        gx_NH = gy_NH.new_empty((len(gy_NH), gate.weight.shape[1])) if wants_x else None
+        with without_autocast(gy.device):
+            for rows, hdown_RB in zip(product_blocks(gy_NH), hdown_RBs, strict=True):
+                gy_BH, x_BH = gy_NH[rows], None if x_NH is None else x_NH[rows]
+                gact_BI, ghdown_RB = input_gradient(gy_BH, down)
+                assert gact_BI is not None
+                act_BI = torch.empty_like(gact_BI) if of_down.need_input else None
+                ggate_BI, gup_BI = gate_backward(
+                    gact_BI, gate_NI[rows], up_NI[rows], ctx.activation, act_BI
+                )
+                of_down.add(gy_BH, act_BI, hdown_RB, ghdown_RB)
+                out_BH = None if gx_NH is None else gx_NH[rows]
+                gx_BH, ghgate_RB = input_gradient(ggate_BI, gate, wanted=wants_x, out_NI=out_BH)
+                of_gate.add(ggate_BI, x_BH, _columns(hgate_RN, rows), ghgate_RB)
+                _, ghup_RB = input_gradient(gup_BI, up, gx_BH, wanted=wants_x)
+                of_up.add(gup_BI, x_BH, _columns(hup_RN, rows), ghup_RB)
+        return kept.gradient(gx_NH), None, None, None, *of_gate.sums, *of_up.sums, *of_down.sums
+
+
+def _columns(h_RN: Tensor | None, columns: slice) -> Tensor | None:
+    return None if h_RN is None else h_RN[:, columns]

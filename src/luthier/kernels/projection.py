@@ -1,0 +1,194 @@
+"""A linear map with an optional low-rank update (LoRA): its products, outside of any graph."""
+
+# N rows (tokens), I inputs, O outputs, R rank
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Projection(NamedTuple):
+    """y = x W^T + bias + scaling (x A^T) B^T (Hu et al. 2021, equation 3).
+
+    Attributes:
+        weight: (O, I).
+        bias: (O,) or None.
+        a: (R, I) or None, of one dtype with `b`, which may be wider than that of `weight`.
+        b: (O, R) or None.
+        scaling: alpha / R in the paper.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    a: Tensor | None = None
+    b: Tensor | None = None
+    scaling: float = 1.0
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """Weight, bias, a, b."""
+        return self[:4]
+
+    def to(self, dtype: torch.dtype | None) -> Projection:
+        """The same in one dtype; None leaves it as it is."""
+        if dtype is None:
+            return self
+        return as_projections(
+            [None if each is None else each.to(dtype) for each in self.tensors], (self.scaling,)
+        )[0]
+
+
+# The low-rank products are made lying, (R, N) in place of (N, R): on a CPU the standing forms take
+# up to seven times as long (EPYC with AVX2, N = 1,536, O = 1,536, R = 8: G^T H 7.8 ms, H^T G 1.0).
+
+
+def apply_projection(
+    x_NI: Tensor, projection: Projection, out_NO: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The output and what its low-rank part keeps.
+
+    Args:
+        x_NI: in the dtype of the weight.
+        projection: in the dtypes in which to compute.
+        out_NO: where to write the output; None makes it.
+
+    Returns:
+        y, (N, O) in the dtype of x and the weight; A x^T, (R, N), None without a low-rank part.
+    """
+    weight_OI, bias_O, a_RI, b_OR, scaling = projection
+    weight_IO = weight_OI.t()
+    if bias_O is None:
+        y_NO = torch.mm(x_NI, weight_IO, out=out_NO)
+    else:
+        y_NO = torch.addmm(bias_O, x_NI, weight_IO, out=out_NO)
+    if a_RI is None or b_OR is None:
+        return y_NO, None
+    h_RN = a_RI.mm(x_NI.to(a_RI.dtype).t())
+    _add_product(y_NO, h_RN.t(), b_OR.t(), scaling)
+    return y_NO, h_RN
+
+
+def input_gradient(
+    gy_NO: Tensor,
+    projection: Projection,
+    gx_NI: Tensor | None = None,
+    *,
+    wanted: bool = True,
+    out_NI: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradient of the input and that of A x^T.
+
+    Args:
+        gy_NO: gradient of the output.
+        projection: as in the forward pass.
+        gx_NI: a gradient to which to add, in place; None begins one.
+        wanted: whether the gradient of the input is.
+        out_NI: where to begin one; None makes it.
+
+    Returns:
+        (N, I), None where not wanted; (R, N), None without a low-rank part.
+    """
+    weight_OI, _, a_RI, b_OR, scaling = projection
+    if wanted:
+        if gx_NI is None:
+            gx_NI = torch.mm(gy_NO, weight_OI, out=out_NI)
+        else:
+            gx_NI.addmm_(gy_NO, weight_OI)
+    if a_RI is None or b_OR is None:
+        return gx_NI, None
+    gh_RN = b_OR.t().mm(gy_NO.to(b_OR.dtype).t()).mul_(scaling)
+    if wanted and gx_NI is not None:
+        _add_product(gx_NI, gh_RN.t(), a_RI, 1.0)
+    return gx_NI, gh_RN
+
+
+class GradientSums:
+    """Sums, over blocks of rows, of the gradients of a projection's tensors.
+
+    Args:
+        projection: as in the forward pass.
+        wanted: which of weight, bias, a, b.
+    """
+
+    def __init__(self, projection: Projection, wanted: Sequence[bool]) -> None:
+        self.projection = projection
+        self.wanted = wanted
+        self.sums: list[Tensor | None] = [None] * 4
+
+    @property
+    def need_input(self) -> bool:
+        """Whether any of them is made of the projection's input."""
+        return self.wanted[0] or self.wanted[2]
+
+    def add(
+        self, gy_NO: Tensor, x_NI: Tensor | None, h_RN: Tensor | None, gh_RN: Tensor | None
+    ) -> None:
+        """Adds what some rows contribute.
+
+        Args:
+            gy_NO: gradient of the output.
+            x_NI: the input; None where it is not needed.
+            h_RN: A x^T.
+            gh_RN: its gradient.
+        """
+        wants_weight, wants_bias, wants_a, wants_b = self.wanted
+        if wants_weight and x_NI is not None:
+            self._add_product(0, gy_NO.t(), x_NI)
+        if wants_bias:
+            self._add(1, gy_NO.sum(0))
+        if wants_a and gh_RN is not None and x_NI is not None:
+            self._add_product(2, gh_RN, x_NI.to(gh_RN.dtype))
+        if wants_b and h_RN is not None:
+            gb_RO = h_RN.mm(gy_NO.to(h_RN.dtype)).mul_(self.projection.scaling)
+            self._add(3, gb_RO.t())
+
+    def _add_product(self, i: int, left: Tensor, right: Tensor) -> None:
+        total = self.sums[i]
+        if total is not None and total.dtype == left.dtype == _wide(left.dtype):
+            total.addmm_(left, right)
+        else:
+            self._add(i, left.mm(right))
+
+    def _add(self, i: int, part: Tensor) -> None:
+        total = self.sums[i]
+        self.sums[i] = part if total is None else total.to(_wide(part.dtype)).add_(part)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What torch's autocast computes products of `x` in; None where it leaves them alone."""
+    if x.dtype is torch.float64 or not torch.is_autocast_enabled(x.device.type):
+        return None
+    return torch.get_autocast_dtype(x.device.type)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Keeps the dtypes of products as they are."""
+    if not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def _add_product(y_NO: Tensor, left_NR: Tensor, right_RO: Tensor, scaling: float) -> None:
+    if left_NR.dtype == y_NO.dtype:
+        y_NO.addmm_(left_NR, right_RO, alpha=scaling)
+    else:
+        y_NO.add_(left_NR.mm(right_RO), alpha=scaling)
+
+
+def as_projections(tensors: Sequence[Tensor | None], scalings: Sequence[float]) -> list[Projection]:
+    """Projections from their tensors in a row, as an autograd function is given them."""
+    projections = []
+    for i, scaling in enumerate(scalings):
+        weight, bias, a, b = tensors[4 * i : 4 * i + 4]
+        assert weight is not None
+        projections.append(Projection(weight, bias, a, b, scaling))
+    return projections

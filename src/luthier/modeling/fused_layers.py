@@ -1,0 +1,270 @@
+"""Forwards that stand before a layer's own, and hand over to it where they do not apply."""
+
+# N rows (tokens), H hidden, I intermediate
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from luthier.kernels.fused_gate import Activation, gate
+from luthier.kernels.fused_lora import lora_linear
+from luthier.kernels.fused_mlp import gated_mlp
+from luthier.kernels.fused_norm import NormFormula, rms_norm
+from luthier.kernels.fused_rotary import rotate
+from luthier.kernels.projection import Projection, autocast_dtype
+
+
+class FusedForward:
+    """The `forward` of one module, as an attribute of it; a copy of the module gets its own.
+
+    torch.compile fuses by itself: it is shown the layer's own forward.
+
+    Attributes:
+        kind: the layer in words, for the log.
+    """
+
+    kind = "layers"
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    def own(self, *inputs: Any, **options: Any) -> Any:
+        """What the module computes by itself."""
+        return type(self.module).forward(self.module, *inputs, **options)
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:  # noqa: D102
+        if torch.compiler.is_compiling():
+            return self.own(*inputs, **options)
+        return self.fused(*inputs, **options)
+
+    def fused(self, *inputs: Any, **options: Any) -> Any:
+        """The same in fewer passes."""
+        return self.own(*inputs, **options)
+
+
+class FusedProjection(FusedForward):
+    """A linear layer, with or without a low-rank update.
+
+    Args:
+        module: a linear layer of torch or of peft.
+        siblings: shared by the layers that usually read the same input.
+    """
+
+    kind = "linear layers"
+
+    def __init__(self, module: nn.Module, siblings: Siblings) -> None:
+        super().__init__(module)
+        self.siblings = siblings
+
+    def fused(self, *inputs: Any, **options: Any) -> Any:
+        """See the class."""
+        if len(inputs) == 1 and not options:
+            y = self.siblings.project(self.module, inputs[0])
+            if y is not None:
+                return y
+        return self.own(*inputs, **options)
+
+
+class Siblings:
+    """Linear layers of one input: when the first is asked, all are computed.
+
+    Where a model turns out not to give the others the same tensor (the same object, unchanged),
+    each is computed alone from then on.
+
+    Args:
+        modules: in the order in which the model calls them.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.modules = tuple(modules)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drops outputs that nobody has asked for."""
+        self.x: Tensor | None = None
+        self.version = -1
+        self.waiting: dict[nn.Module, Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"modules": self.modules, "x": None, "version": -1, "waiting": {}}
+
+    def project(self, module: nn.Module, x: Tensor) -> Tensor | None:
+        """The output of one of them; None where its own forward has to make it."""
+        if x is self.x and x._version == self.version and module in self.waiting:
+            y = self.waiting.pop(module)
+            if not self.waiting:
+                self.forget()
+            return y
+        if self.waiting:
+            self.forget()
+            self.modules = ()
+        asked = self.modules if self.modules and module is self.modules[0] else (module,)
+        projections = [read_projection(each, x) for each in asked]
+        if projections[0] is None:
+            return None
+        known = [each for each in projections if each is not None]
+        if len(known) < len(asked):
+            asked, known = (module,), known[:1]
+        y, *others = lora_linear(x, known)
+        if others:
+            self.x, self.version = x, x._version
+            self.waiting = dict(zip(asked[1:], others, strict=True))
+        return y
+
+
+class FusedMlp(FusedForward):
+    """A feed-forward layer down(act(gate(x)) * up(x)) with these names."""
+
+    kind = "feed-forward layers"
+
+    def __init__(self, module: nn.Module, activation: Activation) -> None:
+        super().__init__(module)
+        self.activation = activation
+
+    def fused(self, *inputs: Any, **options: Any) -> Any:
+        """See the class."""
+        if len(inputs) != 1 or options:
+            return self.own(*inputs, **options)
+        x, module = inputs[0], self.module
+        layers = (module.gate_proj, module.up_proj, module.down_proj)
+        readable = [read_projection(layer, x) for layer in layers if not _has_hooks(layer)]
+        projections = [each for each in readable if each is not None]
+        if len(projections) == len(layers):
+            of_gate, of_up, of_down = projections
+            return gated_mlp(x, of_gate, of_up, of_down, self.activation)
+        gate_proj, up_proj, down_proj = layers
+        return down_proj(gate(gate_proj(x), up_proj(x), self.activation))
+
+
+class FusedPackedMlp(FusedMlp):
+    """The same with gate and up in one matrix, as in Phi-3 and GLM-4."""
+
+    def fused(self, *inputs: Any, **options: Any) -> Any:
+        """See the class."""
+        if len(inputs) != 1 or options:
+            return self.own(*inputs, **options)
+        gate_I, up_I = self.module.gate_up_proj(inputs[0]).chunk(2, dim=-1)
+        return self.module.down_proj(gate(gate_I, up_I, self.activation))
+
+
+class FusedNorm(FusedForward):
+    """An RMSNorm."""
+
+    kind = "norms"
+
+    def __init__(self, module: nn.Module, formula: NormFormula) -> None:
+        super().__init__(module)
+        self.formula = formula
+
+    def fused(self, *inputs: Any, **options: Any) -> Any:
+        """See the class."""
+        if len(inputs) != 1 or options or not is_plain(self.module.weight):
+            return self.own(*inputs, **options)
+        return rms_norm(inputs[0], self.module.weight, self.formula)
+
+
+class FusedRotary(FusedForward):
+    """An attention layer's own forward with another `apply_rotary_pos_emb` in its sight.
+
+    Args:
+        module: the attention layer.
+        forward: its forward, bound to names among which that function is another.
+    """
+
+    kind = "rotary embeddings"
+
+    def __init__(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        super().__init__(module)
+        self.forward = forward
+
+    def fused(self, *inputs: Any, **options: Any) -> Any:
+        """See the class."""
+        return self.forward(self.module, *inputs, **options)
+
+
+def rotary_before(own: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Any]:
+    """An `apply_rotary_pos_emb` of fewer passes before a model's own, for rotations by halves."""
+
+    def apply_rotary_pos_emb(
+        q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        if cos.requires_grad or not q.shape[-1] == k.shape[-1] == cos.shape[-1]:
+            return own(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
+        cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+        return rotate(q, cos, sin), rotate(k, cos, sin)
+
+    return apply_rotary_pos_emb
+
+
+def read_projection(module: Any, x: Tensor) -> Projection | None:
+    """What a linear layer computes of `x`, if that is what `Projection` says.
+
+    Args:
+        module: any. peft's layers are plain with one active adapter that is neither merged nor
+            disabled nor of a variant (DoRA and others), without dropout.
+        x: its input.
+    """
+    projection = None
+    if type(module) is LoraLinear:
+        projection = _read_lora(module)
+    elif is_plain_linear(module):
+        projection = Projection(module.weight, module.bias)
+    if projection is None or projection.weight.device != x.device:
+        return None
+    if autocast_dtype(x) is None and x.dtype != projection.weight.dtype:
+        return None
+    return projection
+
+
+def _read_lora(layer: Any) -> Projection | None:
+    adapters = layer.active_adapters
+    if layer.disable_adapters or layer.merged or len(adapters) != 1:
+        return None
+    name, base = adapters[0], layer.base_layer
+    if name not in layer.lora_A or name in layer.lora_variant:
+        return None
+    a, b, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
+    is_silent = type(dropout) is nn.Identity or (type(dropout) is nn.Dropout and dropout.p == 0)
+    if not (is_silent and is_plain_linear(a) and is_plain_linear(b) and b.bias is None):
+        return None
+    if a.weight.dtype != b.weight.dtype or a.weight.device != base.weight.device:
+        return None
+    if not getattr(layer, "cast_input_dtype_enabled", True):
+        return None
+    low = (a.weight, b.weight, layer.scaling[name])
+    if is_plain_linear(base):
+        return Projection(base.weight, base.bias, *low)
+    if type(base) is Conv1D and _is_untouched(base):
+        return Projection(base.weight.t(), base.bias, *low)
+    return None
+
+
+def is_plain_linear(module: Any) -> bool:
+    """Whether a module is torch's own linear layer, whole on its device, and nobody listens."""
+    return type(module) is nn.Linear and _is_untouched(module)
+
+
+def is_plain(weight: Any) -> bool:
+    """Whether a weight is an ordinary tensor: not sharded, quantised or left for later."""
+    return type(weight) in (nn.Parameter, Tensor) and not weight.is_meta and weight.numel() > 0
+
+
+def _is_untouched(module: Any) -> bool:
+    forward = vars(module).get("forward")
+    is_own = forward is None or isinstance(forward, FusedForward)
+    return is_own and not _has_hooks(module) and is_plain(module.weight)
+
+
+def _has_hooks(module: Any) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
