@@ -124,3 +124,26 @@ def test_memory_that_nobody_knows_is_saved(deep_folder: Path, capsys, monkeypatc
 
     assert all(switched(load(deep_folder)))
     assert "nothing says how much memory cpu has" in capsys.readouterr().err
+
+
+def test_ranks_take_the_most_that_is_needed_and_the_least_that_is_free(tmp_path: Path):
+    address = f"file://{tmp_path / 'meeting'}"
+    context = torch.multiprocessing.get_context("spawn")
+    answers = context.SimpleQueue()
+    ranks = [
+        context.Process(target=meet, args=(address, rank, answers), daemon=True) for rank in (0, 1)
+    ]
+
+    for each in ranks:
+        each.start()
+    for each in ranks:
+        each.join(60)
+
+    assert [answers.get(), answers.get()] == [(20, 100), (20, 100)]
+
+
+def meet(address: str, rank: int, answers: Any) -> None:
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    needed, free = ((10, 100), (20, 200))[rank]
+    answers.put(checkpointing._worst(needed, free, torch.device("cpu")))
+    torch.distributed.destroy_process_group()

@@ -158,9 +158,10 @@ class TrainingArguments(Section):
     )
     tokens_per_micro_batch: int | None = knob(
         None,
-        "The most tokens, padding counted, that go through the model at once; lower it when memory "
-        "runs out: the result stays the same. By default `per_device_train_batch_size` x "
-        "`cutoff_len`, or less where the device gains nothing from more.",
+        "The most tokens that go through the model at once, padding counted and shared prefixes "
+        "once; lower it when memory runs out: the result stays the same. By default "
+        "`per_device_train_batch_size` x `cutoff_len`, or less where the device gains nothing from "
+        "more.",
         ge=1,
     )
     num_train_epochs: float = knob(
