@@ -185,7 +185,7 @@ _file(
 )
 _file(
     "accepted without effect",
-    "The engine always computes LoRA layers, output head and loss in fused form, without Unsloth.",
+    "The engine computes plain LoRA layers, the output head and the loss in fused form by itself.",
     use_unsloth=False,
 )
 _file(
