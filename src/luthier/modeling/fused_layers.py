@@ -133,7 +133,7 @@ class FusedMlp(FusedForward):
             return self.own(*inputs, **options)
         x, module = inputs[0], self.module
         layers = (module.gate_proj, module.up_proj, module.down_proj)
-        readable = [read_projection(layer, x) for layer in layers if not _has_hooks(layer)]
+        readable = [read_projection(layer, x) for layer in layers if is_untouched(layer)]
         projections = [each for each in readable if each is not None]
         if len(projections) == len(layers):
             of_gate, of_up, of_down = projections
@@ -226,28 +226,31 @@ def _read_lora(layer: Any) -> Projection | None:
     adapters = layer.active_adapters
     if layer.disable_adapters or layer.merged or len(adapters) != 1:
         return None
-    name, base = adapters[0], layer.base_layer
-    if name not in layer.lora_A or name in layer.lora_variant:
+    name, weight, bias = adapters[0], *_read_base(layer.base_layer)
+    if weight is None or name not in layer.lora_A or name in layer.lora_variant:
         return None
     a, b, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
     is_silent = type(dropout) is nn.Identity or (type(dropout) is nn.Dropout and dropout.p == 0)
     if not (is_silent and is_plain_linear(a) and is_plain_linear(b) and b.bias is None):
         return None
-    if a.weight.dtype != b.weight.dtype or a.weight.device != base.weight.device:
+    if a.weight.dtype != b.weight.dtype or a.weight.device != weight.device:
         return None
     if not getattr(layer, "cast_input_dtype_enabled", True):
         return None
-    low = (a.weight, b.weight, layer.scaling[name])
+    return Projection(weight, bias, a.weight, b.weight, layer.scaling[name])
+
+
+def _read_base(base: Any) -> tuple[Tensor | None, Tensor | None]:
     if is_plain_linear(base):
-        return Projection(base.weight, base.bias, *low)
-    if type(base) is Conv1D and _is_untouched(base):
-        return Projection(base.weight.t(), base.bias, *low)
-    return None
+        return base.weight, base.bias
+    if type(base) is Conv1D and is_untouched(base) and is_plain(base.weight):
+        return base.weight.t(), base.bias
+    return None, None
 
 
 def is_plain_linear(module: Any) -> bool:
     """Whether a module is torch's own linear layer, whole on its device, and nobody listens."""
-    return type(module) is nn.Linear and _is_untouched(module)
+    return type(module) is nn.Linear and is_untouched(module) and is_plain(module.weight)
 
 
 def is_plain(weight: Any) -> bool:
@@ -255,16 +258,13 @@ def is_plain(weight: Any) -> bool:
     return type(weight) in (nn.Parameter, Tensor) and not weight.is_meta and weight.numel() > 0
 
 
-def _is_untouched(module: Any) -> bool:
+def is_untouched(module: nn.Module) -> bool:
+    """Whether calling a module does what its class says, and nobody listens."""
     forward = vars(module).get("forward")
-    is_own = forward is None or isinstance(forward, FusedForward)
-    return is_own and not _has_hooks(module) and is_plain(module.weight)
-
-
-def _has_hooks(module: Any) -> bool:
-    return bool(
+    has_hooks = (
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
     )
+    return not has_hooks and (forward is None or isinstance(forward, FusedForward))

@@ -89,7 +89,7 @@ def fuse(model: nn.Module) -> Fused:
         _fuse_siblings(module)
     num_left = 0
     for module in model.modules():
-        if type(module) is LoraLinear and "forward" not in vars(module):
+        if type(module) is LoraLinear and _installed(module) is None:
             if _is_readable(module):
                 _install(FusedProjection(module, Siblings((module,))))
             else:
@@ -115,8 +115,11 @@ def _installed(module: nn.Module) -> FusedForward | None:
 
 
 def _is_readable(module: Any) -> bool:
-    weight = module.base_layer.weight if isinstance(module, LoraLinear) else module.weight
-    return is_plain(weight) and read_projection(module, weight) is not None
+    if "forward" in vars(module):
+        return False
+    layer = module.base_layer if isinstance(module, LoraLinear) else module
+    weight = layer._parameters.get("weight")
+    return weight is not None and read_projection(module, weight) is not None
 
 
 def _fuse_siblings(parent: nn.Module) -> None:
