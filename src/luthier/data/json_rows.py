@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from luthier.data.check import NOT_UTF8, SAVE_AS_UTF8, RowProblem, shorten
 from luthier.data.rows import Row, RowOrProblem
@@ -24,6 +24,9 @@ _BOM_INSIDE = (
     "a byte-order mark inside the file",
     "Files were joined: take the mark (bytes EF BB BF) away.",
 )
+_LONGEST_WORD = 16
+"""No word, number or escape of JSON that fails is longer where it fails."""
+
 _IDLE_COMMA = "a comma without a row behind it"
 _MENDS = {
     "Unterminated string": (
@@ -166,51 +169,111 @@ def _problem(origin: Origin, text: str, error: Exception, column: int = 0) -> Ro
     return RowProblem(f"{origin.file}:{line}", "", f"not JSON: {what}", fix, found, position, shown)
 
 
+class ListPlace(NamedTuple):
+    """Where a row of a list begins.
+
+    Attributes:
+        position: in the text; a row that was begun and not ended stands beyond its end.
+        line: the number of its line.
+        first_key: how rows begin, as the first whole one showed.
+        is_behind_comma: whether a comma promised it.
+    """
+
+    position: int
+    line: int
+    first_key: str = ""
+    is_behind_comma: bool = False
+
+
 def read_list(file: Path, name: str) -> Iterator[RowOrProblem]:
     """The rows of a list; behind a broken one it goes on where the next row seems to begin."""
     content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
     text = content.decode("utf-8", errors="surrogateescape")
     del content
-    decoder = json.JSONDecoder(object_pairs_hook=_object)
-    line, counted = 1, 0
+    for row, _ in rows_of_list(text, name, first_place(text)):
+        yield row
+
+
+def first_place(text: str) -> ListPlace:
+    """Where the first row of a list begins."""
     position = _skip(text, _skip(text, 0) + 1)
-    first_key, comma = "", -1
+    return ListPlace(position, 1 + text.count("\n", 0, position))
+
+
+def rows_of_list(
+    text: str, name: str, place: ListPlace, *, is_whole: bool = True
+) -> Iterator[tuple[RowOrProblem, ListPlace]]:
+    """The rows from a place on, each with the place of the next.
+
+    Args:
+        text: of a list.
+        name: how messages call the file.
+        place: where a row begins.
+        is_whole: whether the list ends with the text; otherwise the rows end before the first one
+            that more text could change.
+    """
+    decoder = json.JSONDecoder(object_pairs_hook=_object)
+    position, line, first_key, is_behind_comma = place
+    counted = position
+
+    def place_at(position: int, *, is_behind_comma: bool = False) -> ListPlace:
+        lines = text.count("\n", counted, position)
+        return ListPlace(position, line + lines, first_key, is_behind_comma)
+
+    if position < len(text):
+        place = place_at(_skip(text, position), is_behind_comma=is_behind_comma)
     while True:
-        start = position
-        line += text.count("\n", counted, start)
+        start, line, first_key, is_behind_comma = place
         counted = start
         origin = Origin(name, line)
-        if text[start : start + 1] == "]":
-            if comma >= 0:
-                yield _outside(text, origin, comma, start, _IDLE_COMMA)
-            position = _skip(text, start + 1)
-            if position == len(text):
-                return
-            yield _outside(text, origin, position, start, "text behind the end of the list")
-            position, comma = _next_row(text, position, first_key), -1
-            if position == len(text):
-                return
-        elif start == len(text):
-            end = len(text.rstrip())
-            yield _outside(text, origin, max(end - 1, 0), start, "the file ends inside the list")
+        if start > len(text) or (start == len(text) and not is_whole):
             return
-        else:
-            values, position, error = _decode(decoder, text, start)
-            following = text[position : position + 1]
-            if error is None and following in (",", "]"):
+        if start == len(text):
+            end = len(text.rstrip())
+            problem = _outside(
+                text, origin, max(end - 1, 0), start, "the file ends inside the list"
+            )
+            yield problem, ListPlace(start + 1, line, first_key)
+            return
+        if text[start] == "]":
+            position = _skip(text, start + 1)
+            following = _next_row(text, position, first_key)
+            if following == len(text) and not is_whole:
+                return
+            if is_behind_comma:
+                comma = max(text.rfind(",", 0, start), 0)
+                place = place._replace(is_behind_comma=False)
+                yield _outside(text, origin, comma, start, _IDLE_COMMA), place
+            if position == len(text):
+                return
+            place = place_at(following if following < len(text) else following + 1)
+            yield _outside(text, origin, position, start, "text behind the end of the list"), place
+            continue
+        values, position, error = _decode(decoder, text, start)
+        mark = text[position : position + 1]
+        if not is_whole and (not mark if error is None else _is_cut(text, error)):
+            return
+        if error is None and mark in (",", "]", ""):
+            if mark:
                 first_key = first_key or _key_of(text, start)
-                yield Row(values, origin)
-                comma = position if following == "," else -1
-                position = _skip(text, position + 1) if following == "," else position
-            elif error is None and not following:
-                yield Row(values, origin)
-                comma = -1
+            if mark == ",":
+                place = place_at(_skip(text, position + 1), is_behind_comma=True)
             else:
-                position = _next_row(text, start, first_key or _key_of(text, start))
-                yield _broken(decoder, text, start, position, origin)
-                comma = -1
-                if position == len(text):
-                    return
+                place = place_at(position)
+            yield Row(values, origin), place
+            continue
+        position = _next_row(text, start, first_key or _key_of(text, start))
+        if position == len(text) and not is_whole:
+            return
+        place = place_at(position if position < len(text) else position + 1)
+        yield _broken(decoder, text, start, position, origin), place
+
+
+def _is_cut(text: str, error: ValueError | RecursionError) -> bool:
+    """Whether a value may have no end only because the text has one."""
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    return error.msg.startswith("Unterminated") or error.pos > len(text) - _LONGEST_WORD
 
 
 def _decode(

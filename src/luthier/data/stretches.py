@@ -190,10 +190,10 @@ def _cut_json(file: Path, name: str) -> Iterator[Stretch]:
 
 
 def _cut_text(file: Path, name: str) -> Iterator[Stretch]:
-    yield from _cut_lines(file, name, _read_texts)
+    yield from _cut_lines(file, name, read_texts)
 
 
-def _read_texts(name: str, lines: Iterable[bytes], first: int) -> Iterator[RowOrProblem]:
+def read_texts(name: str, lines: Iterable[bytes], first: int) -> Iterator[RowOrProblem]:
     """Each line that is not blank as the column `text`."""
     for number, line in enumerate(lines, first):
         if not _is_blank(line):
@@ -213,31 +213,51 @@ def _cut_csv(file: Path, name: str) -> Iterator[Stretch]:
 
 
 def _read_csv(file: Path, name: str) -> Iterator[RowOrProblem]:
-    """Rows under a header; every value is text, empty cells included."""
-    csv.field_size_limit(1 << 30)
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        reader = csv.reader(stream)
-        header: list[str] | None = None
+        yield from CsvRows(name, stream)
+
+
+class CsvRows(Iterator[RowOrProblem]):
+    """Rows under a header; every value is text, empty cells included.
+
+    Args:
+        name: how messages call the file.
+        lines: with their line ends; no more are drawn than the rows that were given have.
+        header: the columns; by default the first row.
+        line: the number of the first line.
+
+    Attributes:
+        header: the columns; None as long as they are not known.
+        line: the number of the line on which the next row starts.
+    """
+
+    def __init__(
+        self, name: str, lines: Iterable[str], header: list[str] | None = None, line: int = 1
+    ) -> None:
+        csv.field_size_limit(1 << 30)
+        self.name, self.header, self.line = name, header, line
+        self._before, self._reader = line, csv.reader(lines)
+
+    def __next__(self) -> RowOrProblem:
         while True:
-            origin = Origin(name, reader.line_num + 1)
+            origin = Origin(self.name, self.line)
             try:
-                cells = next(reader, None)
+                cells = next(self._reader)
             except csv.Error as error:
-                yield RowProblem(str(origin), "", "not CSV", "Mend the line.", f": {error}")
-                continue
-            if cells is None:
-                return
-            if header is None:
-                header = cells
-            elif len(cells) == len(header):
-                yield Row(dict(zip(header, cells, strict=True)), origin)
+                return RowProblem(str(origin), "", "not CSV", "Mend the line.", f": {error}")
+            finally:
+                self.line = self._before + self._reader.line_num
+            if self.header is None:
+                self.header = cells
+            elif len(cells) == len(self.header):
+                return Row(dict(zip(self.header, cells, strict=True)), origin)
             elif cells:
-                yield RowProblem(
+                return RowProblem(
                     str(origin),
                     "",
                     "another number of cells than the header",
                     'Put texts with commas or line breaks into quotes ("...").',
-                    f" ({len(cells)}, not {len(header)})",
+                    f" ({len(cells)}, not {len(self.header)})",
                 )
 
 

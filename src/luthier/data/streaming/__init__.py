@@ -1,0 +1,1 @@
+"""Rows that are read, encoded and used up as training goes, never all of them at once."""
