@@ -64,8 +64,7 @@ def run(
         from luthier.modeling.loader import load_model
         from luthier.modeling.tokenizer import load_tokenizer
         from luthier.stages.stage import STAGES
-        from luthier.templates.choose import choose_template
-        from luthier.templates.fit import fit_tokenizer
+        from luthier.training.encoder import fit_template
         from luthier.training.report import write_model_card, write_run_record
 
     disable_progress_bar()
@@ -74,8 +73,7 @@ def run(
     set_seed(training.seed)
     stage = STAGES.get(arguments.finetuning.stage)(training.label_smoothing_factor)
     tokenizer = load_tokenizer(arguments.model, min_length=arguments.data.cutoff_len)
-    template = choose_template(arguments.data, tokenizer)
-    fitted = fit_tokenizer(tokenizer, template)
+    template, fitted = fit_template(arguments, tokenizer)
     for note in fitted.notes:
         console.info(note)
     data = load_datasets(arguments, template, tokenizer, stage.record)
@@ -86,6 +84,8 @@ def run(
         )
     model = load_model(arguments, tokenizer, is_trainable=training.do_train)
     trainer = _make_trainer(arguments, stage, model, tokenizer, data, callbacks)
+    if training.do_train or training.do_eval:
+        _choose_layout(trainer, arguments, data)
     if training.do_train:
         num_tokens, longest = trainer.largest_micro_batch()
         choose_checkpointing(
@@ -94,7 +94,7 @@ def run(
             num_tokens=num_tokens,
             longest=longest,
             is_padded=trainer.layout == "padded",
-            autocast=trainer.compute_loss_context_manager,
+            autocast=trainer.accelerator.autocast,
         )
 
     folder = Path(trainer.args.output_dir)
@@ -145,6 +145,22 @@ def _make_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _choose_layout(trainer: LuthierTrainer, arguments: Arguments, data: EncodedDatasets) -> None:
+    from luthier.modeling.dtypes import computed_dtype
+    from luthier.training.layout import PROBE_ROWS, choose_layout
+
+    rows = data.train if data.train is not None else next(iter(data.eval.values()))
+    layout = choose_layout(
+        trainer.model,
+        arguments,
+        list(rows.select(range(min(PROBE_ROWS, len(rows))))),
+        trainer.processing_class.pad_token_id,
+        autocast=trainer.accelerator.autocast,
+        dtype=computed_dtype(trainer.accelerator.mixed_precision, trainer.model),
+    )
+    trainer.layout, trainer.shares_prefixes = layout.name, layout.shares_prefixes
 
 
 def _train(trainer: LuthierTrainer, arguments: Arguments) -> dict[str, float]:

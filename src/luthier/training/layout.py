@@ -1,0 +1,179 @@
+"""How examples share a micro-batch: as a token tree where a probe allows it, else padded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from luthier import console
+from luthier.arguments.record import Arguments
+from luthier.batching.batch import MicroBatch
+from luthier.batching.padded import Example, pad
+from luthier.batching.tree import build_tree
+from luthier.errors import LuthierError, ModelError
+from luthier.modeling.attention.interface import install_tree_attention, remove_tree_attention
+from luthier.modeling.dtypes import Autocast
+from luthier.modeling.fusing import fuse, unfuse
+from luthier.modeling.selfcheck import Difference, compare, probe_plain, probe_reads
+
+PROBE_ROWS = 4
+"""Examples whose first tokens make the probe."""
+
+PROBE_TOKENS = 24
+"""Tokens of the longest sequences of the probe; shorter rows are repeated."""
+
+LayoutName = Literal["tree", "padded"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the probe has proven.
+
+    Attributes:
+        name: `tree` packs without padding, `padded` makes rectangles.
+        shares_prefixes: whether what examples have in common is computed once.
+    """
+
+    name: LayoutName
+    shares_prefixes: bool
+
+
+@dataclass(frozen=True)
+class _Way:
+    """One way to compute a micro-batch."""
+
+    layout: LayoutName
+    is_fused: bool
+
+    def __str__(self) -> str:
+        return f"{self.layout} layout{' with fused layers' if self.is_fused else ''}"
+
+
+WAYS = (_Way("tree", True), _Way("padded", True), _Way("padded", False))
+"""Ways from the fastest to the plainest; the first that agrees with the plain forward is taken."""
+
+
+def choose_layout(
+    model: Any,
+    arguments: Arguments,
+    rows: Sequence[Example],
+    pad_token_id: int,
+    *,
+    autocast: Autocast,
+    dtype: torch.dtype,
+) -> Layout:
+    """Fits the model for the fastest way that gives what its own forward gives, and says which.
+
+    Args:
+        model: with its adapters, on its device; its attention and its adapted layers are replaced.
+        arguments: of the run.
+        rows: some examples; the probe is made of their first tokens.
+        pad_token_id: fills rectangles.
+        autocast: makes the context that the run computes in.
+        dtype: that products are computed in.
+
+    Raises:
+        ModelError: when `layout: tree` was asked for and the probe differs.
+    """
+    asked = arguments.training.layout
+    sequences = probe_sequences([list(row["input_ids"]) for row in rows])
+    device = next(model.parameters()).device
+    plain = probe_plain(model, [torch.tensor(each, device=device) for each in sequences], autocast)
+    examples = [Example(input_ids=each, labels=each) for each in sequences]
+    problems: list[str] = []
+    for way in WAYS:
+        if asked not in ("auto", way.layout):
+            continue
+        try:
+            _fit(model, way)
+            batch = _micro_batch(way, examples, pad_token_id).to(device)
+            difference = compare(plain, probe_reads(model, batch, autocast), dtype)
+        except torch.OutOfMemoryError:
+            raise
+        except (LuthierError, TypeError, ValueError, RuntimeError) as problem:
+            problems.append(f"the {way} cannot be computed by this model: {_said(problem)}")
+        else:
+            if difference.is_rounding:
+                return _settle(model, way, arguments, difference, problems)
+            problems.append(f"the {way} differs from sequences computed alone by {difference}")
+        if asked == "tree":
+            _fit(model, WAYS[-1])
+            raise ModelError(f"layout: tree: {problems[-1]}. With layout: auto it would be padded.")
+    for found in problems:
+        console.warn(found)
+    console.warn("the padded layout is used all the same; results may depend on the batch size")
+    return Layout("padded", shares_prefixes=False)
+
+
+def probe_sequences(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """A small forest of real tokens: a shared prefix that branches twice, and what stands alone.
+
+    Args:
+        rows: input ids of some examples, at least one.
+    """
+    heads = [list(islice(cycle(row), PROBE_TOKENS)) for row in rows if len(row) > 1]
+    one, other = heads[0], heads[-1][::-1]
+    half, most = PROBE_TOKENS // 2, PROBE_TOKENS * 3 // 4
+    return [
+        one,
+        other,
+        one[:half] + other[:half],
+        one[:most] + other[: most - half],
+        other[half:],
+    ]
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether training draws random zeros somewhere in the model."""
+    if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
+        return True
+    config: dict[str, Any] = model.config.get_text_config().to_dict()  # type: ignore[operator,union-attr]
+    return any(
+        isinstance(value, float) and value > 0
+        for name, value in config.items()
+        if name.endswith(("dropout", "pdrop"))
+    )
+
+
+def _micro_batch(way: _Way, examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
+    if way.layout == "tree":
+        return build_tree(examples, share_prefixes=True)
+    return pad(examples, pad_token_id)
+
+
+def _fit(model: Any, way: _Way) -> None:
+    if way.layout == "tree":
+        install_tree_attention(model)
+    else:
+        remove_tree_attention(model)
+    if way.is_fused:
+        fuse(model)
+    else:
+        unfuse(model)
+
+
+def _settle(
+    model: Any, way: _Way, arguments: Arguments, difference: Difference, problems: list[str]
+) -> Layout:
+    for found in problems:
+        console.warn(found)
+    console.info(f"layout: {way.layout}; checked against each sequence alone: {difference}")
+    if way.is_fused:
+        console.info(str(fuse(model)))
+    if way.layout == "padded":
+        return Layout("padded", shares_prefixes=False)
+    shares = arguments.training.prefix_sharing == "auto"
+    if shares and has_dropout(model):
+        shares = False
+        console.info("prefix sharing: off, since examples draw their own dropout")
+    return Layout("tree", shares_prefixes=shares)
+
+
+def _said(problem: Exception) -> str:
+    text = str(problem).strip() or type(problem).__name__
+    return text.splitlines()[0].removesuffix(" Use layout: padded.").removesuffix(".")

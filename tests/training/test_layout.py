@@ -1,0 +1,224 @@
+"""the tree is taken where a probe proves it on the very model, and the padded layout elsewhere"""
+
+from __future__ import annotations
+
+import contextlib
+
+import peft
+import pytest
+import torch
+import transformers
+
+from luthier.arguments.parse import parse_dict
+from luthier.batching.padded import pad
+from luthier.errors import ModelError
+from luthier.modeling.reads import read_nll
+from luthier.training.layout import choose_layout, probe_sequences
+from tests import tiny
+
+ROWS = [
+    {"input_ids": [5, 9, 17, 4, 8, 23, 11, 6], "labels": [5, 9, 17, 4, 8, 23, 11, 6]},
+    {"input_ids": [5, 9, 30, 2], "labels": [-100, -100, 30, 2]},
+    {"input_ids": [7, 7, 12, 40, 3], "labels": [-100, 7, 12, 40, 3]},
+]
+
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def arguments(**options):
+    return parse_dict(
+        {
+            "model_name_or_path": "tests",
+            "dataset": "rows.json",
+            "template": "chatml",
+            "output_dir": "out",
+            "do_train": True,
+            **options,
+        }
+    )
+
+
+def choose(model, **options):
+    return choose_layout(
+        model,
+        arguments(**options),
+        ROWS,
+        0,
+        autocast=contextlib.nullcontext,
+        dtype=torch.float32,
+    )
+
+
+def carry_state(model):
+    """Has every position see the sum of all embeddings before it, as a recurrent layer would."""
+    model.get_input_embeddings().register_forward_hook(
+        lambda module, inputs, hidden: hidden + 0.1 * hidden.cumsum(dim=1)
+    )
+    return model
+
+
+def mix_neighbours(model):
+    """Has every position see its left neighbour, as a short convolution would."""
+
+    def mix(module, inputs, hidden):
+        left = torch.nn.functional.pad(hidden, (0, 0, 1, 0))[:, :-1]
+        return hidden + 0.1 * left
+
+    model.get_input_embeddings().register_forward_hook(mix)
+    return model
+
+
+def mix_rows(model):
+    """Has every row see the mean of the batch, which no layout can mend."""
+    model.get_input_embeddings().register_forward_hook(
+        lambda module, inputs, hidden: hidden + 0.1 * hidden.mean(dim=(0, 1))
+    )
+    return model
+
+
+def with_lora(model, **options):
+    config = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **options)
+    return peft.get_peft_model(model, config)
+
+
+MODELS = {
+    "llama": lambda: tiny.make_llama(vocab_size=97),
+    "qwen2": lambda: tiny.make_qwen2(vocab_size=97),
+    "gpt2": lambda: tiny.make_gpt2(vocab_size=97),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("is_adapted", [False, True], ids=["full", "lora"])
+def test_plain_transformers_take_the_tree(name, is_adapted, capsys):
+    model = MODELS[name]()
+
+    layout = choose(with_lora(model) if is_adapted else model)
+
+    assert layout.name == "tree"
+    assert "layout: tree; checked" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("plant", [carry_state, mix_neighbours])
+def test_a_model_that_carries_state_along_the_sequence_is_padded(plant, capsys):
+    model = plant(tiny.make_llama(vocab_size=97))
+
+    layout = choose(model)
+
+    said = capsys.readouterr().err
+    assert layout.name == "padded"
+    assert "the tree layout with fused layers differs from sequences computed alone by" in said
+    assert "layout: padded; checked" in said
+
+
+@pytest.mark.parametrize("plant", [carry_state, mix_neighbours])
+def test_a_tree_that_was_insisted_on_and_differs_is_an_error(plant):
+    model = plant(tiny.make_llama(vocab_size=97))
+
+    with pytest.raises(ModelError, match="layout: tree"):
+        choose(model, layout="tree")
+
+
+def test_a_model_that_no_layout_suits_is_told(capsys):
+    model = mix_rows(tiny.make_llama(vocab_size=97))
+
+    layout = choose(model)
+
+    assert layout.name == "padded"
+    assert "may depend on the batch size" in capsys.readouterr().err
+
+
+def test_a_padded_layout_that_was_asked_for_tries_no_tree(capsys):
+    layout = choose(tiny.make_llama(vocab_size=97), layout="padded")
+
+    assert layout.name == "padded"
+    assert "tree" not in capsys.readouterr().err
+
+
+def test_examples_with_dropout_share_nothing(capsys):
+    layout = choose(with_lora(tiny.make_llama(vocab_size=97), lora_dropout=0.1))
+
+    assert (layout.name, layout.shares_prefixes) == ("tree", False)
+    assert "dropout" in capsys.readouterr().err
+
+
+def test_prefixes_are_shared_unless_told_otherwise():
+    assert choose(tiny.make_llama(vocab_size=97)).shares_prefixes
+    assert not choose(tiny.make_llama(vocab_size=97), prefix_sharing="off").shares_prefixes
+
+
+def test_the_probe_leaves_the_model_as_it_was():
+    model = with_lora(tiny.make_llama(vocab_size=97))
+    model.train()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    random = torch.get_rng_state()
+
+    choose(model)
+
+    assert [module.training for module in model.modules()] == modes
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert model.state_dict().keys() == state.keys()
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in state.items())
+
+
+STATEFUL = {
+    "StableLM": lambda: transformers.StableLmForCausalLM(transformers.StableLmConfig(**SMALL)),
+    "Falcon-H1": lambda: transformers.FalconH1ForCausalLM(
+        transformers.FalconH1Config(
+            **SMALL, mamba_d_ssm=64, mamba_n_heads=4, mamba_d_head=16, mamba_d_state=16
+        )
+    ),
+    "Qwen3-Next": lambda: transformers.Qwen3NextForCausalLM(
+        transformers.Qwen3NextConfig(
+            **SMALL,
+            head_dim=16,
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=32,
+            shared_expert_intermediate_size=32,
+            linear_num_value_heads=4,
+            linear_num_key_heads=2,
+            linear_key_head_dim=16,
+            linear_value_head_dim=16,
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_architectures_that_cannot_read_a_tree_are_padded_and_right(name):
+    torch.manual_seed(0)
+    model = STATEFUL[name]()
+
+    layout = choose(model)
+
+    assert layout.name == "padded"
+    model.eval()
+    together = read_nll(model, pad(ROWS, 0)).total
+    alone = sum(read_nll(model, pad([row], 0)).total for row in ROWS)
+    assert together.item() == pytest.approx(alone.item(), rel=1e-6)
+
+
+def test_the_probe_branches_within_a_shared_prefix():
+    sequences = probe_sequences([row["input_ids"] for row in ROWS])
+
+    shared = [
+        next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+        for index, a in enumerate(sequences)
+        for b in sequences[:index]
+    ]
+    assert len({length for length in shared if length}) >= 2
+    assert all(len(each) > 1 for each in sequences)
