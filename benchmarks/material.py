@@ -108,6 +108,15 @@ def why_absent(model: str, smollm2: str | None) -> str | None:
     return None
 
 
+def is_emulated() -> bool:
+    """Whether this processor has no products in bfloat16."""
+    import torch
+
+    from luthier.modeling.dtypes import is_emulated
+
+    return is_emulated(torch.bfloat16, use_cpu=True)
+
+
 def make_model(model: str, dtype: str, folder: str, smollm2: str | None = None) -> dict[str, Any]:
     """Writes a model with its tokenizer as `from_pretrained` reads it, stored in `dtype`."""
     import torch

@@ -32,8 +32,12 @@ PACKED_LENGTH = 1024
 Config = dict[str, Any]
 
 
+WARM_STEPS = 1
+"""Steps that do not count: memory is taken for the first time, and rates are found out."""
+
+
 class Clock(TrainerCallback):
-    """Notes when each step ends, in wall and in processor time, and the memory at its peak.
+    """Measures the steps after the warm ones in wall and processor time, and the memory of all.
 
     The low-rank matrices begin with the same numbers on every side.
 
@@ -42,8 +46,8 @@ class Clock(TrainerCallback):
     """
 
     def __init__(self, *, is_watching: bool = False) -> None:
-        self.wall: list[float] = []
-        self.cpu: list[float] = []
+        self.begun: tuple[float, float] | None = None
+        self.ended: tuple[float, float] | None = None
         self.memory = Memory() if is_watching else None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -57,26 +61,32 @@ class Clock(TrainerCallback):
                 parameter.data.copy_(start)
         if self.memory is not None:
             self.memory.start()
-        self._note()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begins to measure when the warm steps are done."""
+        if state.global_step == WARM_STEPS:
+            self.begun = (time.perf_counter(), time.process_time())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Notes the moment."""
-        self._note()
+        self.ended = (time.perf_counter(), time.process_time())
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Memory is not looked at any more."""
         if self.memory is not None:
             self.memory.stop()
 
-    def _note(self) -> None:
-        self.wall.append(time.perf_counter())
-        self.cpu.append(time.process_time())
+    def seconds(self, clock: int) -> float:
+        """From the end of the warm steps to the end of the last, by wall (0) or processor (1)."""
+        assert self.begun is not None
+        assert self.ended is not None
+        return self.ended[clock] - self.begun[clock]
 
     def value(self, log_history: list[dict[str, float]]) -> dict[str, Any]:
         """All that was noted, as JSON can hold it."""
         return {
-            "wall": self.wall,
-            "cpu": self.cpu,
+            "wall": self.seconds(0),
+            "cpu": self.seconds(1),
             "losses": [record["loss"] for record in log_history if "loss" in record],
             "memory": None if self.memory is None else self.memory.value(),
         }
@@ -155,8 +165,8 @@ def train(side: str, config: Config, is_watching: bool = False) -> dict[str, Any
     """One run of one side.
 
     Returns:
-        The lists `wall` and `cpu`, in seconds, from the beginning of the loop to the end of every
-        step; the `losses` as logged; `memory` in bytes when it was watched; `examples`, of a step.
+        `wall` and `cpu`, the seconds of all steps but the warm ones; `examples`, how many those
+        steps took; the `losses` as logged; `memory` in bytes when it was watched.
     """
     clock = Clock(is_watching=is_watching)
     examples = config["per_device_train_batch_size"] * config["gradient_accumulation_steps"]
@@ -169,7 +179,7 @@ def train(side: str, config: Config, is_watching: bool = False) -> dict[str, Any
     else:
         history, share = _train_trl(config, clock, is_packing=side.endswith("packing"))
         examples *= share
-    return clock.value(history) | {"examples": examples}
+    return clock.value(history) | {"examples": examples * (config["max_steps"] - WARM_STEPS)}
 
 
 def _train_plainly(

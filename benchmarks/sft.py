@@ -47,7 +47,7 @@ def main(words: list[str] | None = None) -> None:
             figures.skip(model, reason)
             continue
         for dtype in options.dtypes:
-            if dtype == "bfloat16" and is_emulated():
+            if dtype == "bfloat16" and material.is_emulated():
                 figures.skip(f"{model} in bfloat16", "this processor would emulate it")
                 continue
             with tempfile.TemporaryDirectory() as folder:
@@ -97,14 +97,6 @@ def find_peers(asked: list[str]) -> list[str]:
     return asked
 
 
-def is_emulated() -> bool:
-    import torch
-
-    from luthier.modeling.dtypes import is_emulated
-
-    return is_emulated(torch.bfloat16, use_cpu=True)
-
-
 def measure(
     options: argparse.Namespace,
     model: str,
@@ -146,11 +138,7 @@ def run(side: str, settings: dict[str, Any]) -> dict[str, Any]:
 def speeds(options: argparse.Namespace, outcomes: list[sides.Outcome]) -> list[float]:
     """Examples a second of every run, its first step left out."""
     clock = "cpu" if options.cpu_time else "wall"
-    found = []
-    for outcome in outcomes:
-        _, first, *_, last = moments = outcome.value[clock]
-        found.append((len(moments) - 2) * outcome.value["examples"] / (last - first))
-    return found
+    return [outcome.value["examples"] / outcome.value[clock] for outcome in outcomes]
 
 
 def report(
