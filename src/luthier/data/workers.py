@@ -1,0 +1,70 @@
+"""processes that encode rows: forked with all they need, and gone with their parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from multiprocessing import get_all_start_methods, get_context
+from typing import Any
+
+
+def start_pool(num_workers: int, keep: Callable[[Any], None], what: Any) -> ProcessPoolExecutor:
+    """A pool whose processes are running.
+
+    A forked worker finds the tokenizer in its memory, where a fresh one would import and unpickle
+    for seconds. It calls the tokenizer and Arrow only, never torch's threads.
+
+    Args:
+        num_workers: processes.
+        keep: is called in each of them with `what`.
+        what: all that they need beside their tasks.
+    """
+    method = "fork" if "fork" in get_all_start_methods() else "spawn"
+    with warnings.catch_warnings(), _interrupts_held():
+        warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
+        pool = ProcessPoolExecutor(
+            num_workers,
+            mp_context=get_context(method),
+            initializer=_start_worker,
+            initargs=(keep, what, os.getpid()),
+        )
+        wait([pool.submit(os.getpid) for _ in range(num_workers)])
+    return pool
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Lets Ctrl-C wait while workers start, and never reach those that are forked meanwhile.
+
+    A pool that is interrupted half started never ends.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker(keep: Callable[[Any], None], what: Any, parent: int) -> None:
+    keep(what)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for them
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    if sys.platform != "win32":
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process with its parent: a forked one would hold the cache's lock for ever."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
