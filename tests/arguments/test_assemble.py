@@ -25,7 +25,7 @@ def test_problems_of_all_kinds_are_reported_at_once(tmp_path):
         "lora_rank: sixteen\n"
         "stage: stf\n"
         "lora_dropout: 2\n"
-        "packing: true\n"
+        "quantization_bit: 4\n"
         "bf16: true\n"
         "fp16: true\n"
         "seed: 1\n"
@@ -42,7 +42,7 @@ def test_problems_of_all_kinds_are_reported_at_once(tmp_path):
         f"{file}:5: lora_rank is 'sixteen'; expected a whole number of at least 1.",
         f"{file}:6: stage is 'stf'; expected one of pt, sft, rm, ppo, dpo, kto. Did you mean 'sft'",
         f"{file}:7: lora_dropout is 2; expected a number of at least 0.0 and below 1.0.",
-        f"{file}:8: packing is True. Packing is not in this version",
+        f"{file}:8: quantization_bit is 4. Quantised weights are not in this version",
         "bf16 and fp16 are different precisions",
         f"{file}:12: seed stands twice, here and in line 11",
     ):

@@ -41,6 +41,28 @@ class DataArguments(Section):
         "(`drop`), its turns make several examples (`split`), or the run ends (`error`). Every "
         "such row is counted.",
     )
+    packing: bool | None = knob(
+        None,
+        "Whether rows share examples of up to `cutoff_len` tokens, so that a step counts those. By "
+        "default only texts do (stage `pt`). Nothing is padded either way.",
+    )
+    neat_packing: bool | None = knob(
+        None,
+        "Whether packed rows do not see each other, each with positions of its own (the default). "
+        "With `false`, texts are one stream that is cut into blocks, and attention reaches across "
+        "them; conversations never see each other. `true` turns `packing` on.",
+    )
+    document_overlap: int = knob(
+        0,
+        "For stage `pt`: tokens before a cut that the next part of the text repeats as context, "
+        "where they are not learned again. By default none.",
+        ge=0,
+    )
+    sample_by: Literal["line", "paragraph", "document"] = knob(
+        "line",
+        "For stage `pt`: what of a .txt file is a text of its own, each line (the default), each "
+        "paragraph up to a blank line, or the whole file (`document`).",
+    )
     train_on_prompt: bool = knob(
         False, "Whether prompts are learned too. By default only answers are."
     )
@@ -59,6 +81,37 @@ class DataArguments(Section):
         (),
         "The share of each data set in an interleaved mix, a comma list of numbers. By default "
         "they take turns.",
+    )
+    train_on_prompt: bool = knob(
+        False, "Whether prompts are learned too. By default only answers are."
+    )
+    mask_history: bool = knob(
+        False, "Whether only the last answer is learned. By default every answer is."
+    )
+    mix_strategy: Literal["concat", "interleave_under", "interleave_over", "interleave_once"] = (
+        knob(
+            "concat",
+            "How several data sets become one: one after the other (the default), or drawn in "
+            "turn until the first is used up (`under`), until all are with repeats (`over`), or "
+            "until all are without repeats (`once`).",
+        )
+    )
+    interleave_probs: FloatList = knob(
+        (),
+        "The share of each data set in an interleaved mix, a comma list of numbers. By default "
+        "they take turns.",
+    )
+    streaming: bool = knob(
+        False,
+        "Whether rows to train on are read and encoded as training goes, not before it; needs "
+        "`max_steps`. A checkpoint goes on with the very next row. By default all rows are encoded "
+        "first and kept in the cache.",
+    )
+    buffer_size: int = knob(
+        16384,
+        "With `streaming`: rows that are read together and used in random order; long ones end at "
+        "128 MiB. By default 16,384.",
+        ge=1,
     )
     overwrite_cache: bool = knob(
         False,

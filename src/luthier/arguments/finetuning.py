@@ -12,8 +12,7 @@ class FinetuningArguments(Section):
 
     stage: Literal["pt", "sft", "rm", "ppo", "dpo", "kto"] = knob(
         "sft",
-        "What is learned. By default `sft`, the answers of conversations; it is the one stage of "
-        "this version.",
+        "What is learned: the answers of conversations (`sft`, the default), or raw texts (`pt`).",
     )
     finetuning_type: Literal["lora", "oft", "freeze", "full"] = knob(
         "lora",

@@ -220,12 +220,6 @@ _file(
 )
 _file(
     "not yet",
-    "Packing is not in this version; leave it out: micro-batches are already filled by tokens.",
-    packing=None,
-    neat_packing=False,
-)
-_file(
-    "not yet",
     "Images, videos and sounds are not in this version; train on text.",
     media_dir=None,
     image_max_pixels=768 * 768,

@@ -95,6 +95,17 @@ def _init_special_tokens(arguments: Arguments) -> Iterator[Inferred]:
         )
 
 
+def _packing(arguments: Arguments) -> Iterator[Inferred]:
+    data = arguments.data
+    is_text = arguments.finetuning.stage == "pt"
+    if data.neat_packing and not data.packing:
+        yield Inferred("packing", True, "neat_packing")
+    elif is_text and data.packing is None:
+        yield Inferred("packing", True, "stage pt")
+    if is_text and data.neat_packing is None and data.packing is not False:
+        yield Inferred("neat_packing", True, "texts do not see each other; false joins them")
+
+
 def _evaluation(arguments: Arguments) -> Iterator[Inferred]:
     training = arguments.training
     if training.eval_strategy == "no":
@@ -131,6 +142,7 @@ INFERENCES: tuple[Inference, ...] = (
     _layout,
     _resize_vocab,
     _init_special_tokens,
+    _packing,
     _evaluation,
     _best_model,
 )

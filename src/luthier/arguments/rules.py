@@ -94,8 +94,8 @@ def _stage_is_here(arguments: Arguments) -> Iterator[str]:
     stage = arguments.finetuning.stage
     if stage == "ppo":
         yield "stage: ppo is not part of this program; use stage: sft, or trl for PPO."
-    elif stage != "sft":
-        yield f"stage: {stage} is not in this version yet; use stage: sft."
+    elif stage not in ("pt", "sft"):
+        yield f"stage: {stage} is not in this version yet; use stage: sft or pt."
 
 
 @rule("finetuning_type")
@@ -189,6 +189,54 @@ def _parts_and_history(arguments: Arguments) -> Iterator[str]:
             "on_overlong: split learns from every part of a long row and mask_history only from "
             "its last answer; with mask_history, truncate keeps the last turns."
         )
+
+
+@rule("stage", "predict_with_generate", "train_on_prompt", "mask_history")
+def _texts_have_no_answers(arguments: Arguments) -> Iterator[str]:
+    if arguments.finetuning.stage != "pt":
+        return
+    for name, is_set in (
+        ("predict_with_generate", arguments.training.predict_with_generate),
+        ("train_on_prompt", arguments.data.train_on_prompt),
+        ("mask_history", arguments.data.mask_history),
+    ):
+        if is_set:
+            yield (
+                f"{name} is about questions and answers, and stage: pt learns whole texts; leave "
+                "it out."
+            )
+
+
+@rule("stage", "on_overlong")
+def _texts_are_never_cut_off(arguments: Arguments) -> Iterator[str]:
+    asked = arguments.data.on_overlong
+    is_other = arguments.given("on_overlong") and asked != "split"
+    if arguments.finetuning.stage == "pt" and is_other:
+        yield (
+            f"on_overlong: {asked} is about rows that are an example each; stage: pt goes on with "
+            "a long text in the next example and loses nothing. Leave on_overlong out."
+        )
+
+
+@rule("stage", "document_overlap", "cutoff_len")
+def _overlap_fits(arguments: Arguments) -> Iterator[str]:
+    overlap, room = arguments.data.document_overlap, arguments.data.cutoff_len
+    if overlap and arguments.finetuning.stage != "pt":
+        yield (
+            "document_overlap is about texts (stage: pt); for long conversations there is "
+            "on_overlong: split."
+        )
+    elif overlap > room // 2:
+        yield (
+            f"document_overlap {overlap:,} repeats more than half of each example of cutoff_len "
+            f"{room:,}; expected at most {room // 2:,}."
+        )
+
+
+@rule("stage", "sample_by")
+def _only_texts_are_sampled(arguments: Arguments) -> Iterator[str]:
+    if arguments.data.sample_by != "line" and arguments.finetuning.stage != "pt":
+        yield "sample_by says what a text is (stage: pt); conversations are rows. Leave it out."
 
 
 @rule("disable_shuffling", "train_sampling_strategy")

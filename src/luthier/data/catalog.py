@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from luthier.data.cloud import LOCAL, check_url, is_url, protocol_of
 from luthier.data.files import SUFFIXES, find_files
+from luthier.data.text_files import SampleBy
 from luthier.data.tokenized import is_written
 from luthier.errors import DataError, suggest
 
@@ -77,6 +78,7 @@ class DatasetDescription:
         num_samples: how many rows to draw, more than exist allowed; None for all.
         columns: which column holds what.
         tags: how messages are tagged.
+        sample_by: what of a text file is a row.
     """
 
     name: str
@@ -90,6 +92,7 @@ class DatasetDescription:
     num_samples: int | None = None
     columns: Columns = field(default_factory=Columns)
     tags: Tags = field(default_factory=Tags)
+    sample_by: SampleBy = "line"
 
 
 _SOURCES = {
@@ -132,6 +135,7 @@ class Catalog:
         is_online: whether every name is one of the hub.
         is_remote: whether the file itself comes from the hub and so may not name local files.
         absence: why there are no entries, when there is no file.
+        sample_by: what of a text file is a row.
     """
 
     entries: Mapping[str, Any]
@@ -140,6 +144,7 @@ class Catalog:
     is_online: bool = False
     is_remote: bool = False
     absence: str = ""
+    sample_by: SampleBy = "line"
 
     def describe(self, name: str) -> DatasetDescription:
         """What `name` stands for: an entry, else a path of a file or a folder.
@@ -147,6 +152,9 @@ class Catalog:
         Raises:
             DataError: with every problem of the description, or the nearest known names.
         """
+        return replace(self._find(name), sample_by=self.sample_by)
+
+    def _find(self, name: str) -> DatasetDescription:
         if self.is_online:
             return DatasetDescription(name, "hub", name)
         if name in self.entries:

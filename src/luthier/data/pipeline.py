@@ -1,4 +1,4 @@
-"""the data's route: files -> rows -> conversations -> encoded sets to train and evaluate on."""
+"""the data's way: files -> rows -> encoded, mixed, packed sets to train and evaluate on."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ from luthier.data.catalog import (
     metric_names,
 )
 from luthier.data.check import check_budget
-from luthier.data.encode import OVERLONG, Encoder, EncodingOptions
-from luthier.data.formats.detect import NUM_LOOKED_AT, detect_format
-from luthier.data.formats.registry import Reading
+from luthier.data.encode import OVERLONG
+from luthier.data.formats.detect import NUM_LOOKED_AT
 from luthier.data.mixing import draw_rows, mix, place_drawn, split
+from luthier.data.packing import pack
 from luthier.data.report import DataReport, SetReport
+from luthier.data.routes import Route, choose_route, find_tool_separator
 from luthier.data.sources import HubAccess, Row, Source
-from luthier.data.table import Purpose, Task, Work, make_shards, read_rows
+from luthier.data.table import Purpose, Task, make_shards, read_rows
 from luthier.data.tokenized import Tokenized, is_written
-from luthier.errors import DataError, TemplateError
-from luthier.records import Conversation, Message, Record
+from luthier.errors import DataError
+from luthier.records import Conversation, Record
 
 if TYPE_CHECKING:
     import datasets
@@ -45,9 +46,9 @@ if TYPE_CHECKING:
     from luthier.arguments.record import Arguments
     from luthier.templates.template import Renders
 
-__all__ = ["EncodedDatasets", "check_datasets", "load_datasets", "read_rows"]
+__all__ = ["EncodedDatasets", "check_datasets", "find_tool_separator", "load_datasets", "read_rows"]
 
-COLUMNS = ["input_ids", "labels", "num_tokens", "num_learned", "origin"]
+COLUMNS = ["input_ids", "labels", "sequence_lengths", "num_tokens", "num_learned", "origin"]
 PROMPT_COLUMNS = ["input_ids", "labels", "origin"]
 
 
@@ -56,7 +57,8 @@ class EncodedDatasets:
     """What a run trains, evaluates and predicts on.
 
     Attributes:
-        train: columns input_ids, labels, num_tokens, num_learned, origin; None without training.
+        train: columns input_ids, labels, num_tokens, num_learned, origin, and sequence_lengths
+            where examples are packed; None without training.
         eval: the same by the name of the set; the name is empty for a single one.
         predict: input_ids (the prompt), labels (the answer) and origin, by the same names.
         report: what became of the rows.
@@ -72,7 +74,7 @@ class EncodedDatasets:
 
 def load_datasets(
     arguments: Arguments,
-    template: Renders,
+    template: Renders | None,
     tokenizer: PreTrainedTokenizerBase,
     reads: type[Record] = Conversation,
 ) -> EncodedDatasets:
@@ -80,7 +82,7 @@ def load_datasets(
 
     Args:
         arguments: names of the data sets and how they are used.
-        template: renders conversations.
+        template: renders conversations; None for texts.
         tokenizer: fitted to the template.
         reads: the record that the stage learns from.
 
@@ -88,8 +90,8 @@ def load_datasets(
         DataError: if a data set cannot be read as described, has too many wrong rows, or nothing
             is left of it.
     """
-    assert reads is Conversation, "formats read conversations; other records have their stages"
-    loader = _Loader(arguments, template, tokenizer)
+    route = choose_route(arguments.data, template, tokenizer, reads)
+    loader = _Loader(arguments, route, tokenizer)
     path = arguments.data.tokenized_path
     if path is None:
         return loader.load()
@@ -110,17 +112,17 @@ class _Loader:
     """The data sets of one run; each is encoded once for a purpose."""
 
     def __init__(
-        self, arguments: Arguments, template: Renders, tokenizer: PreTrainedTokenizerBase
+        self, arguments: Arguments, route: Route, tokenizer: PreTrainedTokenizerBase
     ) -> None:
+        self.route = route
         self.arguments, self.data = arguments, arguments.data
         self.seed = arguments.training.seed
         self.catalog = _load_catalog(self.data)
-        self.encoder = Encoder(tokenizer, template, EncodingOptions.of(self.data))
-        self.tool_separator = find_tool_separator(template)
         self.report = DataReport()
         self.answers = arguments.training.predict_with_generate
         self._tokenizer_hash = hash_of_tokenizer(tokenizer)
         self._encoded: dict[tuple[str, Purpose, bool], datasets.Dataset] = {}
+        self._keys: dict[tuple[str, Purpose], str] = {}
         self._folders: dict[Path, None] = {}
 
     def load(self) -> EncodedDatasets:
@@ -138,12 +140,15 @@ class _Loader:
                 if data.val_size == 1:
                     console.info("val_size 1 is a number of rows: one is kept for evaluation")
                 train, kept = split(len(order), data.val_size, self.seed)
-                found.eval[""] = _join(sets).select(order[kept])
+                if self.route.keeps_order:
+                    train.sort()
+                    kept.sort()
+                found.eval[""] = self._pack(_join(sets).select(order[kept]), data.dataset, "eval")
                 if answers:
                     found.predict[""] = self._prompts_of(order[kept], sets, data.dataset)
                 order = order[train]
-            train = _join(sets).select(order)
-            found.train = train if training.do_train else None
+            if training.do_train:
+                found.train = self._pack(_join(sets).select(order), data.dataset, "train")
         if data.eval_dataset:
             groups = (
                 {
@@ -158,7 +163,7 @@ class _Loader:
             for group, names in groups.items():
                 learned = self._evaluated(names, "learn", allow_prompts=answers)
                 if len(learned):
-                    found.eval[group] = learned
+                    found.eval[group] = self._pack(learned, names, group or "eval")
                 if answers:
                     found.predict[group] = self._evaluated(names, "answer", allow_prompts=True)
         return self._finish(found)
@@ -169,8 +174,7 @@ class _Loader:
         draws = data.val_size or data.mix_strategy != "concat"
         return {
             "tokenizer": self._tokenizer_hash,
-            "template": self.encoder.template.fingerprint(),
-            **asdict(self.encoder.options),
+            **self.route.ingredients(),
             "max_samples": data.max_samples,
             "mix_strategy": data.mix_strategy if len(data.dataset) > 1 else "concat",
             "interleave_probs": list(data.interleave_probs),
@@ -197,9 +201,9 @@ class _Loader:
 
     def _finish(self, found: EncodedDatasets) -> EncodedDatasets:
         if found.train is not None:
-            found.train = found.train.select_columns(COLUMNS)
+            found.train = _select(found.train)
             self.report.num_train = len(found.train)
-        found.eval = {name: one.select_columns(COLUMNS) for name, one in found.eval.items()}
+        found.eval = {name: _select(one) for name, one in found.eval.items()}
         found.predict = {
             name: one.select_columns(PROMPT_COLUMNS) for name, one in found.predict.items()
         }
@@ -221,6 +225,30 @@ class _Loader:
                 raise DataError(f"data set {name!r}: no row is left to learn from.")
         data = self.data
         return sets, mix([*map(len, sets)], data.mix_strategy, data.interleave_probs, self.seed)
+
+    def _pack(self, dataset: datasets.Dataset, names: Sequence[str], part: str) -> datasets.Dataset:
+        """The same rows, packed as the route does it."""
+        packer = self.route.packer(is_trained=part == "train")
+        if packer is None:
+            return dataset
+        data = self.data
+        key = hash_of(
+            {
+                "sets": [self._keys[name, "learn"] for name in names],
+                "mix": [data.mix_strategy, list(data.interleave_probs)],
+                "part": [part, data.val_size],
+                "seed": self.seed if data.val_size or data.mix_strategy != "concat" else None,
+                "packing": packer.ingredients(),
+            }
+        )
+        root = cache_root(self.arguments.model.cache_dir)
+        packed, packing, folder = pack(
+            root, key, part, dataset, packer, overwrite=data.overwrite_cache
+        )
+        self._folders[folder] = None
+        self.report.packed.append(packing)
+        console.info(packer.line(packing))
+        return packed
 
     def _evaluated(
         self, names: Sequence[str], purpose: Purpose, allow_prompts: bool
@@ -263,11 +291,9 @@ class _Loader:
                 "description": asdict(replace(description, name="", location="")),
                 "files": report.hashes,
                 "rows": [data.max_samples, description.num_samples and self.seed],
-                "encoding": asdict(self.encoder.options),
+                "encoding": self.route.encoding(),
                 "purpose": [purpose, allow_prompts],
-                "template": self.encoder.template.fingerprint(),
                 "tokenizer": self._tokenizer_hash,
-                "tool_separator": self.tool_separator,
             }
         )
 
@@ -281,6 +307,7 @@ class _Loader:
         report = SetReport(**found)
         self.report.sets.append(report)
         self._say(report)
+        self._keys[name, purpose] = report.key
         encoded = self._open(published, report)
         self._encoded[name, purpose, allow_prompts] = encoded
         return encoded
@@ -329,16 +356,12 @@ class _Loader:
         self, store: Store, source: Source, report: SetReport, allow_prompts: bool
     ) -> dict[str, Any]:
         """Makes the shards that are missing; gives the report."""
-        description = source.description
-        if description.formatting is None:
-            first = islice(source.rows(), NUM_LOOKED_AT)
-            values = [row.values for row in first if isinstance(row, Row)]
-            if values:
-                description, report.detected = detect_format(description, values)
+        first = islice(source.rows(), NUM_LOOKED_AT)
+        values = [row.values for row in first if isinstance(row, Row)]
+        description, report.detected = self.route.detect(source.description, values)
         report.format = description.formatting or ""
-        reading = Reading(description, not allow_prompts, self.tool_separator)
         purpose: Purpose = "learn" if report.purpose == "learn" else "answer"
-        work = Work(self.encoder, reading, purpose, self.data.preprocessing_batch_size)
+        work = self.route.work(description, purpose, allow_prompts=allow_prompts)
         num_workers = self.data.preprocessing_num_workers or 1
         make_shards(work, self._tasks(source, report), store, num_workers)
         for number in sorted(store.shards):
@@ -380,11 +403,15 @@ class _Loader:
 def _load_catalog(data_args: DataArguments) -> Catalog:
     """The catalog; empty where it cannot be had and the data was encoded elsewhere."""
     try:
-        return load_catalog(data_args.dataset_dir)
+        return replace(load_catalog(data_args.dataset_dir), sample_by=data_args.sample_by)
     except DataError as error:
         if not is_written(data_args.tokenized_path):
             raise
         return Catalog({}, str(data_args.dataset_dir), Path("."), absence=str(error))
+
+
+def _select(dataset: datasets.Dataset) -> datasets.Dataset:
+    return dataset.select_columns([name for name in COLUMNS if name in dataset.column_names])
 
 
 def _join(sets: Sequence[datasets.Dataset]) -> datasets.Dataset:
@@ -396,24 +423,3 @@ def _join(sets: Sequence[datasets.Dataset]) -> datasets.Dataset:
 def _rows(dataset: datasets.Dataset) -> Any:
     """The row number of each example."""
     return dataset.with_format("numpy")["row"][:]
-
-
-def find_tool_separator(template: Renders) -> str:
-    """What joins the contents of tool messages that follow each other.
-
-    Templates that wrap an observation in `<tool_response>` get each content wrapped on its own;
-    for others the contents stand on lines of their own.
-    """
-    probe = Conversation(
-        (
-            Message("user", "question"),
-            Message("function", '{"name": "find", "arguments": {}}'),
-            Message("observation", "found"),
-        )
-    )
-    try:
-        texts = [piece.content for piece in template.prompt(probe)]
-    except TemplateError:
-        return "\n"
-    is_wrapped = any(isinstance(text, str) and "<tool_response>\nfound" in text for text in texts)
-    return "\n</tool_response>\n<tool_response>\n" if is_wrapped else "\n"

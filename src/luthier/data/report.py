@@ -146,17 +146,49 @@ class SetReport(Counts):
 
 
 @dataclass
+class Packing:
+    """What became of rows that were packed.
+
+    Attributes:
+        name: the part of the run's data, `train` or an evaluation set.
+        num_rows: documents or conversations.
+        num_blocks: examples made of them.
+        num_sequences: sequences in those, parts of long documents counted each.
+        num_tokens: of the blocks, BOS and repeated context included.
+        num_learned: tokens that are predicted.
+        size: the most tokens of a block.
+        was_cached: whether they were found, not made.
+    """
+
+    name: str
+    num_rows: int = 0
+    num_blocks: int = 0
+    num_sequences: int = 0
+    num_tokens: int = 0
+    num_learned: int = 0
+    size: int = 0
+    was_cached: bool = False
+
+    @property
+    def fill(self) -> float:
+        """The share of the blocks that is filled."""
+        return self.num_tokens / max(self.num_blocks * self.size, 1)
+
+
+@dataclass
 class DataReport:
     """What a run keeps about its data.
 
     Attributes:
         sets: one for each data set and purpose.
+        packed: one for each part of the data whose rows were packed.
         num_train: rows to train on.
         num_eval: rows to evaluate on, by the name of the set.
         num_predict: prompts to answer, by the name of the set.
     """
 
     sets: list[SetReport] = field(default_factory=list)
+    packed: list[Packing] = field(default_factory=list)
     num_train: int = 0
     num_eval: dict[str, int] = field(default_factory=dict)
     num_predict: dict[str, int] = field(default_factory=dict)

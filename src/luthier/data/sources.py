@@ -12,7 +12,8 @@ from luthier.data.catalog import DatasetDescription, is_offline
 from luthier.data.cloud import fetch
 from luthier.data.files import find_files
 from luthier.data.rows import Row, RowOrProblem
-from luthier.data.stretches import NUM_TOGETHER, Stretch, cut_batches, cut_file
+from luthier.data.stretches import NUM_TOGETHER, Stretch, cut_batches, cut_file, gather
+from luthier.data.text_files import WHOLE_TEXTS
 from luthier.errors import DataError
 
 __all__ = ["HubAccess", "Row", "RowOrProblem", "Source"]
@@ -81,8 +82,12 @@ class Source:
             tables = self._hub_rows.with_format("arrow").iter(NUM_TOGETHER)
             batches = (batch for table in tables for batch in table.combine_chunks().to_batches())
             yield from cut_batches(batches, self.description.location)
+        read = WHOLE_TEXTS.get(self.description.sample_by)
         for file, name in zip(self.files, self.names, strict=True):
-            yield from cut_file(file, name)
+            if read is not None and file.suffix.lower() == ".txt":
+                yield from gather(read(file, name))
+            else:
+                yield from cut_file(file, name)
 
     def rows(self) -> Iterator[RowOrProblem]:
         """Every row in order; a row that cannot be parsed comes as a problem.

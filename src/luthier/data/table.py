@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-import threading
-import time
-import warnings
+import gc
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
 from luthier.data.cache import Shard, Store, write_shard
 from luthier.data.check import RowError, RowProblem
@@ -23,14 +18,17 @@ from luthier.data.formats.registry import FORMATS, Format, Reading
 from luthier.data.report import Counts
 from luthier.data.rows import RowOrProblem
 from luthier.data.stretches import Stretch
+from luthier.data.workers import start_pool
 from luthier.errors import DataError
-from luthier.records import IGNORE_INDEX, Conversation
+from luthier.records import IGNORE_INDEX, Conversation, Origin
 
 if TYPE_CHECKING:
     import pyarrow
 
 Purpose: TypeAlias = Literal["learn", "answer"]
 """Whether rows are encoded to learn from, or as prompts to answer."""
+
+T = TypeVar("T")
 
 ONLY_ASKED = "no answer, only generated from"
 NUM_WAITING = 2
@@ -59,9 +57,17 @@ def schema(*, has_weights: bool = False) -> pyarrow.Schema:
     return pyarrow.schema(columns)
 
 
+class Makes(Protocol):
+    """How shards are made; it goes to other processes."""
+
+    def make(self, task: Task, folder: Path) -> Shard:
+        """Writes one shard."""
+        ...
+
+
 @dataclass(frozen=True)
 class Work:
-    """How shards are made.
+    """How shards of conversations are made.
 
     Attributes:
         encoder: encodes conversations.
@@ -76,34 +82,44 @@ class Work:
     batch_size: int
 
     def make(self, task: Task, folder: Path) -> Shard:
-        """Writes one shard."""
-        return write_shard(folder, task.number, lambda path: asdict(self._write(task, path)))
+        """Writes one shard.
+
+        Rows hold no cycles, and looking for them would take a third of the time.
+        """
+        was_enabled = gc.isenabled()
+        gc.disable()
+        try:
+            return write_shard(folder, task.number, lambda path: asdict(self._write(task, path)))
+        finally:
+            if was_enabled:
+                gc.enable()
 
     def _write(self, task: Task, path: Path) -> Counts:
         import pyarrow
 
         counts = Counts()
-        self.reading.remarks.clear()
         rows = task.stretch.rows()
         first, columns, stream = task.first_row, None, None
         # the columns of a file are known when its batches are; those with weights are few
         with pyarrow.OSFile(str(path), "wb") as file:
             batches = []
             while together := list(islice(rows, self.batch_size)):
-                batch = self._encode(together, first, counts)
+                batch = self.encode(together, first, counts)
                 first += len(together)
                 batches.append(batch)
             columns = schema(has_weights=any("weights" in one.schema.names for one in batches))
             with pyarrow.ipc.new_stream(file, columns) as stream:
                 for batch in batches:
                     stream.write_batch(_with_columns(batch, columns))
-        counts.remarks = {**counts.remarks, **self.reading.remarks}
         return counts
 
-    def _encode(
+    def encode(
         self, rows: Sequence[RowOrProblem], first: int, counts: Counts
     ) -> pyarrow.RecordBatch:
+        """The examples of some rows, the first of which has the number `first`."""
+        self.reading.remarks.clear()
         conversations, problems = read_rows(rows, self.reading)
+        counts.remarks = dict(Counter(counts.remarks) + self.reading.remarks)
         counts.num_read += len(rows)
         for problem in problems:
             counts.skip(problem)
@@ -191,8 +207,8 @@ class _Kept:
         counts.num_tokens += int(num_tokens.sum())
         counts.num_learned += int(num_learned.sum())
         columns = [
-            _lists(ids, pyarrow.int32()),
-            _lists(labels, pyarrow.int32()),
+            lists_of(ids, pyarrow.int32()),
+            lists_of(labels, pyarrow.int32()),
             pyarrow.array(num_tokens),
             pyarrow.array(num_learned),
             pyarrow.array(self.origins, pyarrow.string()),
@@ -206,7 +222,7 @@ class _Kept:
                 else example.weights
                 for example in self.examples
             ]
-            columns.append(_lists(weights, pyarrow.float32()))
+            columns.append(lists_of(weights, pyarrow.float32()))
         return pyarrow.RecordBatch.from_arrays(columns, schema=schema(has_weights=has_weights))
 
 
@@ -222,8 +238,8 @@ def _count_learned(labels: bytes, lengths: Any) -> Any:
     return numpy.add.reduceat(is_learned, starts, dtype=numpy.int32)
 
 
-def _lists(values: Sequence[array[Any]], kind: Any) -> Any:
-    """An Arrow array of lists, copied once."""
+def lists_of(values: Sequence[Any], kind: Any) -> Any:
+    """An Arrow array of lists, copied once, of arrays of that kind."""
     import numpy
     import pyarrow
 
@@ -240,7 +256,7 @@ def _with_columns(batch: pyarrow.RecordBatch, columns: pyarrow.Schema) -> pyarro
     if batch.schema.equals(columns):
         return batch
     ones = [array("f", [1]) * length for length in batch.column("num_tokens").to_pylist()]
-    arrays = [*batch.columns, _lists(ones, columns.field("weights").type.value_type)]
+    arrays = [*batch.columns, lists_of(ones, columns.field("weights").type.value_type)]
     return type(batch).from_arrays(arrays, schema=columns)
 
 
@@ -249,7 +265,14 @@ def read_rows(
 ) -> tuple[list[tuple[int, Conversation]], list[RowProblem]]:
     """Conversations with the number of their row, and the rows that are none."""
     read: Format = FORMATS.get(reading.description.formatting or "alpaca")
-    conversations: list[tuple[int, Conversation]] = []
+    return read_each(rows, lambda values, origin: read(values, reading, origin))
+
+
+def read_each(
+    rows: Sequence[RowOrProblem], read: Callable[[Mapping[str, Any], Origin], T]
+) -> tuple[list[tuple[int, T]], list[RowProblem]]:
+    """What `read` makes of each row, with the row's number, and the rows that are wrong."""
+    records: list[tuple[int, T]] = []
     problems: list[RowProblem] = []
     for number, row in enumerate(rows):
         if isinstance(row, RowProblem):
@@ -258,13 +281,13 @@ def read_rows(
         try:
             if not isinstance(row.values, Mapping):
                 raise RowError("", "no object", 'Each row is an object: {"column": value, ...}.')
-            conversations.append((number, read(row.values, reading, row.origin)))
+            records.append((number, read(row.values, row.origin)))
         except RowError as error:
             problems.append(RowProblem.of(row.origin, error, row.values))
-    return conversations, problems
+    return records, problems
 
 
-def make_shards(work: Work, tasks: Iterable[Task], store: Store, num_workers: int) -> None:
+def make_shards(work: Makes, tasks: Iterable[Task], store: Store, num_workers: int) -> None:
     """Makes the shards that `store` does not have.
 
     Args:
@@ -303,74 +326,33 @@ def _chain(first: Iterable[Task], rest: Iterable[Task]) -> Iterator[Task]:
     yield from rest
 
 
-def _share(work: Work, tasks: Iterator[Task], folder: Path, num_workers: int) -> Iterator[Shard]:
+def _share(work: Makes, tasks: Iterator[Task], folder: Path, num_workers: int) -> Iterator[Shard]:
     """The shards as they are done, a few stretches ahead of the workers."""
-    from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-    from multiprocessing import get_all_start_methods, get_context
+    from concurrent.futures import FIRST_COMPLETED, Future, wait
 
-    # A forked worker finds the tokenizer in its memory, where a fresh one would import and
-    # unpickle for seconds. It calls the tokenizer and Arrow only, never torch's threads.
-    method = "fork" if "fork" in get_all_start_methods() else "spawn"
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
-        pool = ProcessPoolExecutor(
-            num_workers,
-            mp_context=get_context(method),
-            initializer=_start_worker,
-            initargs=(work, os.getpid()),
-        )
-        waiting: set[Future[Shard]] = set()
-        try:
-            with _interrupts_held():
-                for task in islice(tasks, num_workers):
-                    waiting.add(pool.submit(_make, task, folder))
-            for task in tasks:
-                if len(waiting) >= NUM_WAITING * num_workers:
-                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    for one in done:
-                        yield one.result()
-                waiting.add(pool.submit(_make, task, folder))
-            while waiting:
+    pool = start_pool(num_workers, _keep, work)
+    waiting: set[Future[Shard]] = set()
+    try:
+        for task in tasks:
+            if len(waiting) >= NUM_WAITING * num_workers:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 for one in done:
                     yield one.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Lets Ctrl-C wait while workers start, and never reach those that are forked meanwhile.
-
-    A pool that is interrupted half started never ends.
-    """
-    if sys.platform == "win32":
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
+            waiting.add(pool.submit(_make, task, folder))
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for one in done:
+                yield one.result()
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        pool.shutdown(cancel_futures=True)
 
 
-_work: Work | None = None
+_work: Makes | None = None
 
 
-def _start_worker(work: Work, parent: int) -> None:
+def _keep(work: Makes) -> None:
     global _work
     _work = work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for them
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    if sys.platform != "win32":
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """Ends this process with its parent: a forked one would hold the cache's lock for ever."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
 
 
 def _make(task: Task, folder: Path) -> Shard:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier import console
-from luthier.data.report import DataReport, SetReport
+from luthier.data.report import DataReport, Packing, SetReport
 from luthier.errors import DataError
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ class Tokenized:
                     else:
                         found[kind][name] = one
                 report = DataReport(**content["report"])
+                report.packed = [Packing(**one) for one in content["report"]["packed"]]
                 report.sets = [
                     SetReport(**(one | {"was_cached": True})) for one in content["report"]["sets"]
                 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from luthier.errors import TemplateError
 from luthier.records import Conversation, Message, Piece
@@ -36,13 +37,14 @@ class Fitted:
     num_new_tokens: int
 
 
-def fit_tokenizer(tokenizer: Tokenizer, template: Template | ChatTemplate) -> Fitted:
+def fit_tokenizer(tokenizer: Tokenizer, template: Template | ChatTemplate | None) -> Fitted:
     """Sets EOS, PAD, the stop words and the chat template on the tokenizer.
 
     With `replace_eos` the template's first stop word becomes EOS. A tokenizer without EOS gets
     `<|endoftext|>`, one without PAD pads with EOS. Stop words become special tokens. A chat
     template is written unless the tokenizer has one that renders what this template trains.
-    Fitting a tokenizer twice changes nothing more.
+    Without a template, for texts, only EOS and PAD are seen to. Fitting a tokenizer twice changes
+    nothing more.
 
     Raises:
         TemplateError: if a stop word is not one token.
@@ -50,19 +52,23 @@ def fit_tokenizer(tokenizer: Tokenizer, template: Template | ChatTemplate) -> Fi
     known = set(tokenizer.get_vocab())
     notes: list[str] = []
     _set_eos(tokenizer, template, notes)
-    _add_stop_words(tokenizer, template, notes)
+    stop_words = () if template is None else template.stop_words
+    _add_stop_words(tokenizer, stop_words, notes)
     new = sorted(set(tokenizer.get_vocab()) - known)
     if new:
         notes.append(
-            f"{len(new)} new tokens of the template: {', '.join(new)}. "
+            f"{len(new)} new tokens{' of the template' if template else ''}: {', '.join(new)}. "
             "The model's vocabulary grows to hold them."
         )
     if isinstance(template, Template):
         notes += _fit_chat_template(tokenizer, template)
-    return Fitted(_find_stop_ids(tokenizer, template), tuple(notes), len(new))
+    stop_ids = _find_stop_ids(tokenizer, stop_words, template.name if template else "")
+    return Fitted(stop_ids, tuple(notes), len(new))
 
 
-def _set_eos(tokenizer: Tokenizer, template: Template | ChatTemplate, notes: list[str]) -> None:
+def _set_eos(
+    tokenizer: Tokenizer, template: Template | ChatTemplate | None, notes: list[str]
+) -> None:
     before = tokenizer.eos_token
     if isinstance(template, Template) and template.replace_eos:
         wanted: str | None = template.stop_words[0]
@@ -76,10 +82,8 @@ def _set_eos(tokenizer: Tokenizer, template: Template | ChatTemplate, notes: lis
         notes.append(f"PAD is EOS, {tokenizer.eos_token!r} (the tokenizer has none).")
 
 
-def _add_stop_words(
-    tokenizer: Tokenizer, template: Template | ChatTemplate, notes: list[str]
-) -> None:
-    missing = [word for word in template.stop_words if word not in tokenizer.all_special_tokens]
+def _add_stop_words(tokenizer: Tokenizer, stop_words: Sequence[str], notes: list[str]) -> None:
+    missing = [word for word in stop_words if word not in tokenizer.all_special_tokens]
     if missing:
         tokenizer.add_special_tokens(
             {"extra_special_tokens": missing}, replace_extra_special_tokens=False
@@ -87,13 +91,15 @@ def _add_stop_words(
         notes.append(f"stop words are special tokens now: {', '.join(missing)}.")
 
 
-def _find_stop_ids(tokenizer: Tokenizer, template: Template | ChatTemplate) -> tuple[int, ...]:
+def _find_stop_ids(
+    tokenizer: Tokenizer, stop_words: Sequence[str], template: str
+) -> tuple[int, ...]:
     vocabulary = tokenizer.get_vocab()
-    words = dict.fromkeys([str(tokenizer.eos_token), *template.stop_words])
+    words = dict.fromkeys([str(tokenizer.eos_token), *stop_words])
     absent = [word for word in words if word not in vocabulary]
     if absent:
         raise TemplateError(
-            f"stop words of {template.name} that are not one token of this tokenizer: "
+            f"stop words of {template} that are not one token of this tokenizer: "
             f"{', '.join(map(repr, absent))}.\n"
             "  Choose the template that belongs to the model."
         )

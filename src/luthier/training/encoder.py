@@ -1,22 +1,53 @@
-"""a configuration -> the encoder of its rows, without a model."""
+"""a configuration -> how its rows are encoded, without a model."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from luthier.arguments.record import Arguments
 from luthier.data.encode import Encoder, EncodingOptions
+from luthier.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from luthier.templates.choose import ChatTemplate, Template
+    from luthier.templates.fit import Fitted
 
 
 def load_encoder(arguments: Arguments) -> Encoder:
     """Encodes rows as a run of these arguments does: tokenizer, template and options are its.
 
     Raises:
-        LuthierError: if there is no tokenizer to read, or the template does not fit it.
+        LuthierError: if there is no tokenizer to read, the template does not fit it, or the stage
+            learns texts.
     """
     from luthier.modeling.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(arguments.model, min_length=arguments.data.cutoff_len)
+    template, _ = fit_template(arguments, tokenizer)
+    if template is None:
+        raise DataError(
+            "stage: pt learns texts, and this looks at conversations. `luthier data prepare` reads "
+            "and encodes texts, and names the bad rows."
+        )
+    return Encoder(tokenizer, template, EncodingOptions.of(arguments.data))
+
+
+def fit_template(
+    arguments: Arguments, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Template | ChatTemplate | None, Fitted]:
+    """The template of a run, and its tokenizer made to fit it.
+
+    Returns:
+        The template, None for a stage that learns texts; and what was changed on the tokenizer.
+
+    Raises:
+        LuthierError: if the template is unknown or does not fit the tokenizer.
+    """
     from luthier.templates.choose import choose_template
     from luthier.templates.fit import fit_tokenizer
 
-    tokenizer = load_tokenizer(arguments.model, min_length=arguments.data.cutoff_len)
-    template = choose_template(arguments.data, tokenizer)
-    fit_tokenizer(tokenizer, template)
-    return Encoder(tokenizer, template, EncodingOptions.of(arguments.data))
+    is_text = arguments.finetuning.stage == "pt"
+    template = None if is_text else choose_template(arguments.data, tokenizer)
+    return template, fit_tokenizer(tokenizer, template)

@@ -108,7 +108,10 @@ def _best_metric(arguments: Arguments) -> Iterator[str]:
     metric = training.metric_for_best_model
     if not training.do_train or training.eval_strategy == "no" or metric is None:
         return
-    values = ["loss", "accuracy"] if arguments.finetuning.compute_accuracy else ["loss"]
+    finetuning = arguments.finetuning
+    values = ["loss"]
+    values += ["accuracy"] if finetuning.compute_accuracy else []
+    values += ["perplexity"] if finetuning.stage == "pt" else []
     if data.eval_dataset and data.eval_on_each_dataset:
         values = [f"{name}_{value}" for name in metric_names(data.eval_dataset) for value in values]
     if metric.removeprefix("eval_") not in values:

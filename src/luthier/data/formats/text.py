@@ -1,0 +1,57 @@
+"""one column of raw text a row, for stages that learn texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from luthier.data.catalog import Columns, DatasetDescription
+from luthier.data.check import RowError
+from luthier.data.formats.fields import as_text
+from luthier.errors import DataError
+from luthier.records import Origin, Text
+
+_COLUMNS = ("text", "content")
+
+
+def find_text_column(description: DatasetDescription, rows: Sequence[Any]) -> str:
+    """The column that holds the text: the one mapped as `prompt`, else `text` or `content`.
+
+    Args:
+        description: what dataset_info.json says, if anything.
+        rows: the first values of the data set.
+
+    Raises:
+        DataError: if no column is mapped, and none is called so.
+    """
+    mapped = description.columns.prompt
+    if description.formatting is not None and mapped not in (None, Columns().prompt):
+        assert mapped is not None
+        return mapped
+    keys = list(dict.fromkeys(str(key) for row in rows if isinstance(row, Mapping) for key in row))
+    found = next((name for name in _COLUMNS if name in keys), None)
+    if found is None:
+        listed = ", ".join(keys[:12]) or "no objects at all"
+        raise DataError(
+            f"data set {description.name!r}: stage pt learns the text of one column, and none is "
+            f"called {' or '.join(_COLUMNS)}. Columns here: {listed}. Name it in "
+            'dataset_info.json: "columns": {"prompt": "NAME"}; for conversations use stage: sft.'
+        )
+    return found
+
+
+def read_text(row: Mapping[str, Any], column: str, origin: Origin | None) -> Text:
+    """The text as it stands, which may be empty.
+
+    Raises:
+        RowError: if it is missing, null, no text or not UTF-8.
+    """
+    if row.get(column) is None:
+        shown = ", ".join(map(repr, list(row)[:8])) or "none"
+        raise RowError(
+            column,
+            "null" if column in row else "missing",
+            'Write the text there, or name its column as "prompt" in "columns".',
+            f" (there are: {shown})",
+        )
+    return Text(as_text(row[column], column), origin)

@@ -1,0 +1,196 @@
+"""what a stage reads -> how rows of it are read, encoded and packed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from luthier.data.blocks import BlockOptions
+from luthier.data.catalog import DatasetDescription
+from luthier.data.encode import Encoder, EncodingOptions
+from luthier.data.formats.detect import detect_format
+from luthier.data.formats.registry import Reading
+from luthier.data.formats.text import find_text_column
+from luthier.data.packing import DocumentPacker, Packer, RowPacker
+from luthier.data.table import Makes, Purpose, Work
+from luthier.data.texts import TextEncoder, TextWork, find_bos
+from luthier.errors import TemplateError
+from luthier.records import Conversation, Message, Record, Text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from luthier.arguments.data import DataArguments
+    from luthier.templates.template import Renders
+
+
+class Route(Protocol):
+    """The way of one kind of record from rows to examples."""
+
+    keeps_order: bool
+    """Whether the rows of a split stay in the order of the data: they are read together."""
+
+    def encoding(self) -> dict[str, Any]:
+        """What decides about the encoded rows beside the tokenizer."""
+
+    def ingredients(self) -> dict[str, Any]:
+        """What decides about the examples, in the words of the configuration."""
+
+    def detect(
+        self, description: DatasetDescription, rows: Sequence[Any]
+    ) -> tuple[DatasetDescription, str]:
+        """The description with what the first rows tell, and a line that says it."""
+
+    def work(
+        self, description: DatasetDescription, purpose: Purpose, *, allow_prompts: bool
+    ) -> Makes:
+        """How shards of encoded rows are made."""
+
+    def packer(self, *, is_trained: bool) -> Packer | None:
+        """How encoded rows are packed; None where each is an example."""
+
+
+def choose_route(
+    data_args: DataArguments,
+    template: Renders | None,
+    tokenizer: PreTrainedTokenizerBase,
+    reads: type[Record],
+) -> Route:
+    """The route of the record that a stage reads.
+
+    Args:
+        data_args: how rows are encoded and packed.
+        template: renders conversations; None for texts.
+        tokenizer: fitted to the template.
+        reads: `Conversation` or `Text`.
+    """
+    if reads is Text:
+        return TextRoute(data_args, tokenizer)
+    assert reads is Conversation, reads
+    assert template is not None
+    return ConversationRoute(data_args, template, tokenizer)
+
+
+class ConversationRoute:
+    """Rows are conversations; with `packing` several of them share an example."""
+
+    keeps_order = False
+
+    def __init__(
+        self, data_args: DataArguments, template: Renders, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        self.data = data_args
+        self.encoder = Encoder(tokenizer, template, EncodingOptions.of(data_args))
+        self.tool_separator = find_tool_separator(template)
+
+    def encoding(self) -> dict[str, Any]:
+        """The template and what is learned of conversations."""
+        return {
+            "template": self.encoder.template.fingerprint(),
+            "tool_separator": self.tool_separator,
+            **asdict(self.encoder.options),
+        }
+
+    def ingredients(self) -> dict[str, Any]:
+        """The same, and whether rows are packed."""
+        template = self.encoder.template.fingerprint()
+        packing = {"packing": True} if self.data.packing else {}
+        return {"template": template, **asdict(self.encoder.options), **packing}
+
+    def detect(
+        self, description: DatasetDescription, rows: Sequence[Any]
+    ) -> tuple[DatasetDescription, str]:
+        """The formatting, where none is described."""
+        if description.formatting is not None or not rows:
+            return description, ""
+        return detect_format(description, rows)
+
+    def work(
+        self, description: DatasetDescription, purpose: Purpose, *, allow_prompts: bool
+    ) -> Work:
+        """Encodes conversations."""
+        reading = Reading(description, not allow_prompts, self.tool_separator)
+        return Work(self.encoder, reading, purpose, self.data.preprocessing_batch_size)
+
+    def packer(self, *, is_trained: bool) -> RowPacker | None:
+        """Only what is trained on is packed: a mean over tokens is the same without."""
+        if not (self.data.packing and is_trained):
+            return None
+        return RowPacker(self.data.cutoff_len)
+
+
+class TextRoute:
+    """Rows are documents, which are cut into blocks."""
+
+    keeps_order = True
+
+    def __init__(self, data_args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.data = data_args
+        self.encoder = TextEncoder(tokenizer)
+        self.options = BlockOptions(
+            data_args.cutoff_len,
+            is_packed=data_args.packing is not False,
+            is_isolated=data_args.neat_packing is not False,
+            overlap=data_args.document_overlap,
+            bos=find_bos(tokenizer),
+        )
+
+    def encoding(self) -> dict[str, Any]:
+        """Nothing but EOS: a document is whole, however long."""
+        return {"stage": "pt", "eos": self.encoder.tokenizer.eos_token_id}
+
+    def ingredients(self) -> dict[str, Any]:
+        """How documents become blocks."""
+        return {
+            "stage": "pt",
+            "cutoff_len": self.options.cutoff_len,
+            "packing": self.options.is_packed,
+            "neat_packing": self.options.is_isolated,
+            "document_overlap": self.options.overlap,
+        }
+
+    def detect(
+        self, description: DatasetDescription, rows: Sequence[Any]
+    ) -> tuple[DatasetDescription, str]:
+        """The column of the text."""
+        if not rows:
+            return description, ""
+        column = find_text_column(description, rows)
+        columns = replace(description.columns, prompt=column)
+        told = f"texts from {column!r}"
+        if description.sample_by == "line" and description.location.lower().endswith(".txt"):
+            told = "each line is a text of its own (sample_by: line)"
+        return replace(description, formatting="text", columns=columns), told
+
+    def work(
+        self, description: DatasetDescription, purpose: Purpose, *, allow_prompts: bool
+    ) -> TextWork:
+        """Tokenises documents."""
+        column = description.columns.prompt or "text"
+        return TextWork(self.encoder, column, self.data.preprocessing_batch_size)
+
+    def packer(self, *, is_trained: bool) -> DocumentPacker:
+        """Cuts documents, trained on or not: a whole one may be of any length."""
+        return DocumentPacker(self.options)
+
+
+def find_tool_separator(template: Renders) -> str:
+    """What joins the contents of tool messages that follow each other.
+
+    Templates that wrap an observation in `<tool_response>` get each content wrapped on its own;
+    for others the contents stand on lines of their own.
+    """
+    probe = Conversation(
+        (
+            Message("user", "question"),
+            Message("function", '{"name": "find", "arguments": {}}'),
+            Message("observation", "found"),
+        )
+    )
+    try:
+        texts = [piece.content for piece in template.prompt(probe)]
+    except TemplateError:
+        return "\n"
+    is_wrapped = any(isinstance(text, str) and "<tool_response>\nfound" in text for text in texts)
+    return "\n</tool_response>\n<tool_response>\n" if is_wrapped else "\n"

@@ -1,0 +1,149 @@
+"""raw texts -> documents of token ids, EOS behind each."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from luthier.data.cache import Shard, write_shard
+from luthier.data.check import RowProblem
+from luthier.data.formats.text import read_text
+from luthier.data.report import Counts
+from luthier.data.rows import Row, RowOrProblem
+from luthier.data.table import Task, lists_of, read_each
+from luthier.data.words import TYPECODE, Ids, TextTokenizer
+from luthier.errors import DataError
+from luthier.records import Text
+
+if TYPE_CHECKING:
+    import pyarrow
+    from transformers import PreTrainedTokenizerBase
+
+EMPTY = "no text in it"
+MOST_CHARACTERS = 8_000_000
+"""Texts that are tokenised together are no longer than that, but for a single one."""
+
+
+def schema() -> pyarrow.Schema:
+    """The columns of a shard of documents; see `luthier.data.table.schema`."""
+    import pyarrow
+
+    return pyarrow.schema(
+        {
+            "input_ids": pyarrow.list_(pyarrow.int32()),
+            "num_tokens": pyarrow.int32(),
+            "origin": pyarrow.string(),
+            "row": pyarrow.int64(),
+        }
+    )
+
+
+def find_bos(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """BOS, if the tokenizer puts it before a text by itself."""
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return None
+    with_bos, without = (
+        tokenizer("a", add_special_tokens=is_added)["input_ids"] for is_added in (True, False)
+    )
+    return int(bos) if with_bos[:1] == [bos] != without[:1] else None
+
+
+class TextEncoder:
+    """Encodes many texts with one call of the tokenizer, without added special tokens but EOS.
+
+    Args:
+        tokenizer: one that has EOS.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if tokenizer.eos_token_id is None:
+            raise DataError("EOS ends every text, and this tokenizer has none.")
+        self.tokenizer = tokenizer
+        self._end = array(TYPECODE, [tokenizer.eos_token_id])
+        self._texts = TextTokenizer(tokenizer)
+
+    def encode(self, texts: Sequence[Text]) -> list[Ids]:
+        """The ids of each text, EOS behind them."""
+        return [ids + self._end for ids in self._texts.encode([one.content for one in texts])]
+
+
+@dataclass(frozen=True)
+class TextWork:
+    """How shards of documents are made.
+
+    Attributes:
+        encoder: encodes texts.
+        column: holds the text of a row.
+        batch_size: rows that are encoded together, where they are not long.
+    """
+
+    encoder: TextEncoder
+    column: str
+    batch_size: int
+
+    def make(self, task: Task, folder: Path) -> Shard:
+        """Writes one shard."""
+        return write_shard(folder, task.number, lambda path: asdict(self._write(task, path)))
+
+    def _write(self, task: Task, path: Path) -> Counts:
+        import pyarrow
+
+        counts = Counts()
+        first = task.first_row
+        with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, schema()) as out:
+            for together in self._batches(task.stretch.rows()):
+                out.write_batch(self.encode(together, first, counts))
+                first += len(together)
+        return counts
+
+    def _batches(self, rows: Iterator[RowOrProblem]) -> Iterator[list[RowOrProblem]]:
+        together: list[RowOrProblem] = []
+        room = MOST_CHARACTERS
+        for row in rows:
+            length = 0
+            if isinstance(row, Row) and isinstance(row.values, dict):
+                text = row.values.get(self.column)
+                length = len(text) if isinstance(text, str) else 0
+            if together and (length > room or len(together) == self.batch_size):
+                yield together
+                together, room = [], MOST_CHARACTERS
+            together.append(row)
+            room -= length
+        if together:
+            yield together
+
+    def encode(
+        self, rows: Sequence[RowOrProblem], first: int, counts: Counts
+    ) -> pyarrow.RecordBatch:
+        """The documents of some rows, the first of which has the number `first`."""
+        import numpy
+        import pyarrow
+
+        texts, problems = self.read(rows)
+        counts.num_read += len(rows)
+        for problem in problems:
+            counts.skip(problem)
+        full = [(at, text) for at, text in texts if text.content and not text.content.isspace()]
+        if len(full) < len(texts):
+            counts.leave_out(EMPTY, len(texts) - len(full))
+        ids = self.encoder.encode([text for _, text in full])
+        lengths = numpy.fromiter(map(len, ids), numpy.int32, len(ids))
+        counts.num_kept += len(ids)
+        counts.num_tokens += int(lengths.sum())
+        counts.num_learned += int(lengths.sum())
+        counts.longest = max(counts.longest, int(lengths.max(initial=0)))
+        columns = [
+            lists_of(ids, pyarrow.int32()),
+            pyarrow.array(lengths),
+            pyarrow.array([str(text.origin or "") for _, text in full], pyarrow.string()),
+            pyarrow.array([first + at for at, _ in full], pyarrow.int64()),
+        ]
+        return pyarrow.RecordBatch.from_arrays(columns, schema=schema())
+
+    def read(self, rows: Sequence[RowOrProblem]) -> tuple[list[tuple[int, Text]], list[RowProblem]]:
+        """The texts with the numbers of their rows, and the rows that are none."""
+        return read_each(rows, lambda values, origin: read_text(values, self.column, origin))
