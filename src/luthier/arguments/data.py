@@ -82,6 +82,18 @@ class DataArguments(Section):
         "The share of each data set in an interleaved mix, a comma list of numbers. By default "
         "they take turns.",
     )
+    streaming: bool = knob(
+        False,
+        "Whether rows to train on are read and encoded as training goes, not before it; needs "
+        "`max_steps`. A checkpoint goes on with the very next row. By default all rows are encoded "
+        "first and kept in the cache.",
+    )
+    buffer_size: int = knob(
+        16384,
+        "With `streaming`: rows that are read together and used in random order; long ones end at "
+        "128 MiB. By default 16,384.",
+        ge=1,
+    )
     overwrite_cache: bool = knob(
         False,
         "Whether data is encoded again even when the cache holds it. By default the cache is "

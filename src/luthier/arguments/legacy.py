@@ -213,13 +213,6 @@ _file(
 
 _file(
     "not yet",
-    "Streaming is not in this version; leave it out: data is read to a memory-mapped cache, not "
-    "into memory.",
-    streaming=False,
-    buffer_size=16384,
-)
-_file(
-    "not yet",
     "Images, videos and sounds are not in this version; train on text.",
     media_dir=None,
     image_max_pixels=768 * 768,

@@ -150,7 +150,12 @@ INFERENCES: tuple[Inference, ...] = (
 
 def _idle(arguments: Arguments) -> Iterator[str]:
     method = arguments.finetuning.finetuning_type
+    data = arguments.data
+    if data.packing and data.neat_packing is False and arguments.finetuning.stage != "pt":
+        yield "neat_packing = false has no effect: packed conversations never see each other"
     for prefix in ("lora_", "freeze_trainable_", "freeze_extra_"):
         names = [name for name in arguments.origins if name.startswith(prefix)]
         if names and not prefix.startswith(method):
             yield f"finetuning_type is {method}: {', '.join(names)} have no effect"
+    if "buffer_size" in arguments.origins and not arguments.data.streaming:
+        yield "buffer_size has no effect without streaming: all rows are shuffled"

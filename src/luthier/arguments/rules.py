@@ -262,6 +262,41 @@ def _workers_for_their_settings(arguments: Arguments) -> Iterator[str]:
             yield f"{name} is about worker processes; set dataloader_num_workers above 0, too."
 
 
+# Streaming
+
+
+@rule("streaming", "max_steps", "do_train", purposes=("train",))
+def _streams_have_a_length(arguments: Arguments) -> Iterator[str]:
+    training = arguments.training
+    if arguments.data.streaming and training.do_train and training.max_steps < 1:
+        yield (
+            "streaming reads rows as it goes and does not know how many there are: set max_steps, "
+            "the number of updates (rows / (per_device_train_batch_size x "
+            "gradient_accumulation_steps x processes) make one pass)."
+        )
+
+
+@rule("streaming", "eval_strategy", "save_strategy", "logging_strategy")
+def _streams_have_no_epochs(arguments: Arguments) -> Iterator[str]:
+    training = arguments.training
+    for name in ("eval_strategy", "save_strategy", "logging_strategy"):
+        if arguments.data.streaming and getattr(training, name) == "epoch":
+            yield f"{name}: epoch waits for an end that streaming does not know; set it to steps."
+
+
+@rule("streaming", "train_sampling_strategy", "tokenized_path")
+def _what_needs_all_rows(arguments: Arguments) -> Iterator[str]:
+    if not arguments.data.streaming:
+        return
+    if arguments.training.train_sampling_strategy == "group_by_length":
+        yield (
+            "train_sampling_strategy: group_by_length sorts all rows by length and streaming knows "
+            "only the next ones; leave it out (micro-batches are filled by tokens anyway)."
+        )
+    if arguments.data.tokenized_path:
+        yield "tokenized_path keeps all rows encoded and streaming keeps none; take one of them."
+
+
 # Method
 
 

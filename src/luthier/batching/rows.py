@@ -11,6 +11,8 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
+from luthier.batching.streamed import StreamedTable
+
 Integers: TypeAlias = NDArray[np.integer[Any]]
 
 SEQUENCE_LENGTHS = "sequence_lengths"
@@ -58,7 +60,7 @@ class RowReader:
 
     def __init__(self, table: Columns, units_column: str) -> None:
         self.units_column = units_column
-        self.is_arrow = isinstance(table, datasets.Dataset)
+        self.is_arrow = isinstance(table, datasets.Dataset | StreamedTable)
         self.table = table
         if isinstance(table, datasets.Dataset):
             wanted = ["input_ids", "labels", SEQUENCE_LENGTHS, units_column]

@@ -158,3 +158,16 @@ def check_budget(
         f"data set {name!r}: {num_bad:,} of {num_rows:,} rows cannot be used; max_bad_rows allows "
         f"{budget}.\n{shown}\nCounts:\n{counts}\nMend the rows, or raise max_bad_rows."
     )
+
+
+def refuse_weights(name: str) -> None:
+    """Ends the run for a data set whose weights of rows cannot reach the loss.
+
+    Raises:
+        DataError: always.
+    """
+    raise DataError(
+        f"data set {name!r}: some rows have a weight that is neither 0 nor 1, and such weights do "
+        "not reach the loss yet. Write 0 or 1; if the column means something else, set "
+        '"columns": {"weight": null} in dataset_info.json.'
+    )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,18 +59,11 @@ def fetch(name: str, url: str, folder: Path, token: str | None = None) -> list[t
     Raises:
         DataError: if nothing is there, or the cloud cannot be asked.
     """
-    import fsspec
     from filelock import FileLock
 
-    check_url(name, url)
-    options = {"token": token} if token and protocol_of(url) == "hf" else {}
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        system, path = fsspec.core.url_to_fs(url, **options)
-        paths = sorted(system.ls(path, detail=False)) if system.isdir(path) else [path]
-        if not system.isdir(path) and not system.exists(path):
-            raise FileNotFoundError(path)
-        paths = pick_data_files(name, url, [str(one) for one in paths])
+    with _told(name, url):
+        system, paths = _find(name, url, token)
         copies = []
         for one in paths:
             version = f"{system.unstrip_protocol(one)}\0{system.ukey(one)}"
@@ -78,14 +73,45 @@ def fetch(name: str, url: str, folder: Path, token: str | None = None) -> list[t
                 if not copy.exists():
                     _copy(system, one, copy)
             copies.append((copy, str(system.unstrip_protocol(one))))
+    return copies
+
+
+def find_urls(name: str, url: str, token: str | None = None) -> list[str]:
+    """The URL of each data file behind one, to read it where it lies; arguments as for `fetch`.
+
+    Raises:
+        DataError: if nothing is there, or the cloud cannot be asked.
+    """
+    with _told(name, url):
+        system, paths = _find(name, url, token)
+        return [str(system.unstrip_protocol(one)) for one in paths]
+
+
+def _find(name: str, url: str, token: str | None) -> tuple[Any, list[str]]:
+    """The file system of a URL, and the paths of the data files behind it."""
+    import fsspec
+
+    check_url(name, url)
+    options = {"token": token} if token and protocol_of(url) == "hf" else {}
+    system, path = fsspec.core.url_to_fs(url, **options)
+    paths = sorted(system.ls(path, detail=False)) if system.isdir(path) else [path]
+    if not system.isdir(path) and not system.exists(path):
+        raise FileNotFoundError(path)
+    return system, pick_data_files(name, url, [str(one) for one in paths])
+
+
+@contextmanager
+def _told(name: str, url: str) -> Iterator[None]:
+    """Says what a cloud's library cannot do; each has errors of its own beside OSError."""
+    try:
+        yield
     except DataError:
         raise
-    except Exception as error:  # each cloud's library has errors of its own beside OSError
+    except Exception as error:
         raise DataError(
             f"data set {name!r}: {url} cannot be fetched: {type(error).__name__}: {error}. Check "
             "the name, the network, and the credentials in the environment."
         ) from error
-    return copies
 
 
 def _copy(system: Any, path: str, copy: Path) -> None:

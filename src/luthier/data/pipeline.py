@@ -25,7 +25,7 @@ from luthier.data.catalog import (
     load_catalog,
     metric_names,
 )
-from luthier.data.check import check_budget
+from luthier.data.check import check_budget, refuse_weights
 from luthier.data.encode import OVERLONG
 from luthier.data.formats.detect import NUM_LOOKED_AT
 from luthier.data.mixing import draw_rows, mix, place_drawn, split
@@ -33,6 +33,8 @@ from luthier.data.packing import pack
 from luthier.data.report import DataReport, SetReport
 from luthier.data.routes import Route, choose_route, find_tool_separator
 from luthier.data.sources import HubAccess, Row, Source
+from luthier.data.streaming.load import load_stream
+from luthier.data.streaming.stream import Stream
 from luthier.data.table import Purpose, Task, make_shards, read_rows
 from luthier.data.tokenized import Tokenized, is_written
 from luthier.errors import DataError
@@ -58,14 +60,14 @@ class EncodedDatasets:
 
     Attributes:
         train: columns input_ids, labels, num_tokens, num_learned, origin, and sequence_lengths
-            where examples are packed; None without training.
+            where examples are packed; a stream of such rows; None without training.
         eval: the same by the name of the set; the name is empty for a single one.
         predict: input_ids (the prompt), labels (the answer) and origin, by the same names.
         report: what became of the rows.
         folders: where the encoded data sets are kept.
     """
 
-    train: datasets.Dataset | None = None
+    train: datasets.Dataset | Stream | None = None
     eval: dict[str, datasets.Dataset] = field(default_factory=dict)
     predict: dict[str, datasets.Dataset] = field(default_factory=dict)
     report: DataReport = field(default_factory=DataReport)
@@ -134,7 +136,9 @@ class _Loader:
                 "Name the data to encode, or the folder that another run wrote."
             )
         found = EncodedDatasets(report=self.report)
-        if data.dataset and (training.do_train or data.val_size):
+        if training.do_train and data.streaming:
+            self._stream(found)
+        elif data.dataset and (training.do_train or data.val_size):
             sets, order = self._merge(data.dataset)
             if data.val_size:
                 if data.val_size == 1:
@@ -168,6 +172,15 @@ class _Loader:
                     found.predict[group] = self._evaluated(names, "answer", allow_prompts=True)
         return self._finish(found)
 
+    def _stream(self, found: EncodedDatasets) -> None:
+        """Opens the training sets; their rows are read as training goes."""
+        streamed = load_stream(self.arguments, self.catalog, self.route, self.report.sets)
+        found.train = streamed.train
+        if streamed.eval is not None:
+            found.eval[""] = streamed.eval
+        if streamed.predict is not None:
+            found.predict[""] = streamed.predict
+
     def ingredients(self) -> dict[str, Any]:
         """What decides about the encoded data, in the words of the configuration."""
         data = self.data
@@ -200,9 +213,9 @@ class _Loader:
         return contents
 
     def _finish(self, found: EncodedDatasets) -> EncodedDatasets:
-        if found.train is not None:
-            found.train = _select(found.train)
-            self.report.num_train = len(found.train)
+        if found.train is not None and not isinstance(found.train, Stream):
+            train = _select(found.train)
+            found.train, self.report.num_train = train, len(train)
         found.eval = {name: _select(one) for name, one in found.eval.items()}
         found.predict = {
             name: one.select_columns(PROMPT_COLUMNS) for name, one in found.predict.items()
@@ -339,11 +352,7 @@ class _Loader:
 
         tables = [MemoryMappedTable.from_file(str(file)) for file in published.files]
         if any("weights" in table.column_names for table in tables):
-            raise DataError(
-                f"data set {report.name!r}: some rows have a weight that is neither 0 nor 1, and "
-                "such weights do not reach the loss yet. Write 0 or 1; if the column means "
-                'something else, set "columns": {"weight": null} in dataset_info.json.'
-            )
+            refuse_weights(report.name)
         encoded = datasets.Dataset(concat_tables(tables), fingerprint=report.key[:32])
         num_samples = self.catalog.describe(report.name).num_samples
         if num_samples is None:

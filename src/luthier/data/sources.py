@@ -52,7 +52,7 @@ class Source:
         access = hub or HubAccess()
         self._root = cache_root(access.cache_dir)
         if description.place == "hub":
-            self._hub_rows = _load_from_hub(description, access)
+            self._hub_rows = load_from_hub(description, access)
         elif description.place == "cloud":
             folder = self._root / "fetched"
             copies = fetch(description.name, description.location, folder, access.token)
@@ -99,7 +99,14 @@ class Source:
             yield from stretch.rows()
 
 
-def _load_from_hub(description: DatasetDescription, hub: HubAccess) -> Any:
+def load_from_hub(
+    description: DatasetDescription, hub: HubAccess, *, is_streamed: bool = False
+) -> Any:
+    """A data set of the hub, as `datasets` gives it: a table, or rows that come as they are read.
+
+    Raises:
+        DataError: if the hub cannot give it.
+    """
     import datasets
 
     name = description.location
@@ -112,7 +119,8 @@ def _load_from_hub(description: DatasetDescription, hub: HubAccess) -> Any:
             split=description.split,
             cache_dir=hub.cache_dir,
             token=hub.token,
-            num_proc=hub.num_workers,
+            num_proc=None if is_streamed else hub.num_workers,
+            streaming=is_streamed,
         )
     except (OSError, ValueError, RuntimeError) as error:  # network, names, splits, login
         if is_offline():

@@ -21,8 +21,9 @@ FIXED_BY_CHECKPOINT = (
     "freeze_trainable_layers",
     "freeze_trainable_modules",
     "freeze_extra_modules",
+    "streaming",
 )
-"""Settings that say which weights learn and what the optimizer keeps of each."""
+"""Settings that say which weights learn, what the optimizer keeps of each, and how rows are met."""
 
 
 def find_checkpoint(arguments: Arguments) -> Path | None:

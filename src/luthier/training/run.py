@@ -148,14 +148,19 @@ def _make_trainer(
 
 
 def _choose_layout(trainer: LuthierTrainer, arguments: Arguments, data: EncodedDatasets) -> None:
+    from luthier.data.streaming.stream import Stream
     from luthier.modeling.dtypes import computed_dtype
     from luthier.training.layout import PROBE_ROWS, choose_layout
 
     rows = data.train if data.train is not None else next(iter(data.eval.values()))
+    if isinstance(rows, Stream):
+        probed = rows.first(PROBE_ROWS)
+    else:
+        probed = list(rows.select(range(min(PROBE_ROWS, len(rows)))))
     layout = choose_layout(
         trainer.model,
         arguments,
-        list(rows.select(range(min(PROBE_ROWS, len(rows))))),
+        probed,
         trainer.processing_class.pad_token_id,
         autocast=trainer.accelerator.autocast,
         dtype=computed_dtype(trainer.accelerator.mixed_precision, trainer.model),
@@ -187,6 +192,7 @@ def _train(trainer: LuthierTrainer, arguments: Arguments) -> dict[str, float]:
     trainer.save_state()
     if is_converted:
         console.info(f"as plain LoRA: {convert_pissa(trainer.model, folder)}")
+    trainer.tell_of_stream()
     work = trainer.whole_work()
     console.info(work.describe(trainer.layout))
     metrics: dict[str, float] = result.metrics | work.metrics()

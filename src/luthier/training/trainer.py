@@ -24,6 +24,8 @@ from luthier.batching.ahead import Ahead
 from luthier.batching.batch import MicroBatch, Step
 from luthier.batching.order import LengthGroupedOrder, SequentialOrder, ShuffledOrder
 from luthier.batching.steps import EpochOrder, StepBuilder, StepLoader, StepSampler
+from luthier.batching.streamed import StreamedTable
+from luthier.data.streaming.stream import Stream
 from luthier.modeling.checkpointing import recomputes_activations
 from luthier.modeling.device import peak_flops
 from luthier.modeling.dtypes import computed_dtype
@@ -56,7 +58,8 @@ class LuthierTrainer(Trainer):
         stage: what is learned.
         model: ready to train.
         tokenizer: saved with every checkpoint.
-        train_dataset: encoded examples with counts; None when nothing is trained.
+        train_dataset: encoded examples with counts, or a stream of them; None when nothing is
+            trained.
         eval_dataset: the same, by data set name; a single unnamed set stands under "".
         callbacks: heard at every event.
 
@@ -78,7 +81,7 @@ class LuthierTrainer(Trainer):
         stage: Stage,
         model: Any,
         tokenizer: PreTrainedTokenizerBase,
-        train_dataset: datasets.Dataset | None,
+        train_dataset: datasets.Dataset | Stream | None,
         eval_dataset: dict[str, datasets.Dataset],
         callbacks: Sequence[TrainerCallback | type[TrainerCallback]],
     ) -> None:
@@ -88,6 +91,8 @@ class LuthierTrainer(Trainer):
         self._meter = Meter()
         self._steps: Ahead[Step] | None = None
         self._is_restored = False
+        self._stream = train_dataset if isinstance(train_dataset, Stream) else None
+        self._num_streamed = 0
         super().__init__(
             model=model,
             args=library_arguments,
@@ -122,7 +127,10 @@ class LuthierTrainer(Trainer):
             self.args.per_device_train_batch_size * self.args.world_size if drop_last else 1,
         )
         batch_size = self.arguments.training.per_device_train_batch_size
-        return self._step_loader(self.train_dataset, sampler, batch_size)
+        dataset = self.train_dataset
+        if self._stream is not None:
+            dataset = StreamedTable(self._stream, sampler.num_examples)
+        return self._step_loader(dataset, sampler, batch_size)
 
     def get_eval_dataloader(self, eval_dataset: str | datasets.Dataset | None = None) -> StepLoader:
         """A loader over a whole evaluation set, in groups whose rows are sorted by length."""
@@ -136,6 +144,8 @@ class LuthierTrainer(Trainer):
         )
 
     def _train_order(self) -> EpochOrder:
+        if self._stream is not None:
+            return SequentialOrder(self.args.max_steps * self.examples_per_step)
         num_examples = len(self.train_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         match self.args.train_sampling_strategy:
@@ -148,8 +158,9 @@ class LuthierTrainer(Trainer):
                 return ShuffledOrder(num_examples, seed)
 
     def _step_loader(
-        self, dataset: datasets.Dataset, sampler: StepSampler, batch_size: int
+        self, dataset: datasets.Dataset | StreamedTable, sampler: StepSampler, batch_size: int
     ) -> StepLoader:
+        is_streamed = isinstance(dataset, StreamedTable)  # a stream has workers of its own
         assert self.processing_class.pad_token_id is not None
         builder = StepBuilder(
             dataset,
@@ -164,10 +175,10 @@ class LuthierTrainer(Trainer):
         return StepLoader(
             sampler,
             builder,
-            num_workers=self.args.dataloader_num_workers,
+            num_workers=0 if is_streamed else self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
-            persistent_workers=self.args.dataloader_persistent_workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
+            persistent_workers=self.args.dataloader_persistent_workers and not is_streamed,
+            prefetch_factor=None if is_streamed else self.args.dataloader_prefetch_factor,
         )
 
     def token_budget(self, batch_size: int) -> int:
@@ -194,7 +205,10 @@ class LuthierTrainer(Trainer):
 
     def largest_micro_batch(self) -> tuple[int, int]:
         """The most tokens of a micro-batch of training, and those of the longest example."""
-        longest = max(self.train_dataset["num_tokens"][:])
+        if self._stream is not None:
+            longest = self.arguments.data.cutoff_len
+        else:
+            longest = max(self.train_dataset["num_tokens"][:])
         budget = self.token_budget(self.arguments.training.per_device_train_batch_size)
         return max(longest, min(budget, longest * self.examples_per_step)), longest
 
@@ -276,6 +290,7 @@ class LuthierTrainer(Trainer):
     def _track_num_input_tokens(self, inputs: Step) -> None:
         self._meter.count(inputs.num_tokens, self.floating_point_ops(inputs))
         self.work.add(inputs)
+        self._num_streamed += inputs.num_examples
         self.state.num_input_tokens_seen += inputs.num_tokens
 
     def whole_work(self) -> Work:
@@ -340,9 +355,10 @@ class LuthierTrainer(Trainer):
             self._is_restored = True
             self._restore(self.state.stateful_callbacks or {})
             num_steps, per_epoch = self.state.max_steps, len(self.callback_handler.train_dataloader)
+            epochs = f", {per_epoch:,} an epoch: {num_steps / per_epoch:.4g} epochs"
             console.info(
-                f"{num_steps:,} steps of {self.examples_per_step:,} rows, {per_epoch:,} an epoch: "
-                f"{num_steps / per_epoch:.4g} epochs"
+                f"{num_steps:,} steps of {self.examples_per_step:,} rows"
+                f"{epochs if self._stream is None else ' of a stream'}"
             )
             budget = self.token_budget(self.arguments.training.per_device_train_batch_size)
             shared = ", shared prefixes computed once" if self.shares_prefixes else ""
@@ -353,6 +369,8 @@ class LuthierTrainer(Trainer):
             if self._steps is not None:
                 self._steps.close()
             self._steps = None
+            if self._stream is not None:
+                self._stream.close()
 
     def _restore(self, saved: dict[str, Any]) -> None:
         """Takes up the loss since the last log, and the counters of callbacks that export them.
@@ -365,14 +383,17 @@ class LuthierTrainer(Trainer):
             if isinstance(callback, ExportableState) and isinstance(state, dict):
                 for name, value in state["attributes"].items():
                     setattr(callback, name, value)
-        ours = saved.get(STATE_ENTRY)
+        ours = saved.get(STATE_ENTRY, {}).get("attributes")
+        if self._stream is not None:
+            is_new = ours is None or self.args.ignore_data_skip
+            self._num_streamed = 0
+            self._stream.start(None if is_new else ours.get("stream"))
         if ours is None:
             return
-        ours = ours["attributes"]
         self._tr_loss += ours["loss_since_log"]
         self._globalstep_last_logged = ours["last_logged_step"]
         before = ours["examples_per_step"]
-        if before != self.examples_per_step:
+        if before != self.examples_per_step and self._stream is None:
             console.warn(
                 f"the checkpoint was made with {before:,} examples a step, and this run takes "
                 f"{self.examples_per_step:,}. It goes on after step {self.state.global_step:,} of "
@@ -444,11 +465,18 @@ class LuthierTrainer(Trainer):
                 "loss_since_log": self.accelerator.reduce(self._tr_loss, "mean").item(),
                 "last_logged_step": self._globalstep_last_logged,
                 "examples_per_step": self.examples_per_step,
+                "stream": self._stream and self._stream.state_behind(self._num_streamed),
                 "settings": settings_of_checkpoint(self.arguments),
             },
         }
+        self.tell_of_stream()
         with self._meter.paused():
             super()._save_checkpoint(model, trial)
+
+    def tell_of_stream(self) -> None:
+        """Says what became of the rows that were streamed so far."""
+        for line in self._stream.lines() if self._stream is not None else ():
+            console.info(line)
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None

@@ -1,0 +1,354 @@
+"""the examples of a stream, one after the other, and the state that it takes to go on behind any.
+
+Rows are read in windows and encoded in chunks, ahead of what is used, by this process or by others;
+the examples do not depend on which. The state names the window, the chunk in it, and how many of
+the chunk's examples were used: going on reads that window and encodes that chunk again, no more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from copy import deepcopy
+from dataclasses import asdict, dataclass, fields
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from luthier import console
+from luthier.data.check import NUM_LISTED, check_budget, is_over_budget
+from luthier.data.encode import OVERLONG
+from luthier.data.report import Counts, SetReport
+from luthier.data.streaming.encoding import Encoding, Examples
+from luthier.data.streaming.order import Drawn, Windows
+from luthier.data.workers import start_pool
+from luthier.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+ROWS_OF_A_CHUNK, BYTES_OF_A_CHUNK = 256, 1 << 20
+"""So many rows at most, or so many bytes and a row, are encoded together."""
+
+LEAST_ROWS = 1000
+"""A share of bad rows is one of so many at least, as long as not all rows were seen."""
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """How a stream is used.
+
+    Attributes:
+        num_workers: processes that encode; 0 for this one.
+        num_ahead: chunks that are encoded ahead for each of them.
+        max_bad_rows: a share of the rows below 1, else a number, that may be wrong.
+        cutoff_len: the most tokens of an example, for messages.
+        allows_overlong: whether rows may be longer.
+    """
+
+    num_workers: int = 0
+    num_ahead: int = 2
+    max_bad_rows: float = 0.01
+    cutoff_len: int = 0
+    allows_overlong: bool = True
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Rows that are encoded together; none where an epoch ends.
+
+    Attributes:
+        window: the place of their window.
+        start: the number of the first in it.
+        rows: in the order in which they are used.
+    """
+
+    window: dict[str, Any]
+    start: int
+    rows: list[Drawn]
+
+
+class Stream:
+    """Examples without end; when all rows were used they come again in another order.
+
+    Args:
+        begin: gives the windows of the stream from the start.
+        encoding: makes examples of rows.
+        reports: one for each data set, filled with what becomes of rows when they are met first.
+        options: how it is used.
+        settings: what decides about the order of rows; a state of other settings is refused.
+    """
+
+    def __init__(
+        self,
+        begin: Callable[[], Windows],
+        encoding: Encoding,
+        reports: Sequence[SetReport],
+        options: StreamOptions,
+        settings: dict[str, Any],
+    ) -> None:
+        self._begin, self.encoding, self.reports = begin, encoding, reports
+        self.options, self.settings = options, json.loads(json.dumps(settings))
+        self.epoch = 0
+        self._pool: ProcessPoolExecutor | None = None
+        self._made: Iterator[tuple[_Chunk, Examples | None]] | None = None
+        self._table: pyarrow.Table | None = None
+        self._used = self._num_used = 0
+        self._num_taken = 0
+        self._behind: deque[tuple[int, dict[str, Any]]] = deque()
+
+    def first(self, count: int) -> list[Any]:
+        """The first examples, or as many as there are, without using them."""
+        rows = iter(self._begin().mixture.next, None)
+        found: list[Any] = []
+        while len(found) < count and (together := list(islice(rows, ROWS_OF_A_CHUNK))):
+            found += self.encoding.encode(together).table.slice(0, count - len(found)).to_pylist()
+        if not found:
+            raise self._nothing_left()
+        return found
+
+    def start(self, state: dict[str, Any] | None = None) -> None:
+        """Begins, or goes on behind where a state was taken.
+
+        Workers are forked here, so this is for the main thread.
+
+        Args:
+            state: what `state_behind` gave.
+
+        Raises:
+            DataError: if the state is of other data or settings.
+        """
+        self.close()
+        if state is not None:
+            self._compare(state["settings"])
+        self._num_taken, self._behind = 0, deque()
+        self._table, self._used, self._num_used = None, 0, 0
+        for number, report in enumerate(self.reports):
+            counts = Counts() if state is None else Counts(**deepcopy(state["counts"][number]))
+            for one in fields(Counts):
+                setattr(report, one.name, getattr(counts, one.name))
+        if self.options.num_workers:
+            self._pool = start_pool(self.options.num_workers, _keep, self.encoding)
+        self._made = self._make(self._chunks(state))
+        if state is not None:
+            self._num_used = 1
+            self._take_up(state)
+
+    def close(self) -> None:
+        """Ends the workers."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        self._pool = self._made = None
+
+    def take(self, count: int) -> pyarrow.Table:
+        """The next examples.
+
+        Raises:
+            DataError: if too many rows are wrong, or none is left to learn from.
+        """
+        import pyarrow
+
+        parts = []
+        missing = count
+        while missing:
+            if self._table is None or self._used == len(self._table):
+                self._open_next()
+                continue
+            part = self._table.slice(self._used, missing)
+            self._used += len(part)
+            self._num_used += len(part)
+            missing -= len(part)
+            parts.append(part)
+        self._num_taken += count
+        self._behind.append((self._num_taken, self._state()))
+        return pyarrow.concat_tables(parts)
+
+    def state_behind(self, num_examples: int) -> dict[str, Any] | None:
+        """The state behind so many examples of those taken since `start`, as JSON.
+
+        Only states behind what one `take` gave are known, and none before the one asked for last.
+        """
+        while self._behind and self._behind[0][0] < num_examples:
+            self._behind.popleft()
+        if self._behind and self._behind[0][0] == num_examples:
+            return self._behind[0][1]
+        return None
+
+    def lines(self) -> Iterator[str]:
+        """What became of the rows that were used so far."""
+        for report in self.reports:
+            left_out = "".join(f", {n:,} {reason}" for reason, n in report.left_out.items())
+            cut = f" ({report.num_tokens_cut:,} tokens)" if report.num_rows_cut else ""
+            yield (
+                f"data set {report.name!r}: {report.num_read:,} rows read, {report.num_kept:,} "
+                f"kept, {report.num_skipped:,} skipped, {report.num_rows_cut:,} cut{cut}{left_out}"
+                f"{f'; pass {self.epoch + 1:,}' if self.epoch else ''}"
+            )
+
+    def _state(self) -> dict[str, Any]:
+        chunk = self._chunk
+        return {
+            "window": chunk.window,
+            "row": chunk.start,
+            "used": self._used,
+            "counts": [_counts(report) for report in self.reports],
+            "settings": self.settings,
+        }
+
+    def _compare(self, settings: dict[str, Any]) -> None:
+        differing = [
+            f"{name} {_shown(settings.get(name))}, now {_shown(value)}"
+            for name, value in self.settings.items()
+            if settings.get(name) != value
+        ]
+        if differing:
+            listed = "".join(f"\n  {one}" for one in differing)
+            raise DataError(
+                f"the checkpoint stands in a stream that was read otherwise:{listed}\n"
+                "Set it back to go on behind the last example, or set ignore_data_skip: true to "
+                "go on with the first one."
+            )
+
+    def _chunks(self, state: dict[str, Any] | None) -> Iterator[_Chunk]:
+        windows = self._begin()
+        start = 0
+        if state is not None:
+            windows.restore(state["window"])
+            start = state["row"]
+        while True:
+            place, rows = windows.next()
+            if not rows:
+                yield _Chunk(place, 0, [])
+            while start < len(rows):
+                end = _chunk_end(rows, start)
+                yield _Chunk(place, start, rows[start:end])
+                start = end
+            start = 0
+            rows.clear()  # before the next window is read
+
+    def _make(self, chunks: Iterator[_Chunk]) -> Iterator[tuple[_Chunk, Examples | None]]:
+        """Chunks with their examples, a few ahead of what is asked for."""
+        if self._pool is None:
+            for chunk in chunks:
+                yield chunk, self.encoding.encode(chunk.rows) if chunk.rows else None
+            return
+        waiting: deque[tuple[_Chunk, Future[Examples] | None]] = deque()
+        num_waiting = self.options.num_workers * self.options.num_ahead
+        try:
+            while True:
+                while len(waiting) < num_waiting:
+                    chunk = next(chunks)
+                    sent = [one._replace(entry=one.entry.to_send()) for one in chunk.rows]
+                    waiting.append((chunk, self._pool.submit(_encode, sent) if sent else None))
+                    chunk.rows.clear()
+                chunk, future = waiting.popleft()
+                yield chunk, future.result() if future is not None else None
+        except BrokenProcessPool as error:
+            raise DataError(
+                "a process that encoded data was killed, most often because memory ran out. Start "
+                f"again with fewer workers than {self.options.num_workers}."
+            ) from error
+
+    def _open_next(self) -> None:
+        """The next chunk takes the place of the used one."""
+        assert self._made is not None, "start() comes first"
+        self._chunk, made = next(self._made)
+        if made is None:
+            self._end_epoch()
+            return
+        self._table, self._used = made.table, 0
+        for number, counts in made.counts.items():
+            self._count(self.reports[number], counts)
+
+    def _take_up(self, state: dict[str, Any]) -> None:
+        """Opens the chunk that a state stands in; its rows were counted already."""
+        assert self._made is not None
+        self._chunk, made = next(self._made)
+        assert made is not None, "a chunk has rows"
+        self._table, self._used = made.table, state["used"]
+        self.epoch = self._chunk.window["mixture"]["epoch"]
+        if self._used > len(made.table):
+            raise DataError(
+                "the checkpoint stands behind examples that are not there: rows are encoded in "
+                "another way than before. Set template, cutoff_len and tokenizer back, or set "
+                "ignore_data_skip: true to go on with the first example."
+            )
+
+    def _end_epoch(self) -> None:
+        if not self._num_used:
+            raise self._nothing_left()
+        self._num_used = 0
+        if not self.epoch:
+            for report in self.reports:
+                check_budget(
+                    report.name,
+                    report.num_read,
+                    report.skipped,
+                    report.problems,
+                    self.options.max_bad_rows,
+                )
+        self.epoch = self._chunk.window["mixture"]["epoch"] + 1
+        console.info(f"pass {self.epoch:,} over the data is done; rows come in another order now")
+
+    def _nothing_left(self) -> DataError:
+        names = ", ".join(repr(report.name) for report in self.reports)
+        return DataError(f"data set {names}: no row is left to learn from.")
+
+    def _count(self, report: SetReport, counts: Counts) -> None:
+        """Adds counts, says what is wrong, and ends the run where too much is."""
+        num_said, options = report.num_skipped, self.options
+        was_long = bool(report.num_rows_cut or report.left_out.get(OVERLONG))
+        report.add(counts)
+        for problem in counts.problems[: max(NUM_LISTED - num_said, 0)]:
+            console.warn(f"data set {report.name!r}: {problem}")
+        if num_said < NUM_LISTED <= report.num_skipped:
+            console.warn(f"data set {report.name!r}: further bad rows are counted, not shown")
+        if not was_long and (counts.num_rows_cut or OVERLONG in counts.left_out):
+            console.warn(
+                f"data set {report.name!r}: rows are longer than cutoff_len {options.cutoff_len:,} "
+                f"(here {counts.longest:,} tokens); they are counted"
+            )
+        if OVERLONG in report.left_out and not options.allows_overlong:
+            raise DataError(
+                f"data set {report.name!r}: a row is longer than cutoff_len "
+                f"{options.cutoff_len:,}: it has {report.longest:,} tokens; on_overlong: error "
+                "allows none. Raise cutoff_len, or set on_overlong to truncate, drop or split."
+            )
+        num_rows = max(report.num_read, LEAST_ROWS)
+        if is_over_budget(report.num_skipped, num_rows, options.max_bad_rows):
+            check_budget(
+                report.name, report.num_read, report.skipped, report.problems, options.max_bad_rows
+            )
+
+
+def _chunk_end(rows: Sequence[Drawn], start: int) -> int:
+    size = 0
+    end = start
+    while end < len(rows) and end - start < ROWS_OF_A_CHUNK and size < BYTES_OF_A_CHUNK:
+        size += rows[end].entry.size
+        end += 1
+    return end
+
+
+def _counts(report: SetReport) -> dict[str, Any]:
+    counts = asdict(report)
+    return {one.name: counts[one.name] for one in fields(Counts)}
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is None or value == [] else str(value)
+
+
+_encoding: Encoding | None = None
+
+
+def _keep(encoding: Encoding) -> None:
+    global _encoding
+    _encoding = encoding
+
+
+def _encode(rows: Sequence[Drawn]) -> Examples:
+    assert _encoding is not None
+    return _encoding.encode(rows)
