@@ -6,13 +6,15 @@ import json
 import re
 from array import array
 from collections.abc import Sequence
-from itertools import product
+from itertools import accumulate, pairwise, product
 from typing import TYPE_CHECKING, Any, TypeAlias
+from unicodedata import is_normalized
+
+from luthier.data.vocabulary import LONGEST, Vocabulary, sum_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-if TYPE_CHECKING:
     Ids: TypeAlias = array[int]
 else:
     Ids = array
@@ -20,18 +22,13 @@ else:
 TYPECODE = "i"
 """Token ids are 32-bit integers here as in the tables that they are written to."""
 
-MOST_WORDS = 200_000
-"""How many words are remembered; about 40 MB."""
-
-LONGEST_WORD = 64
-"""Longer ones (a Chinese paragraph has no spaces) are not met again."""
-
 _CHECKED_TEXTS = 32
 _WORDS_A_CALL = 64
+_TEXTS_TOGETHER = 2000
 
-_ODD_SPACE = re.compile(r"(?:\A|\s) | (?:\s|\Z)")
-_RARE_SPACES = "\t\r\v\f\x1c\x1d\x1e\x1f"
 _CUT = re.compile(r"(?<=\S) (?=\S)")
+_WIDE_SPACE = re.compile(r" (?=[^\S\x00-\x7f])|(?<=[^\S\x00-\x7f]) ")
+"""A space beside one that is not of ASCII."""
 
 
 class TextTokenizer:
@@ -51,20 +48,23 @@ class TextTokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self._is_by_word: bool | None = None
-        self._memory: dict[str, bytes] = {}
-        self._added: dict[str, bytes] = {}
+        self._is_checked = self._is_normalising = False
+        self._known: Vocabulary | None = None
+        self._added: dict[str, list[int]] = {}
         self._added_patterns: list[re.Pattern[str]] = []
-        self._is_checked = False
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of each text."""
         if self._is_by_word is None:
             self._is_by_word = begins_words_at_spaces(self.tokenizer)
             if self._is_by_word:
+                self._is_normalising = self.tokenizer.backend_tokenizer.normalizer is not None
                 self._read_added_tokens()
         if not self._is_by_word or not texts:
             return self._encode_whole(texts)
-        found = self._encode_by_word(texts)
+        found: list[Ids] = []
+        for start in range(0, len(texts), _TEXTS_TOGETHER):
+            found += self._encode_by_word(texts[start : start + _TEXTS_TOGETHER])
         if not self._is_checked:
             every = len(texts) // _CHECKED_TEXTS + 1
             self._is_by_word = found[::every] == self._encode_whole(texts[::every])
@@ -89,9 +89,7 @@ class TextTokenizer:
 
     def _read_added_tokens(self) -> None:
         added = self.tokenizer.backend_tokenizer.get_added_tokens_decoder()
-        self._added = {
-            token.content: array(TYPECODE, [number]).tobytes() for number, token in added.items()
-        }
+        self._added = {token.content: [number] for number, token in added.items()}
         for is_normalised in (False, True):
             texts = [one.content for one in added.values() if one.normalized is is_normalised]
             if texts:
@@ -100,34 +98,48 @@ class TextTokenizer:
                 self._added_patterns.append(re.compile(f"({either})"))
 
     def _encode_by_word(self, texts: Sequence[str]) -> list[Ids]:
-        split = [self._split(text) for text in texts]
-        met: set[str] = set()
-        for words in split:
-            met.update(words)
-        self._learn(met)
-        ids_of = self._memory.__getitem__
-        found = []
-        for words in split:
-            ids = array(TYPECODE)
-            ids.frombytes(b"".join(map(ids_of, words)))
-            found.append(ids)
-        self._forget(met)
+        import numpy
+
+        if self._known is None or self._known.is_full:
+            self._known = Vocabulary()
+            self._known.add(list(self._added), list(self._added.values()))
+        parts = [self._stretches(text) for text in texts]
+        stretches = [one for some in parts for one in some]
+        content = "".join(stretches).encode("utf-8", errors="surrogatepass")
+        lengths = [len(one) if one.isascii() else _size(one) for one in stretches]
+        ends = numpy.cumsum(lengths, dtype=numpy.int64)
+        words = cut_words(content, ends)
+        sums = sum_words(content, words)
+        is_kept = numpy.diff(numpy.append(words, len(content))) <= LONGEST
+        numbers = self._known.find(sums)
+        new = numpy.flatnonzero((numbers < 0) & is_kept)
+        if len(new):
+            _, firsts = numpy.unique(sums[0][new], return_index=True)
+            texts_of_new = _texts(content, words, new[firsts])
+            self._known.add(texts_of_new, self._encode_words(texts_of_new))
+            numbers[new] = self._known.find(sums[:, new])
+        ids, starts = self._known.ids_of(numbers)
+        of_text = numpy.concatenate([[0], ends])[list(accumulate(map(len, parts), initial=0))]
+        at = starts[numpy.searchsorted(words, of_text)].tolist()
+        found = [array(TYPECODE, ids[a:b].tobytes()) for a, b in pairwise(at)]
+        odd = {*(numpy.searchsorted(of_text, words[~is_kept], "right") - 1).tolist()}
+        odd |= {at for at, text in enumerate(texts) if not text.isascii() and self._is_odd(text)}
+        if odd:
+            whole = self._encode_whole([texts[at] for at in odd])
+            for at, one in zip(odd, whole, strict=True):
+                found[at] = one
         return found
 
-    def _split(self, text: str) -> list[str]:
-        """The words, each without the space before it; one that had none is given two."""
-        words: list[str] = []
-        for stretch in self._stretches(text):
-            if stretch in self._added:
-                words.append(f"  {stretch}")
-            elif stretch:
-                start = len(words)
-                words += _CUT.split(stretch) if _is_oddly_spaced(stretch) else stretch.split(" ")
-                words[start] = f"  {words[start]}"
-        return words
+    def _is_odd(self, text: str) -> bool:
+        """Whether a text has to be tokenised as a whole."""
+        if self._is_normalising and not is_normalized("NFC", text):
+            return True
+        return _WIDE_SPACE.search(text) is not None
 
     def _stretches(self, text: str) -> list[str]:
         """The text cut before and behind each added token."""
+        if len(self._added_patterns) == 1:
+            return self._added_patterns[0].split(text)
         stretches = [text]
         for pattern in self._added_patterns:
             stretches = [
@@ -137,59 +149,75 @@ class TextTokenizer:
             ]
         return stretches
 
-    def _learn(self, met: set[str]) -> None:
-        """Tokenises the words that are new, many with one call."""
-        new = met.difference(self._memory)
-        added = {word for word in new if word.startswith("  ") and word[2:] in self._added}
-        words = list(new.difference(added))
-        texts = [word[2:] if word.startswith("  ") else f" {word}" for word in words]
-        self._memory |= zip(words, self._encode_words(texts), strict=True)
-        self._memory |= {word: self._added[word[2:]] for word in added}
-
-    def _encode_words(self, words: list[str]) -> list[bytes]:
+    def _encode_words(self, words: list[str]) -> list[list[int]]:
         backend = self.tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = False
         calls = [words[at : at + _WORDS_A_CALL] for at in range(0, len(words), _WORDS_A_CALL)]
         encodings = backend.encode_batch(calls, is_pretokenized=True, add_special_tokens=False)
-        found: list[bytes] = []
+        found: list[list[int]] = []
         for call, encoding in zip(calls, encodings, strict=True):
             by_word: list[list[int]] = [[] for _ in call]
             for number, token in zip(encoding.word_ids, encoding.ids, strict=True):
                 by_word[number].append(token)
-            found += [array(TYPECODE, ids).tobytes() for ids in by_word]
+            found += by_word
         return found
 
-    def _forget(self, met: set[str]) -> None:
-        if len(self._memory) > MOST_WORDS:
-            self._memory.clear()
-        else:
-            for word in met:
-                if len(word) > LONGEST_WORD:
-                    del self._memory[word]
+
+def cut_words(content: bytes, ends: Any) -> Any:
+    """Where words begin: with a space between two bytes that are none, and with each stretch.
+
+    Args:
+        content: stretches one after the other.
+        ends: the byte behind each, ascending; empty ones allowed.
+
+    Returns:
+        Ascending positions in `content`.
+    """
+    import numpy
+
+    space = numpy.zeros(256, bool)
+    space[[9, 10, 11, 12, 13, 28, 29, 30, 31, 32]] = True
+    letters = numpy.frombuffer(content, numpy.uint8)
+    begins = numpy.zeros(len(letters) + 1, bool)
+    is_space = space[letters]
+    begins[1:-2] = (letters[1:-1] == 32) & ~is_space[:-2] & ~is_space[2:]
+    begins[ends[ends > 0] - 1] = False
+    begins[ends] = True
+    begins[0] = True
+    return numpy.flatnonzero(begins[:-1])
 
 
-def _is_oddly_spaced(text: str) -> bool:
-    """Whether a space stands at an end or beside another space character."""
-    if not text.isascii() or any(map(text.__contains__, _RARE_SPACES)):
-        return _ODD_SPACE.search(text) is not None
-    return "  " in text or " \n" in text or "\n " in text or text[0] == " " or text[-1] == " "
+def _texts(content: bytes, words: Any, wanted: Any) -> list[str]:
+    """The texts of the words of these numbers."""
+    ends = [*words[1:].tolist(), len(content)]
+    return [
+        content[start : ends[number]].decode("utf-8", errors="surrogatepass")
+        for number, start in zip(wanted.tolist(), words[wanted].tolist(), strict=True)
+    ]
+
+
+def _size(text: str) -> int:
+    return len(text.encode("utf-8", errors="surrogatepass"))
 
 
 def begins_words_at_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a space between characters that are none always begins a word of its own.
 
-    Known of byte-level BPE with a splitting pattern before it. Added tokens that take the spaces
-    beside them, or that hold one, speak against it.
+    Known of byte-level BPE with a splitting pattern before it, and at most NFC before that. Added
+    tokens that take the spaces beside them, or that hold one, speak against it.
     """
     from tokenizers.models import BPE
+    from tokenizers.normalizers import NFC
 
     if not tokenizer.is_fast or tokenizer.split_special_tokens:
         return False
     backend = tokenizer.backend_tokenizer
     model, splitter = backend.model, backend.pre_tokenizer
-    if backend.normalizer is not None or splitter is None or not isinstance(model, BPE):
+    if not isinstance(backend.normalizer, NFC | None) or not isinstance(model, BPE):
+        return False
+    if splitter is None:
         return False
     if model.dropout or model.end_of_word_suffix or model.continuing_subword_prefix:
         return False
@@ -217,9 +245,7 @@ def _splits_alike(splitter: Any) -> bool:
 
     before = [*_NEIGHBOURS, *(f"a{one}" for one in _NEIGHBOURS), "\n.", "a's", "12"]
     behind = [*_NEIGHBOURS, *(f"{one}a" for one in _NEIGHBOURS), ".\n", "'s a", "12"]
-    halves = {text: split(text) for text in before} | {
-        f" {text}": split(f" {text}") for text in behind
-    }
+    halves = {text: split(text) for text in (*before, *(f" {one}" for one in behind))}
     return all(
         split(f"{left} {right}") == halves[left] + halves[f" {right}"]
         for left, right in product(before, behind)
