@@ -12,7 +12,7 @@ from tests.architecture.house import ROOT
 pytestmark = pytest.mark.filterwarnings("default")
 
 SMALL = ("use_cpu=true", "max_samples=6", "cutoff_len=512", "preprocessing_num_workers=1")
-TRAINED = ("sft_lora", "sft_full", "sft_freeze", "quickstart")
+TRAINED = ("sft_lora", "sft_full", "sft_freeze", "quickstart", "pt", "pt_scratch")
 
 
 def run_example(name: str, model: Path, folder: Path, *overrides: str) -> RunResult:

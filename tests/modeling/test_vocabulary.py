@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from luthier.modeling.vocabulary import embedding_names, grow_vocabulary, is_tied
+from luthier.modeling.vocabulary import embedding_names, fit_config, grow_vocabulary, is_tied
 from tests import tiny
 
 IDS = torch.tensor([[5, 17, 300, 9]])
@@ -102,3 +102,28 @@ def test_embeddings_have_the_names_of_their_kind():
     )
     assert embedding_names(tiny.make_llama(tie_word_embeddings=True)) == ("embed_tokens",)
     assert embedding_names(tiny.make_gpt2()) == ("wte",)
+
+
+def test_a_configuration_without_weights_is_made_to_fit(capsys):
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    config = tiny.make_llama(vocab_size=100).config
+
+    fit_config(config, tokenizer)
+
+    assert config.vocab_size == -(-len(tokenizer) // 64) * 64
+    assert config.eos_token_id == tokenizer.eos_token_id
+    assert config.pad_token_id is None  # a row of the embeddings that is PAD never learns
+    assert f"the tokenizer has {len(tokenizer)} tokens" in " ".join(capsys.readouterr().err.split())
+
+
+def test_rows_for_no_token_stay_and_are_said(capsys):
+    tokenizer = tiny.make_tokenizer()
+    config = tiny.make_llama(vocab_size=5000).config
+
+    fit_config(config, tokenizer)
+
+    assert config.vocab_size == 5000
+    assert config.pad_token_id == tokenizer.pad_token_id
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{5000 - len(tokenizer):,} rows of the embeddings are never used" in said

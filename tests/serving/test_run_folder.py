@@ -87,6 +87,13 @@ def test_adapters_that_were_merged_stay_and_the_continued_one_is_replaced(
     assert "create_new_adapter" not in found
 
 
+def test_weights_that_began_at_random_are_read_now(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", tmp_path, model_name_or_path="plan", train_from_scratch=True)
+    (run / "config.json").write_text("{}", encoding="utf-8")
+
+    assert arguments_of(run) == {"model_name_or_path": str(run)}
+
+
 def test_relative_paths_are_those_of_where_the_run_began(tmp_path: Path) -> None:
     (tmp_path / "there" / "base").mkdir(parents=True)
     run = make_adapter(make_run(tmp_path / "run", tmp_path / "there", model_name_or_path="base"))

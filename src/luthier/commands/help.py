@@ -23,6 +23,24 @@ def run(argv: list[str]) -> int:
     return code
 
 
+def run_verb(command: str, argv: list[str]) -> int:
+    """Runs the verb of a command that the first word names; its file is in `COMMAND_verbs`.
+
+    Raises:
+        UnknownName: with the nearest verbs.
+    """
+    folder = FOLDER / f"{command}_verbs"
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print("\n".join([f"usage: luthier {command} VERB ...", "", *listing(folder)]))
+        print(f"\n`luthier {command} VERB --help` says more.")
+        return 0
+    if argv[0] not in commands(folder):
+        raise UnknownName(f"verb of `luthier {command}`:", argv[0], commands(folder))
+    module = importlib.import_module(f"luthier.commands.{folder.name}.{argv[0]}")
+    code: int = module.run(argv[1:])
+    return code
+
+
 def commands(folder: Path = FOLDER) -> list[str]:
     """The words that can come first, or those behind a first word that has a folder of its own."""
     return sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")

@@ -41,6 +41,13 @@ def schema() -> pyarrow.Schema:
     )
 
 
+def read_texts(
+    rows: Sequence[RowOrProblem], column: str
+) -> tuple[list[tuple[int, Text]], list[RowProblem]]:
+    """The texts with the numbers of their rows, and the rows that are none."""
+    return read_each(rows, lambda values, origin: read_text(values, column, origin))
+
+
 def find_bos(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """BOS, if the tokenizer puts it before a text by itself."""
     bos = tokenizer.bos_token_id
@@ -123,7 +130,7 @@ class TextWork:
         import numpy
         import pyarrow
 
-        texts, problems = self.read(rows)
+        texts, problems = read_texts(rows, self.column)
         counts.num_read += len(rows)
         for problem in problems:
             counts.skip(problem)
@@ -143,7 +150,3 @@ class TextWork:
             pyarrow.array([first + at for at, _ in full], pyarrow.int64()),
         ]
         return pyarrow.RecordBatch.from_arrays(columns, schema=schema())
-
-    def read(self, rows: Sequence[RowOrProblem]) -> tuple[list[tuple[int, Text]], list[RowProblem]]:
-        """The texts with the numbers of their rows, and the rows that are none."""
-        return read_each(rows, lambda values, origin: read_text(values, self.column, origin))

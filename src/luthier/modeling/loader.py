@@ -37,7 +37,7 @@ from luthier.modeling.source import (
     unreadable,
 )
 from luthier.modeling.tokenizer import new_tokens, token_descriptions
-from luthier.modeling.vocabulary import embedding_names, grow_vocabulary
+from luthier.modeling.vocabulary import embedding_names, fit_config, grow_vocabulary
 from luthier.optional import is_installed, missing
 
 ATTENTION = {
@@ -73,6 +73,8 @@ def load_model(
     model_args, training = arguments.model, arguments.training
     source = find_model(str(model_args.model_name_or_path))
     config = load_config(model_args)
+    if model_args.train_from_scratch:
+        fit_config(config, tokenizer)
     length = arguments.data.cutoff_len if is_trainable else None
     stretch_rope(config, model_args.rope_scaling, length)
     dtypes = choose_dtypes(

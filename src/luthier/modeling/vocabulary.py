@@ -1,4 +1,4 @@
-"""Embeddings that grow with the tokenizer; old rows keep their values."""
+"""Embeddings that fit the tokenizer: they grow with it, and old rows keep their values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from luthier import console
@@ -68,6 +68,33 @@ def grow_vocabulary(
     padding = f", padded to a multiple of {MULTIPLE}" if new_size > len(tokenizer) else ""
     console.info(f"vocabulary: {old_size:,} -> {new_size:,} rows for {num_new} new tokens{padding}")
     return True
+
+
+def fit_config(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Makes a configuration without weights fit the tokenizer, in place: its size, BOS, EOS, PAD.
+
+    A vocabulary that is too small grows to the tokenizer's length; one that is larger stays, for
+    tokens to come. PAD is left out where it is EOS: embeddings of PAD would never be learned.
+    """
+    text_config = config.get_text_config()
+    told, length = text_config.vocab_size, len(tokenizer)
+    needed = -(-length // MULTIPLE) * MULTIPLE
+    if told < length:
+        text_config.vocab_size = needed
+        console.info(
+            f"vocab_size = {needed:,} (the tokenizer has {length:,} tokens, config.json says "
+            f"{told:,}; a multiple of {MULTIPLE})"
+        )
+    elif told > needed:
+        console.warn(
+            f"vocab_size {told:,} of config.json: the tokenizer has {length:,} tokens, so "
+            f"{told - length:,} rows of the embeddings are never used. Write vocab_size {needed:,} "
+            "there to save them."
+        )
+    pad = tokenizer.pad_token_id
+    text_config.bos_token_id = tokenizer.bos_token_id
+    text_config.eos_token_id = tokenizer.eos_token_id
+    text_config.pad_token_id = None if pad == tokenizer.eos_token_id else pad
 
 
 def embedding_names(model: PreTrainedModel) -> tuple[str, ...]:

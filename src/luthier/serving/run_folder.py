@@ -42,7 +42,8 @@ def arguments_of(folder: Path) -> dict[str, Any]:
         values.pop("create_new_adapter", None)
     elif (folder / "config.json").exists():
         values["model_name_or_path"] = str(folder)
-        values.pop("adapter_name_or_path", None)
+        for name in ("adapter_name_or_path", "train_from_scratch"):
+            values.pop(name, None)
     else:
         raise ModelError(
             f"{folder}: neither {ADAPTER_CONFIG} nor config.json is in this folder, so there is no "

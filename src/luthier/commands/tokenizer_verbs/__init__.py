@@ -1,0 +1,1 @@
+"""what `luthier tokenizer` can do, one file for each word behind it."""
