@@ -1,10 +1,11 @@
 """Where the time of luthier's step goes, and how much of the machine's matrix-product rate it uses.
 
-The same run is made twice, a process each: once with only a clock, once under torch.profiler.
-What the profiler sees of an operation is its time without those it calls; it is
-set against the clock's, so what Python takes is what no operation took. The products of the step
-are then made alone, in the same dtype and shapes: that is the machine's rate. Useful operations are
-those of `luthier.modeling.flops`. The rows end in benchmarks/utilisation.csv.
+The same run is made twice, a process each: under torch.profiler, and with only a clock. Shares are
+those of the profiled run, where what no operation took is Python's; the profiler's own cost stands
+there too, so the share of the products is at least what is said. The products of the step are then
+made alone, in the same dtype and shapes: that is the machine's rate. It is compared with the useful
+operations (`luthier.modeling.flops`) over the seconds of the run without a profiler.
+The rows end in benchmarks/utilisation.csv.
 
     python benchmarks/utilisation.py --models smollm2 --steps 2
 """
@@ -129,18 +130,20 @@ def measure(
     ).value
     wall = timed.value["seconds"]
     kinds = profiled["kinds"]
-    kinds["Python and the rest"] = max(wall - sum(kinds.values()), 0.0)
+    watched = profiled["seconds"]
+    kinds["Python and the rest"] = watched - sum(kinds.values())
     kinds = dict(sorted(kinds.items(), key=lambda item: -item[1]))
-    share = sum(kinds.get(kind, 0.0) for kind in PRODUCTS) / wall
+    share = sum(kinds.get(kind, 0.0) for kind in PRODUCTS) / watched
     useful = timed.value["useful_flops"] / profiled["rate"] / wall
     print(
-        f"{model}, {dtype}, {split}: {wall / options.steps:.2f} s a step; {share:.0%} of it in "
+        f"{model}, {dtype}, {split}: {wall / options.steps:.2f} s a step "
+        f"({watched / options.steps:.2f} watched); {share:.0%} in "
         f"products that cannot be avoided; useful operations over the machine's rate of "
         f"{profiled['rate'] / 1e9:.0f} GFLOP/s at these shapes: {useful:.2f}",
         flush=True,
     )
     for kind, seconds in kinds.items():
-        print(f"    {kind:<22} {seconds / options.steps:8.3f} s {seconds / wall:6.1%}")
+        print(f"    {kind:<22} {seconds / options.steps:8.3f} s {seconds / watched:6.1%}")
     for name, seconds in profiled["others"].items():
         print(f"        of other operations: {name:<30} {seconds / options.steps:8.3f} s")
     needed, made = timed.value["useful_flops"], profiled["product_flops"]
@@ -160,7 +163,7 @@ def measure(
             "products_share": round(share, 3),
             "useful_over_rate": round(useful, 3),
             "rate_gflops": round(profiled["rate"] / 1e9, 1),
-            "kinds": " | ".join(f"{kind} {sec / wall:.1%}" for kind, sec in kinds.items()),
+            "kinds": " | ".join(f"{kind} {sec / watched:.1%}" for kind, sec in kinds.items()),
         }
     )
 
