@@ -155,8 +155,9 @@ class Table:
         axes.invert_yaxis()
         if line is not None:
             axes.axvline(line, color="#888888", linewidth=0.8)
-        for place, number in zip(places, values, strict=True):
-            axes.text(number, place, f" {number:.2f}", va="center", fontsize=8)
+        for place, number, above in zip(places, values, ends[1], strict=True):
+            axes.text(number + above, place, f" {number:.2f}", va="center", fontsize=8)
+        axes.margins(x=0.1)
         axes.set_title(f"{title}\n{rows[-1]['cpu']}, {rows[-1]['when'][:10]}", fontsize=9)
         figure.savefig(self.file.with_suffix(".png"), metadata={"Software": None})
 
