@@ -16,6 +16,7 @@ from luthier.batching.steps import StepBuilder
 from luthier.data.pipeline import load_datasets
 from luthier.errors import ArgumentsError
 from luthier.modeling.attention.interface import install_tree_attention
+from luthier.modeling.reads import read_logps
 from luthier.records import Text
 from luthier.stages.stage import STAGES
 from tests import tiny
@@ -66,21 +67,23 @@ def test_a_document_in_a_block_has_the_loss_it_has_alone(layout, tmp_path: Path)
     )
     train = load_datasets(arguments, None, tiny.make_tokenizer(), Text).train
     model = tiny.make_llama().eval()
-    alone = []
-    for row in train:
-        for ids in torch.tensor(row["input_ids"]).split(row["sequence_lengths"]):
-            alone.append(model(input_ids=ids[None], labels=ids[None]).loss * (len(ids) - 1))
+    alone = [
+        model(input_ids=ids[None], labels=ids[None]).loss.item()
+        for row in train
+        for ids in torch.tensor(row["input_ids"]).split(row["sequence_lengths"])
+    ]
     if layout == "tree":
         install_tree_attention(model)
 
-    (batch,) = StepBuilder(train, "num_learned", 0, 10**6, layout=layout)(
-        range(len(train))
-    ).micro_batches
-    loss = STAGES.get("pt")().loss(model, batch, with_accuracy=False).total
+    builder = StepBuilder(train, "num_learned", 0, 10**6, layout=layout)
+    (batch,) = builder(range(len(train))).micro_batches
+    logps = read_logps(model, batch).logps_N.detach()
 
+    inside = [-logps[batch.sequences == number].mean().item() for number in range(len(alone))]
     assert len(alone) >= 8 > len(train)
-    assert loss.item() / batch.targets.numel() == pytest.approx(
-        sum(alone).item() / batch.targets.numel(), abs=1e-6
+    assert sorted(inside) == pytest.approx(sorted(alone), abs=1e-6)
+    assert STAGES.get("pt")().loss(model, batch, with_accuracy=False).total.item() == pytest.approx(
+        -logps.sum().item(), rel=1e-6
     )
 
 
