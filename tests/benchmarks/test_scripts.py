@@ -29,6 +29,7 @@ SMALL = {
         ("peak_mib", 2),
     ),
     "startup": ("--pairs 1", ("ratio", 1)),
+    "streaming": ("--parts resume --sizes 1 --steps 2", ("luthier_s", 1)),
     "tokenize": ("--rows 60 --workers 1 --pairs 1", ("ratio", 1)),
     "utilisation": (
         "--models tiny --dtypes float32 --splits 2x1 --steps 1",

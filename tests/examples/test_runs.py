@@ -45,6 +45,15 @@ def test_an_example_trains_a_model(name: str, llama_folder: Path, tmp_path: Path
     assert {"trainer_log.jsonl", "training_loss.png", "run.json", "README.md"} <= left
 
 
+def test_streamed_rows_train_a_model(llama_folder: Path, tmp_path: Path):
+    short = ("max_steps=2", "eval_steps=2", "max_samples=40", "dataloader_num_workers=0")
+
+    result = run_example("sft_streaming", llama_folder, tmp_path, *short)
+
+    assert result.metrics["train_loss"] > 0
+    assert result.metrics["eval_loss"] > 0
+
+
 def test_predictions_follow_a_trained_adapter(llama_folder: Path, tmp_path: Path):
     trained = run_example("quickstart", llama_folder, tmp_path, "max_steps=1")
 

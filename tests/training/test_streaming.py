@@ -10,8 +10,12 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 import luthier
+from luthier.batching.steps import StepBuilder
+from luthier.batching.streamed import StreamedTable
+from luthier.commands.data_verbs import prepare
 from luthier.data.streaming import stream as streams
 from luthier.errors import ArgumentsError, DataError
+from tests.data.streaming.making import open_stream, write_rows
 
 
 @pytest.fixture
@@ -102,6 +106,28 @@ def test_a_step_of_another_size_goes_on_with_the_next_row(config, tmp_path):
     assert losses(resumed)[2:] == losses(whole)[4:8]
 
 
+def test_ranks_compute_each_row_of_a_step_once_and_agree_on_its_counts(tmp_path):
+    file = write_rows(tmp_path, "a", 50)
+    table = open_stream(tmp_path, file)
+    table.start()
+    whole = table.take(16)
+    ranks = []
+    for rank in range(3):
+        stream = open_stream(tmp_path, file)
+        stream.start()
+        ranks.append(StepBuilder(StreamedTable(stream, 16), "num_learned", 0, 128, rank, 3))
+
+    steps = [[builder(range(at, at + 8)) for builder in ranks] for at in (0, 8)]
+
+    lengths = whole["num_tokens"].to_pylist()
+    for at, shares in zip((0, 8), steps, strict=True):
+        found = [m.num_tokens for share in shares for m in share.micro_batches]
+        assert sum(found) == sum(lengths[at : at + 8])
+        assert {share.num_tokens for share in shares} == {sum(lengths[at : at + 8])}
+        assert len({(share.num_units, len(share.micro_batches)) for share in shares}) == 1
+    assert sum(step[0].num_units for step in steps) == sum(whole["num_learned"].to_pylist())
+
+
 def test_texts_are_streamed_in_blocks(config, tmp_path):
     file = tmp_path / "texts.txt"
     file.write_text("\n".join(f"Line {n} tells what stands on line {n}." for n in range(60)))
@@ -132,6 +158,13 @@ def test_packed_conversations_are_streamed(config):
 def test_what_needs_an_end_is_refused(config, wrong, said):
     with pytest.raises(ArgumentsError, match=said):
         luthier.train(config | wrong)
+
+
+def test_there_is_nothing_to_prepare(config):
+    words = [f"{name}={config[name]}" for name in ("model_name_or_path", "dataset", "template")]
+
+    with pytest.raises(ArgumentsError, match="nothing to prepare"):
+        prepare.run([*words, "streaming=true", "max_steps=1"])
 
 
 def test_a_checkpoint_of_a_run_without_streaming_is_not_gone_on_with(config):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from luthier.errors import MissingArguments
+from luthier.errors import ArgumentsError, MissingArguments
 
 SUMMARY = "encode data ahead of a run, without a GPU: luthier data prepare CONFIG.yaml"
 
@@ -54,6 +54,10 @@ def _prepare(words: list[str]) -> tuple[list[Path], Path]:
     if not arguments.model.model_name_or_path:
         raise MissingArguments(
             ["model_name_or_path is missing: its tokenizer encodes the data. Weights are not read."]
+        )
+    if arguments.data.streaming:
+        raise ArgumentsError(
+            ["streaming encodes rows as training goes: there is nothing to prepare. Leave it out."]
         )
     # a configuration that only evaluates has no training set, others have one
     is_trained = arguments.training.do_train or not (

@@ -148,7 +148,9 @@ def _lines(file: DataFile, position: Position, read: ReadLines) -> Read:
         stream.seek(byte)
         for line in stream:
             byte += len(line)
-            if not line.isspace() and line != codecs.BOM_UTF8:
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if line and not line.isspace():
                 yield Line(line, file.name, number, read), [byte, number + 1]
             number += 1
 
