@@ -34,7 +34,7 @@ def seen(row: RowOrProblem) -> tuple[object, ...]:
     return str(row.origin), json.dumps(row.values)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(ROWS, st.sampled_from([None, 1]), DAMAGE, st.booleans(), st.sampled_from([1, 40, 300]))
 def test_windows_of_any_size_and_any_position_give_the_rows_of_the_whole_text(
     tmp_path_factory, rows, indent, damage, has_mark, window_bytes

@@ -270,8 +270,11 @@ def test_a_state_of_other_data_or_settings_is_refused(folder):
 
     with pytest.raises(DataError, match=r"(?s)buffer_size 8, now 9.*ignore_data_skip"):
         open_stream(folder, file, buffer_size=9).start(state)
+    moved = folder / "elsewhere"
+    moved.mkdir()
+    open_stream(folder, write_rows(moved, "a", 30)).start(state)
     write_rows(folder, "a", 31)
-    with pytest.raises(DataError, match="files"):
+    with pytest.raises(DataError, match="content of dataset"):
         open_stream(folder, file).start(state)
 
 

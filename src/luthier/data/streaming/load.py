@@ -161,8 +161,7 @@ class _Sets:
         data = self.data
         is_mixed = len(data.dataset) > 1
         return {
-            "dataset": list(data.dataset),
-            "files": [report.hashes for report in self.reports],
+            "content of dataset": [[*report.hashes.values()] for report in self.reports],
             "buffer_size": data.buffer_size if self.is_shuffled else None,
             "seed": self.seed,
             "disable_shuffling": not self.is_shuffled,

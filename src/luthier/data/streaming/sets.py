@@ -63,8 +63,8 @@ class HubRows:
             )
 
     def stamps(self) -> dict[str, str]:
-        """Nothing is known of the files without fetching them."""
-        return {self.name: ""}
+        """The name alone: nothing is known of the files without fetching them."""
+        return {self.name: self.name}
 
 
 def open_rows(description: DatasetDescription, access: HubAccess) -> FileRows | HubRows:
