@@ -1,4 +1,8 @@
 import json
+import multiprocessing
+import os
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +14,9 @@ import pytest
 from luthier.arguments.data import DataArguments
 from luthier.arguments.model import ModelArguments
 from luthier.arguments.training import TrainingArguments
+from luthier.data import stretches
 from luthier.data.pipeline import EncodedDatasets, find_tool_separator, load_datasets
+from luthier.data.table import Work
 from luthier.errors import DataError
 from luthier.records import IGNORE_INDEX
 from luthier.templates.choose import choose_template
@@ -294,3 +300,135 @@ def test_drawn_rows_come_again_and_their_prompts_are_found(folder):
 
     assert len(found.train) == 50  # type: ignore[arg-type]
     assert origins(found.eval[""]) == origins(found.predict[""])
+
+
+def _load_slowly(folder: Path, **given: Any) -> None:
+    """As `load`, in small shards each of which takes a while."""
+    stretches.LEAST_BYTES = stretches.MOST_BYTES = 200
+    Work.make = _make_slowly  # type: ignore[method-assign]
+    load(folder, **given)
+
+
+def _make_slowly(self: Work, task: Any, target: Path) -> Any:
+    time.sleep(0.1)
+    return _MAKE(self, task, target)
+
+
+_MAKE = Work.make
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_after_a_kill_it_goes_on_behind_the_last_whole_shard(folder, workers, monkeypatch, capsys):
+    context = multiprocessing.get_context("fork")
+    given = {"preprocessing_num_workers": workers}
+    killed = context.Process(target=_load_slowly, args=(folder,), kwargs=given)
+    killed.start()
+    while not any(file.stat().st_size for file in (folder / "cache").rglob("shards.jsonl")):
+        time.sleep(0.01)
+
+    os.kill(killed.pid or 0, signal.SIGKILL)
+    killed.join()
+    for name in ("LEAST_BYTES", "MOST_BYTES"):
+        monkeypatch.setattr(stretches, name, 200)
+    found = load(folder, **given)
+
+    assert "shards were encoded before and are kept" in capsys.readouterr().err
+    assert origins(found.train) == [f"rows.jsonl:{n}" for n in range(1, 41)]  # type: ignore[arg-type]
+    (report,) = found.report.sets
+    assert (report.num_read, report.num_kept) == (40, 40)
+
+
+def test_of_eight_processes_one_encodes(folder):
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_load_slowly, args=(folder,)) for _ in range(8)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+
+    assert [process.exitcode for process in processes] == [0] * 8
+    (journal,) = (folder / "cache").rglob("shards.jsonl")
+    numbers = [json.loads(line)["number"] for line in journal.read_text().splitlines()]
+    assert numbers == sorted({*numbers})  # each shard was made once
+
+
+@pytest.mark.parametrize("most", [1, 7, 39, 100])
+def test_the_first_rows_are_the_same_however_the_file_is_cut(folder, monkeypatch, most):
+    for name in ("LEAST_BYTES", "MOST_BYTES"):
+        monkeypatch.setattr(stretches, name, 100)
+
+    found = load(folder, max_samples=most, preprocessing_num_workers=2)
+
+    assert origins(found.train) == [f"rows.jsonl:{n}" for n in range(1, min(most, 40) + 1)]  # type: ignore[arg-type]
+
+
+def test_num_samples_encodes_what_it_draws_and_no_more(folder, monkeypatch):
+    for name in ("LEAST_BYTES", "MOST_BYTES"):
+        monkeypatch.setattr(stretches, name, 100)
+    entry = {"rows": {"file_name": str(folder / "rows.jsonl"), "num_samples": 5}}
+
+    found = load(folder, dataset_dir=entry)
+    fewer = load(folder, dataset_dir=entry, max_samples=3)
+
+    (report,) = found.report.sets
+    assert (report.num_in_files, report.num_drawn, report.num_read) == (40, 5, 5)
+    assert len({*origins(found.train)}) == 5  # type: ignore[arg-type]
+    assert origins(fewer.train) == origins(found.train)[:3]  # type: ignore[arg-type]
+
+
+def test_long_rows_end_the_run_only_where_that_is_asked(folder):
+    (folder / "rows.jsonl").write_text(
+        json.dumps({"instruction": "a", "output": "b " * 90})
+        + "\n"
+        + json.dumps({"instruction": "a", "output": "b"})
+    )
+
+    with pytest.raises(DataError, match=r"1 rows are longer than cutoff_len 50, the longest has 1"):
+        load(folder, cutoff_len=50, on_overlong="error")
+    assert len(load(folder, cutoff_len=50, on_overlong="drop").train) == 1  # type: ignore[arg-type]
+    assert len(load(folder, cutoff_len=50).train) == 2  # type: ignore[arg-type]
+
+
+def test_the_parts_of_a_row_are_answered_once(folder):
+    messages = []
+    for n in range(6):
+        messages.append({"role": "user", "content": f"question {n}"})
+        messages.append({"role": "assistant", "content": f"answer {n}"})
+    lines = [json.dumps({"messages": messages})] * 4
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    path = str(folder / "rows.jsonl")
+
+    found = load(
+        folder,
+        dataset=path,
+        cutoff_len=60,
+        on_overlong="split",
+        val_size=5,
+        predict_with_generate=True,
+    )
+
+    (learned, _) = found.report.sets
+    assert learned.num_kept == learned.num_parts == 4 * 3
+    assert len(found.eval[""]) == 5
+    assert len(found.predict[""]) == len({*origins(found.eval[""])})
+
+
+def test_a_weight_that_is_neither_0_nor_1_is_refused_by_name(folder):
+    rows = [{"instruction": "a", "output": "b", "weight": weight} for weight in (1, 0.5)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match="'rows': some rows have a weight"):
+        load(folder)
+
+    entry = {"rows": {"file_name": str(folder / "rows.jsonl"), "columns": {"weight": None}}}
+
+    assert len(load(folder, dataset_dir=entry).train) == 2  # type: ignore[arg-type]
+
+
+def test_rows_that_are_not_to_be_learned_are_left_out_and_counted(folder):
+    rows = [{"instruction": "a", "output": "b", "train": bool(n % 2)} for n in range(10)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    found = load(folder, max_bad_rows=0)
+
+    assert len(found.train) == 5  # type: ignore[arg-type]
+    assert sum(found.report.sets[0].left_out.values()) == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ from luthier.errors import DataError
 
 if TYPE_CHECKING:
     import datasets
+
+_NUMBERS_TOGETHER = 100_000
 
 _STRATEGIES = {
     "interleave_under": "first_exhausted",
@@ -88,7 +91,7 @@ def mix(lengths: Sequence[int], strategy: str, shares: Sequence[float], seed: in
         seed=seed,
         stopping_strategy=_STRATEGIES[strategy],
     )
-    return _places(mixed)
+    return column_of(mixed, "at")
 
 
 def split(num_rows: int, val_size: float, seed: int) -> tuple[Any, Any]:
@@ -105,14 +108,16 @@ def split(num_rows: int, val_size: float, seed: int) -> tuple[Any, Any]:
     Raises:
         DataError: if one of the two would be empty.
     """
-    kept = val_size if val_size < 1 else int(val_size)
-    if (val_size >= 1 and val_size >= num_rows) or num_rows < 2:
+    import numpy
+
+    num_kept = math.ceil(val_size * num_rows) if val_size < 1 else int(val_size)
+    if num_kept >= num_rows:
         raise DataError(
             f"val_size {val_size:g} of {num_rows:,} rows leaves nothing to train on. Lower it, or "
             "give an eval_dataset."
         )
-    parts = _numbers(0, num_rows).train_test_split(test_size=kept, seed=seed, shuffle=True)
-    return _places(parts["train"]), _places(parts["test"])
+    shuffled = numpy.random.default_rng(seed).permutation(num_rows)
+    return shuffled[num_kept:], shuffled[:num_kept]
 
 
 def _numbers(start: int, end: int) -> datasets.Dataset:
@@ -122,5 +127,9 @@ def _numbers(start: int, end: int) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"at": numpy.arange(start, end)})
 
 
-def _places(numbers: datasets.Dataset) -> Any:
-    return numbers.with_format("numpy")[:]["at"]
+def column_of(dataset: datasets.Dataset, name: str) -> Any:
+    """A column of numbers as an array, without a Python object for each of them."""
+    import numpy
+
+    parts = dataset.select_columns([name]).with_format("arrow").iter(_NUMBERS_TOGETHER)
+    return numpy.concatenate([part[name].to_numpy() for part in parts] or [numpy.zeros(0, int)])

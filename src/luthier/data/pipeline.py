@@ -28,7 +28,7 @@ from luthier.data.catalog import (
 from luthier.data.check import check_budget, refuse_weights
 from luthier.data.encode import OVERLONG
 from luthier.data.formats.detect import NUM_LOOKED_AT
-from luthier.data.mixing import draw_rows, mix, place_drawn, split
+from luthier.data.mixing import column_of, draw_rows, mix, place_drawn, split
 from luthier.data.packing import pack
 from luthier.data.report import DataReport, SetReport
 from luthier.data.routes import Route, choose_route, find_tool_separator
@@ -129,6 +129,8 @@ class _Loader:
 
     def load(self) -> EncodedDatasets:
         """Everything the arguments ask for."""
+        import numpy
+
         training, data, answers = self.arguments.training, self.data, self.answers
         if training.do_train and not data.dataset:
             raise DataError(
@@ -145,8 +147,7 @@ class _Loader:
                     console.info("val_size 1 is a number of rows: one is kept for evaluation")
                 train, kept = split(len(order), data.val_size, self.seed)
                 if self.route.keeps_order:
-                    train.sort()
-                    kept.sort()
+                    train, kept = numpy.sort(train), numpy.sort(kept)
                 found.eval[""] = self._pack(_join(sets).select(order[kept]), data.dataset, "eval")
                 if answers:
                     found.predict[""] = self._prompts_of(order[kept], sets, data.dataset)
@@ -431,4 +432,4 @@ def _join(sets: Sequence[datasets.Dataset]) -> datasets.Dataset:
 
 def _rows(dataset: datasets.Dataset) -> Any:
     """The row number of each example."""
-    return dataset.with_format("numpy")["row"][:]
+    return column_of(dataset, "row")

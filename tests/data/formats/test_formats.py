@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from luthier.data.catalog import load_catalog
+from luthier.data.catalog import OPENAI_TAGS, Columns, DatasetDescription, Tags, load_catalog
 from luthier.data.check import RowError
 from luthier.data.formats.detect import detect_format
 from luthier.data.formats.registry import FORMATS, Reading
@@ -277,3 +277,61 @@ def test_any_row_is_read_or_refused_with_our_own_error(formatting, row, answers)
 def test_any_rows_are_detected_or_refused(rows):
     with contextlib.suppress(DataError):
         detect_format(load_catalog("ONLINE").describe("x"), rows)
+
+
+def read_one(row: dict[str, object], formatting: str, **columns: object) -> Conversation:
+    given = Columns(**({"messages": "messages"} | columns))  # type: ignore[arg-type]
+    tags = OPENAI_TAGS if formatting == "openai" else Tags()
+    description = DatasetDescription(
+        "user", "file", "rows.json", formatting, columns=given, tags=tags
+    )
+    return FORMATS.get(formatting)(row, Reading(description), None)
+
+
+@pytest.mark.parametrize(
+    ("marks", "weight"),
+    [
+        ({}, None),
+        ({"train": None, "weight": None}, None),
+        ({"train": True}, 1),
+        ({"train": False}, 0),
+        ({"weight": 0}, 0),
+        ({"weight": 0.5}, 0.5),
+        ({"train": True, "weight": 0.25}, 0.25),
+        ({"train": False, "weight": 1}, 0),
+    ],
+)
+def test_messages_and_rows_say_how_much_they_count(marks, weight):
+    said = {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"} | marks
+    chat = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"} | marks
+
+    of_message = read_one({"messages": list(said)}, "sharegpt").messages[-1]
+    of_chat = read_one({"messages": list(chat)}, "openai").messages[-1]
+    of_row = read_one({"instruction": "a", "output": "b"} | marks, "alpaca")
+
+    assert of_message.weight == of_chat.weight == weight
+    assert of_row.weight == (weight if weight != 1 or "weight" in marks else None)
+
+
+@pytest.mark.parametrize(
+    "marks", [{"train": "no"}, {"weight": "much"}, {"weight": -1}, {"train": 1}]
+)
+def test_a_mark_of_a_message_that_says_nothing_is_a_wrong_row(marks):
+    said = {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"} | marks
+
+    with pytest.raises(RowError, match=next(iter(marks))):
+        read_one({"messages": list(said)}, "sharegpt")
+
+
+def test_columns_that_say_something_else_are_not_weights():
+    row = {"instruction": "a", "output": "b", "train": "split-1", "weight": "heavy"}
+    description = DatasetDescription("user", "file", "rows.json", "alpaca")
+    reading = Reading(description)
+
+    conversation = FORMATS.get("alpaca")(row, reading, None)
+    written = FORMATS.get("alpaca")(row | {"train": "FALSE", "weight": "0.5"}, reading, None)
+
+    assert conversation.weight is None
+    assert written.weight == 0
+    assert sum(reading.remarks.values()) == 2
+    assert read_one(row | {"weight": 0.5}, "alpaca", weight=None).weight is None

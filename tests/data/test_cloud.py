@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from luthier.data.catalog import load_catalog
+from luthier.data.cloud import check_url, fetch
+from luthier.data.rows import Row
+from luthier.data.sources import HubAccess, Source
+from luthier.errors import DataError
+
+ROWS = [{"instruction": f"question {n}", "output": f"answer {n}"} for n in range(5)]
+LINES = "\n".join(map(json.dumps, ROWS))
+
+
+@pytest.fixture
+def bucket():
+    system = fsspec.filesystem("memory")
+    system.pipe("/bucket/rows.jsonl", LINES.encode())
+    system.pipe("/bucket/parts/b.jsonl", LINES.encode())
+    system.pipe("/bucket/parts/a.jsonl", LINES.encode())
+    system.pipe("/bucket/parts/README.md", b"about")
+    yield system
+    system.rm("/bucket", recursive=True)
+
+
+def test_a_url_is_a_data_set_like_any_other(bucket, tmp_path):
+    entry = {"rows": {"cloud_file_name": "memory://bucket/rows.jsonl", "formatting": "alpaca"}}
+    for description in (
+        load_catalog(entry).describe("rows"),
+        load_catalog({}).describe("memory://bucket/rows.jsonl"),
+    ):
+        source = Source(description, HubAccess(str(tmp_path)))
+
+        rows = list(source.rows())
+
+        assert description.place == "cloud"
+        assert [row.values for row in rows if isinstance(row, Row)] == ROWS
+        assert str(rows[2].origin) == "memory:///bucket/rows.jsonl:3"
+        assert list(source.hashes()) == ["memory:///bucket/rows.jsonl"]
+
+
+def test_a_folder_gives_its_data_files_in_order(bucket, tmp_path):
+    copies = fetch("rows", "memory://bucket/parts", tmp_path)
+
+    assert [url.rpartition("/")[2] for _, url in copies] == ["a.jsonl", "b.jsonl"]
+    assert all(copy.read_text() == LINES for copy, _ in copies)
+
+
+def test_a_file_is_fetched_once_until_it_changes(bucket, tmp_path, capsys):
+    (first,) = fetch("rows", "memory://bucket/rows.jsonl", tmp_path)
+    (again,) = fetch("rows", "memory://bucket/rows.jsonl", tmp_path)
+    assert capsys.readouterr().err.count("fetching") == 1
+    bucket.pipe("/bucket/rows.jsonl", b"{}")
+    (changed,) = fetch("rows", "memory://bucket/rows.jsonl", tmp_path)
+
+    assert first == again != changed
+    assert changed[0].read_text() == "{}"
+
+
+def test_local_files_have_urls_too(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(LINES)
+
+    ((copy, _),) = fetch("rows", f"file://{tmp_path}/rows.jsonl", tmp_path / "cache")
+
+    assert copy.read_text() == LINES
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("memory://bucket/absent.jsonl", "cannot be fetched: FileNotFoundError"),
+        ("memory://bucket", "no file of the kinds"),
+        ("nowhere://bucket/rows.jsonl", "nowhere"),
+    ],
+)
+def test_what_cannot_be_had_is_one_sentence(bucket, tmp_path, url, words):
+    bucket.rm("/bucket/rows.jsonl")
+
+    with pytest.raises(DataError, match=words):
+        fetch("rows", url, tmp_path)
+
+
+def test_an_unknown_protocol_is_known_before_anything_is_loaded():
+    with pytest.raises(DataError, match="'rows': nowhere://a cannot be read"):
+        check_url("rows", "nowhere://a")
+
+
+def test_a_catalog_of_the_hub_may_not_name_files_of_this_machine(monkeypatch, tmp_path):
+    from luthier.data import catalog
+
+    info = tmp_path / "dataset_info.json"
+    info.write_text(json.dumps({"rows": {"cloud_file_name": "file:///etc/rows.jsonl"}}))
+    monkeypatch.setattr(catalog, "_fetch_catalog", lambda repository: Path(info))
+
+    with pytest.raises(DataError, match="not read here"):
+        catalog.load_catalog("REMOTE:owner/name").describe("rows")

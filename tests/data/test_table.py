@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+
+from luthier.data import stretches
+from luthier.data.cache import Store
+from luthier.data.catalog import DatasetDescription
+from luthier.data.encode import Encoder, EncodingOptions
+from luthier.data.formats.registry import Reading
+from luthier.data.report import Counts
+from luthier.data.rows import Row
+from luthier.data.stretches import RowStretch
+from luthier.data.table import Task, Work, make_shards
+from luthier.errors import DataError
+from luthier.records import IGNORE_INDEX, Origin
+from luthier.templates.registry import TEMPLATES
+
+
+def work(tokenizer: Any, purpose: Any = "learn", **options: Any) -> Work:
+    description = DatasetDescription("rows", "file", "rows.json", "sharegpt")
+    encoder = Encoder(
+        tokenizer, TEMPLATES.get("chatml"), EncodingOptions(**({"cutoff_len": 40} | options))
+    )
+    return Work(encoder, Reading(description), purpose, batch_size=4)
+
+
+def row(number: int, *marks: Any, **columns: Any) -> Row:
+    messages = []
+    for at, mark in enumerate(marks or (None,)):
+        messages.append({"from": "human", "value": f"question {number}.{at}"})
+        said = {"from": "gpt", "value": f"answer {number} " * (number % 4 + 1)}
+        messages.append(said | ({} if mark is None else {"weight": mark}))
+    return Row({"conversations": messages} | columns, Origin("rows.json", number))
+
+
+def tasks(rows: list[Row], size: int = 5) -> list[Task]:
+    return [
+        Task(number, start, RowStretch(tuple(rows[start : start + size])))
+        for number, start in enumerate(range(0, len(rows), size))
+    ]
+
+
+def make(folder: Path, given: Work, rows: list[Row], workers: int = 1) -> tuple[Any, Counts]:
+    folder.mkdir()
+    store = Store(folder)
+    make_shards(given, tasks(rows), store, workers)
+    counts, read = Counts(), []
+    for number in sorted(store.shards):
+        shard = store.shards[number]
+        counts.add(shard.counts)
+        with pyarrow.memory_map(str(folder / shard.name)) as file:
+            read.append(pyarrow.ipc.open_stream(file).read_all())
+    return pyarrow.concat_tables(read, promote_options="default"), counts
+
+
+@pytest.mark.parametrize("purpose", ["learn", "answer"])
+def test_two_workers_give_what_one_gives(tiny_tokenizer, tmp_path, purpose):
+    rows = [row(number) for number in range(33)]
+
+    alone, counted = make(tmp_path / "one", work(tiny_tokenizer, purpose), rows)
+    shared, counted_too = make(tmp_path / "two", work(tiny_tokenizer, purpose), rows, workers=2)
+
+    assert alone == shared
+    assert alone["row"].to_pylist() == list(range(33))
+    assert counted == counted_too
+    assert counted.num_tokens_cut > 0
+
+
+def test_shards_that_are_there_are_not_made_again(tiny_tokenizer, tmp_path):
+    rows = [row(number) for number in range(20)]
+    store = Store(tmp_path)
+    make_shards(work(tiny_tokenizer), tasks(rows)[:2], store, 1)
+    before = {number: shard.changed_ns for number, shard in store.shards.items()}
+
+    make_shards(work(tiny_tokenizer), tasks(rows), store, 1)
+
+    assert sorted(store.shards) == [0, 1, 2, 3]
+    assert {number: store.shards[number].changed_ns for number in before} == before
+
+
+def test_every_row_is_counted_once(tiny_tokenizer, tmp_path):
+    rows: list[Any] = [row(number, number % 2, None) for number in range(12)]
+    rows += [row(12, 0, 0), row(13, weight=0), row(14, train=False), Row("no object", None)]
+    for policy in ("truncate", "drop", "split", "error"):
+        given = work(tiny_tokenizer, cutoff_len=60, on_overlong=policy)
+
+        table, counts = make(tmp_path / policy, given, rows)
+
+        whole = counts.num_kept - counts.num_parts + counts.num_rows_split
+        left_out = sum(counts.left_out.values())
+        assert counts.num_read == len(rows) == whole + counts.num_skipped + left_out
+        assert counts.num_skipped == 1
+        assert counts.num_kept == table.num_rows
+        assert counts.num_tokens == sum(table["num_tokens"].to_pylist())
+        is_learned = [
+            [one != IGNORE_INDEX for one in labels[1:]] for labels in table["labels"].to_pylist()
+        ]
+        assert table["num_learned"].to_pylist() == [sum(marks) for marks in is_learned]
+        assert (counts.num_rows_split > 0) == (policy == "split")
+        assert (counts.num_rows_cut > 0) == (policy == "truncate")
+        assert counts.longest > 60
+
+
+def test_weights_are_a_column_only_where_a_row_has_some(tiny_tokenizer, tmp_path):
+    rows = [row(1), row(2, 0), row(3, 1), row(4), row(5), row(6, 0.5, 0), row(7), row(8, weight=2)]
+    given = work(tiny_tokenizer, cutoff_len=400)
+
+    plain, _ = make(tmp_path / "plain", given, rows[:5])
+    table, _ = make(tmp_path / "weighted", given, rows)
+
+    assert "weights" not in plain.column_names
+    weights = table["weights"].to_pylist()
+    assert weights[:4] == [None] * 4  # the shard of the first rows has no such column
+    pairs = zip(weights[4], table["labels"][4].as_py(), strict=True)
+    assert {weight for weight, label in pairs if label != IGNORE_INDEX} == {0.5}
+    assert set(weights[5]) == {1}
+    assert set(weights[6]) == {2}
+    assert [*map(len, weights[4:])] == table["num_tokens"].to_pylist()[4:]
+
+
+class Deadly(RowStretch):
+    def rows(self) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_one_sentence_and_whole_shards_stay(tiny_tokenizer, tmp_path):
+    rows = [row(number) for number in range(10)]
+    store = Store(tmp_path)
+    given = work(tiny_tokenizer)
+    make_shards(given, tasks(rows)[:1], store, 1)
+
+    with pytest.raises(DataError, match="fewer preprocessing_num_workers"):
+        make_shards(given, [*tasks(rows), Task(2, 10, Deadly(()))], store, 2)
+
+    assert 0 in store.shards
+
+
+def test_lines_are_cut_into_the_same_rows(tmp_path, monkeypatch):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b"\n\n".join(b'{"n": %d}' % n for n in range(100)) + b"\n")
+    whole = [one for part in stretches.cut_file(path, "x") for one in part.rows()]
+    for size in (1, 7, 30, 10_000):
+        monkeypatch.setattr(stretches, "LEAST_BYTES", size)
+        monkeypatch.setattr(stretches, "MOST_BYTES", size)
+
+        parts = list(stretches.cut_file(path, "x"))
+
+        assert [one for part in parts for one in part.rows()] == whole
+        assert sum(part.count() for part in parts) == len(whole) == 100
+        assert [one.origin.line for one in whole] == list(range(1, 200, 2))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "txt", "parquet"])
+def test_picked_rows_are_those_of_their_numbers(tmp_path, suffix):
+    path = tmp_path / f"rows.{suffix}"
+    texts = [f"text {n}" for n in range(50)]
+    if suffix == "parquet":
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
+    elif suffix in ("csv", "txt"):
+        path.write_text("\n".join((["text"] if suffix == "csv" else []) + texts))
+    else:
+        lines = [f'{{"text": "{text}"}}' for text in texts]
+        path.write_text("[" + ",\n".join(lines) + "]" if suffix == "json" else "\n\n".join(lines))
+    (part,) = stretches.cut_file(path, str(path))
+
+    picked = part.pick({3, 17, 49, 60})
+    first = part.pick(range(2))
+
+    assert [one.values["text"] for one in picked.rows()] == ["text 3", "text 17", "text 49"]
+    assert [one.values["text"] for one in first.rows()] == ["text 0", "text 1"]
+    assert part.count() == 50
