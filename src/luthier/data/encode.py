@@ -334,7 +334,8 @@ class Encoder:
     def _finish(self, conversation: Conversation, example: Example) -> Outcome:
         """The example, if something of it is learned."""
         labels = example.labels
-        if labels[1:].count(IGNORE_INDEX) < len(labels) - 1:
+        ends_learned = len(labels) > 1 and labels[-1] != IGNORE_INDEX
+        if ends_learned or labels[1:].count(IGNORE_INDEX) < len(labels) - 1:
             return [example]
         if not example.num_cut and any(one.weight == 0 for one in conversation.messages):
             return LeftOut(UNLEARNED, len(labels))

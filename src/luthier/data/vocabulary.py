@@ -52,8 +52,14 @@ class Vocabulary:
             waiting, places = waiting[is_open], (places[is_open] + numpy.uint64(1)) & mask
         return found
 
-    def add(self, words: Sequence[str], ids: Sequence[Sequence[int]]) -> None:
-        """Takes in words that are not known, with the ids of each."""
+    def add(self, words: Sequence[str], ids: Any, counts: Any) -> None:
+        """Takes in words that are not known.
+
+        Args:
+            words: each once.
+            ids: of all of them, one after the other.
+            counts: how many each has.
+        """
         import numpy
 
         encoded = [word.encode("utf-8", errors="surrogatepass") for word in words]
@@ -61,15 +67,14 @@ class Vocabulary:
         sums = sum_words(b"".join(encoded), numpy.cumsum(lengths) - lengths)
         count = self._count + len(words)
         num_ids = int(self._starts[self._count])
-        flat = [number for some in ids for number in some]
         if count >= len(self._sums[0]):
             self._sums = _grown(self._sums, count)
             self._starts = _grown(self._starts[None], count + 1)[0]
-        if num_ids + len(flat) > len(self._ids):
-            self._ids = _grown(self._ids[None], num_ids + len(flat))[0]
+        if num_ids + len(ids) > len(self._ids):
+            self._ids = _grown(self._ids[None], num_ids + len(ids))[0]
         self._sums[:, self._count : count] = sums
-        self._ids[num_ids : num_ids + len(flat)] = flat
-        ends = num_ids + numpy.cumsum([*map(len, ids)], dtype=numpy.int64)
+        self._ids[num_ids : num_ids + len(ids)] = ids
+        ends = num_ids + numpy.cumsum(counts, dtype=numpy.int64)
         self._starts[self._count + 1 : count + 1] = ends
         if 3 * count > len(self._slots):
             self._slots = numpy.full(1 << (6 * count).bit_length(), -1, numpy.int32)

@@ -27,8 +27,9 @@ _WORDS_A_CALL = 64
 _TEXTS_TOGETHER = 2000
 
 _CUT = re.compile(r"(?<=\S) (?=\S)")
-_WIDE_SPACE = re.compile(r" (?=[^\S\x00-\x7f])|(?<=[^\S\x00-\x7f]) ")
-"""A space beside one that is not of ASCII."""
+_WIDE_SPACE = re.compile("[\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
+_BESIDE_WIDE_SPACE = re.compile(rf" (?={_WIDE_SPACE.pattern})|(?<={_WIDE_SPACE.pattern}) ")
+"""A space beside one that is not of ASCII; it may begin no word."""
 
 
 class TextTokenizer:
@@ -50,7 +51,7 @@ class TextTokenizer:
         self._is_by_word: bool | None = None
         self._is_checked = self._is_normalising = False
         self._known: Vocabulary | None = None
-        self._added: dict[str, list[int]] = {}
+        self._added: dict[str, int] = {}
         self._added_patterns: list[re.Pattern[str]] = []
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
@@ -89,7 +90,7 @@ class TextTokenizer:
 
     def _read_added_tokens(self) -> None:
         added = self.tokenizer.backend_tokenizer.get_added_tokens_decoder()
-        self._added = {token.content: [number] for number, token in added.items()}
+        self._added = {token.content: number for number, token in added.items()}
         for is_normalised in (False, True):
             texts = [one.content for one in added.values() if one.normalized is is_normalised]
             if texts:
@@ -102,7 +103,7 @@ class TextTokenizer:
 
         if self._known is None or self._known.is_full:
             self._known = Vocabulary()
-            self._known.add(list(self._added), list(self._added.values()))
+            self._known.add(list(self._added), list(self._added.values()), [1] * len(self._added))
         parts = [self._stretches(text) for text in texts]
         stretches = [one for some in parts for one in some]
         content = "".join(stretches).encode("utf-8", errors="surrogatepass")
@@ -116,7 +117,7 @@ class TextTokenizer:
         if len(new):
             _, firsts = numpy.unique(sums[0][new], return_index=True)
             texts_of_new = _texts(content, words, new[firsts])
-            self._known.add(texts_of_new, self._encode_words(texts_of_new))
+            self._known.add(texts_of_new, *self._encode_words(texts_of_new))
             numbers[new] = self._known.find(sums[:, new])
         ids, starts = self._known.ids_of(numbers)
         of_text = numpy.concatenate([[0], ends])[list(accumulate(map(len, parts), initial=0))]
@@ -134,7 +135,7 @@ class TextTokenizer:
         """Whether a text has to be tokenised as a whole."""
         if self._is_normalising and not is_normalized("NFC", text):
             return True
-        return _WIDE_SPACE.search(text) is not None
+        return bool(_WIDE_SPACE.search(text) and _BESIDE_WIDE_SPACE.search(text))
 
     def _stretches(self, text: str) -> list[str]:
         """The text cut before and behind each added token."""
@@ -149,20 +150,22 @@ class TextTokenizer:
             ]
         return stretches
 
-    def _encode_words(self, words: list[str]) -> list[list[int]]:
+    def _encode_words(self, words: list[str]) -> tuple[Any, Any]:
+        """The ids of all words, one after the other, and how many each has."""
+        import numpy
+
         backend = self.tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = False
         calls = [words[at : at + _WORDS_A_CALL] for at in range(0, len(words), _WORDS_A_CALL)]
         encodings = backend.encode_batch(calls, is_pretokenized=True, add_special_tokens=False)
-        found: list[list[int]] = []
-        for call, encoding in zip(calls, encodings, strict=True):
-            by_word: list[list[int]] = [[] for _ in call]
-            for number, token in zip(encoding.word_ids, encoding.ids, strict=True):
-                by_word[number].append(token)
-            found += by_word
-        return found
+        counts = [
+            numpy.bincount(numpy.array(encoding.word_ids, int), minlength=len(call))
+            for call, encoding in zip(calls, encodings, strict=True)
+        ]
+        ids = [numpy.array(encoding.ids, numpy.int32) for encoding in encodings]
+        return numpy.concatenate(ids), numpy.concatenate(counts)
 
 
 def cut_words(content: bytes, ends: Any) -> Any:
