@@ -201,8 +201,11 @@ def _fused_rotary(module: nn.Module) -> FusedRotary | None:
         return None
     fused = rotary_before(own)
     q, k, cos, sin = _random(1, 2, 3, 8), _random(1, 1, 3, 8), _random(1, 3, 8), _random(1, 3, 8)
-    pairs = zip(fused(q, k, cos, sin), own(q, k, cos, sin), strict=True)
-    if not all(_is_close(*pair) for pair in pairs):
+    try:
+        plain = own(q, k, cos, sin)
+    except RuntimeError:  # of half as many angles, as in gpt-oss
+        return None
+    if not all(_is_close(*pair) for pair in zip(fused(q, k, cos, sin), plain, strict=True)):
         return None
     return FusedRotary(module, _with_names(forward, {name: fused}))
 
