@@ -4,7 +4,7 @@ import datasets
 import numpy as np
 import pytest
 
-from luthier.batching.rows import RowReader, join
+from luthier.batching.rows import RowReader, join, weights_of
 
 
 class Plain:
@@ -86,3 +86,26 @@ def test_joined_examples_stand_one_after_the_other():
 
     assert (ids.tolist(), labels.tolist(), lengths.tolist()) == ([1, 2, 3], [-100, 2, 3], [2, 1])
     assert ids.dtype == labels.dtype == np.int64
+
+
+def test_weights_are_read_where_a_row_has_some():
+    weights = [None, [1.0, 0.5, 2.0], None, [1.0] * 4]
+    columns = COLUMNS | {"weights": weights}
+
+    for table in (Plain(columns), datasets.Dataset.from_dict(columns)):
+        examples = RowReader(table, "num_learned")([3, 0, 1]).sequences
+
+        assert ["weights" in each for each in examples] == [True, False, True]
+        assert examples[2]["weights"].tolist() == [1, 0.5, 2]
+        assert weights_of(examples, np.array([1, 4, 6, 7])).tolist() == [1, 1, 0.5, 2]
+        assert weights_of(examples, np.array([1, 4])) is None
+
+
+@pytest.mark.parametrize("make", [Plain, datasets.Dataset.from_dict])
+def test_rows_without_weights_have_none(make):
+    columns = COLUMNS | {"weights": [None, [1.0, 0.5, 2.0], None, None]}
+
+    examples = RowReader(make(columns), "num_learned")([0, 2]).sequences
+
+    assert not any("weights" in each for each in examples)
+    assert weights_of(examples, np.array([0, 1])) is None

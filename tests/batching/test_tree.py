@@ -24,7 +24,11 @@ def forests(draw):
         ids = ids or [draw(st.integers(1, 3))]
         learned = draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)))
         labels = [t if keep else IGNORE_INDEX for t, keep in zip(ids, learned, strict=True)]
-        rows.append({"input_ids": ids, "labels": labels})
+        row = {"input_ids": ids, "labels": labels}
+        if draw(st.booleans()):
+            of_token = st.sampled_from([0.5, 1.0, 2.0])
+            row["weights"] = draw(st.lists(of_token, min_size=len(ids), max_size=len(ids)))
+        rows.append(row)
     return rows
 
 
@@ -60,6 +64,15 @@ def test_reads_are_those_of_the_padded_layout(rows, share):
 
     assert torch.equal(tree.targets, rectangle.targets)
     assert torch.equal(tree.sequences, rectangle.sequences)
+    weights = [
+        weight
+        for row in rows
+        for label, weight in zip(row["labels"][1:], row.get("weights", [1] * 99)[1:], strict=False)
+        if label != IGNORE_INDEX
+    ]
+    for batch in (tree, rectangle):
+        assert ([1] * len(weights) if batch.weights is None else batch.weights.tolist()) == weights
+        assert (batch.weights is None) == all(weight == 1 for weight in weights)
     width = rectangle.input_ids.shape[1]
     for place, cell in zip(tree.sources.tolist(), rectangle.sources.tolist(), strict=True):
         row, column = divmod(cell, width)

@@ -220,3 +220,12 @@ def test_weights_scale_what_is_learned():
 
 def test_a_row_that_masks_all_it_says_is_left_out_and_no_problem():
     assert isinstance(learn(marked(None, 0), cutoff_len=99), LeftOut)
+
+
+def test_an_efficient_eos_counts_as_the_answer_that_it_ends():
+    (example,) = learn(marked(None, 0.5, 0, 2), EFFICIENT, cutoff_len=99)
+
+    kept = list(zip(example.labels, example.weights, strict=True))
+    eos = TOKENIZER.eos_token_id
+    assert [weight for label, weight in kept if label == eos] == [0.5, 2]
+    assert {weight for label, weight in kept if label != IGNORE_INDEX} == {0.5, 2}

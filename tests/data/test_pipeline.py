@@ -413,15 +413,46 @@ def test_the_parts_of_a_row_are_answered_once(folder):
     assert len(found.predict[""]) == len({*origins(found.eval[""])})
 
 
-def test_a_weight_that_is_neither_0_nor_1_is_refused_by_name(folder):
-    rows = [{"instruction": "a", "output": "b", "weight": weight} for weight in (1, 0.5)]
-    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(DataError, match="'rows': some rows have a weight"):
-        load(folder)
+def write_weighted(folder, name, *weights):
+    rows = [
+        {"instruction": f"{name} {n}", "output": "b", "weight": w} for n, w in enumerate(weights)
+    ]
+    (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return str(folder / f"{name}.jsonl")
 
-    entry = {"rows": {"file_name": str(folder / "rows.jsonl"), "columns": {"weight": None}}}
 
-    assert len(load(folder, dataset_dir=entry).train) == 2  # type: ignore[arg-type]
+def test_weights_are_a_column_where_some_rows_of_some_data_set_have_any(folder):
+    plain, weighted = (
+        write_weighted(folder, "a", 1, 1, 1),
+        write_weighted(folder, "b", 1, 0.5, 2, 0),
+    )
+
+    found = load(folder, dataset=f"{plain},{weighted}", tokenized_path=str(folder / "kept"))
+    again = load(folder, dataset=f"{plain},{weighted}", tokenized_path=str(folder / "kept"))
+
+    for train in (found.train, again.train):
+        weights = {
+            Path(row["origin"].rpartition(":")[0]).stem + row["origin"].rpartition(":")[2]: {
+                weight
+                for weight, label in zip(row["weights"], row["labels"], strict=True)
+                if label != IGNORE_INDEX
+            }
+            if row["weights"]
+            else None
+            for row in train
+        }
+        assert weights == {"a1": None, "a2": None, "a3": None, "b1": {1}, "b2": {0.5}, "b3": {2}}
+    assert "weights" not in load(folder, dataset=plain).train.column_names
+
+
+def test_weights_that_packing_would_lose_are_refused_by_name(folder):
+    files = write_weighted(folder, "a", 1, 1), write_weighted(folder, "b", 1, 0.5)
+    with pytest.raises(DataError, match=r"b.*': some rows .* with packing .* packing: false"):
+        load(folder, dataset=",".join(files), packing=True)
+
+    entry = {"rows": {"file_name": files[1], "columns": {"weight": None}}}
+
+    assert load(folder, dataset="rows", dataset_dir=entry, packing=True).train
 
 
 def test_rows_that_are_not_to_be_learned_are_left_out_and_counted(folder):

@@ -115,13 +115,15 @@ def check_reads(model: nn.Module, label_smoothing: float = 0.0) -> None:
     plain = nn.functional.cross_entropy(
         plain_logits(model, batch), batch.targets, reduction="sum", label_smoothing=label_smoothing
     )
-    logps = plain_logits(model, batch).log_softmax(1).gather(1, batch.targets[:, None])[:, 0]
+    logps = -nn.functional.cross_entropy(
+        plain_logits(model, batch), batch.targets, reduction="none", label_smoothing=label_smoothing
+    )
     weights = torch.linspace(-1, 2, len(batch.targets))
 
     nll = read_nll(
         model, batch, label_smoothing=label_smoothing, with_accuracy=True, with_entropy=True
     )
-    read = read_logps(model, batch)
+    read = read_logps(model, batch, label_smoothing=label_smoothing)
 
     logits = plain_logits(model, batch)
     assert nll.total.item() == pytest.approx(plain.item(), rel=1e-6)

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from torch.nn import functional
 from transformers.trainer_pt_utils import LabelSmoother
 
 from luthier.batching.padded import pad
+from luthier.batching.tree import build_tree
+from luthier.modeling.attention.interface import install_tree_attention
 from luthier.stages.stage import STAGES
 from tests import tiny
 
@@ -67,3 +70,91 @@ def test_label_smoothing_is_that_of_transformers():
     total = STAGES.get("sft")(label_smoothing=0.1).loss(model, batch, with_accuracy=False).total
 
     assert (total / 3).item() == pytest.approx(mean.item(), rel=1e-6)
+
+
+SHARED = [3, 5, 9, 2, 7, 8, 6, 4, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20] * 2
+WEIGHTED = [
+    {
+        "input_ids": [*SHARED, *answer],
+        "labels": [-100] * 4 + SHARED[4:] + answer,
+        "weights": [weight] * len(SHARED) + [1.0] * (len(answer) - 1) + [weight],
+    }
+    for answer, weight in (([31, 32, 33], 0.5), ([41, 42], 2.0), ([51, 52, 53, 54], 1.0))
+]
+
+
+def make_model():
+    model = tiny.make_llama().eval()
+    install_tree_attention(model)
+    return model
+
+
+def batches(rows):
+    return {
+        "padded": pad(rows, pad_token_id=0),
+        "packed": build_tree(rows, share_prefixes=False),
+        "tree": build_tree(rows, share_prefixes=True),
+    }
+
+
+def gradients(model, total):
+    model.zero_grad()
+    total.backward()
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("layout", ["padded", "packed", "tree"])
+def test_each_token_counts_by_its_weight_in_its_own_sequence(layout, label_smoothing):
+    model = make_model()
+    by_hand = torch.zeros(())
+    for row in WEIGHTED:
+        logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1]
+        nll = functional.cross_entropy(
+            logits,
+            torch.tensor(row["labels"][1:]),
+            reduction="none",
+            label_smoothing=label_smoothing,
+        )
+        by_hand = by_hand + (nll * torch.tensor(row["weights"][1:])).sum()
+    batch = batches(WEIGHTED)[layout]
+    if layout == "tree":
+        assert batch.num_computed < batch.num_tokens
+
+    loss = STAGES.get("sft")(label_smoothing).loss(model, batch, with_accuracy=True)
+
+    unweighted = [{k: v for k, v in row.items() if k != "weights"} for row in WEIGHTED]
+    plain = STAGES.get("sft")().loss(model, pad(unweighted, 0), with_accuracy=True)
+    assert loss.total.item() == pytest.approx(by_hand.item(), rel=1e-6)
+    assert loss.counts["accuracy"] == plain.counts["accuracy"]
+    found, expected = gradients(model, loss.total), gradients(model, by_hand)
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed", "tree"])
+def test_half_the_weight_is_half_the_gradient(layout):
+    model, stage = make_model(), STAGES.get("sft")()
+    halved = [row | {"weights": [0.5] * len(row["input_ids"])} for row in WEIGHTED]
+    whole = [row | {"weights": [1.0] * len(row["input_ids"])} for row in WEIGHTED]
+
+    half = stage.loss(model, batches(halved)[layout], with_accuracy=False).total
+    full = stage.loss(model, batches(whole)[layout], with_accuracy=False).total
+
+    assert half.item() == pytest.approx(full.item() / 2, rel=1e-6)
+    found, expected = gradients(model, half), gradients(model, full) / 2
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed", "tree"])
+def test_weights_of_one_change_no_bit(layout):
+    model, stage = make_model(), STAGES.get("sft")()
+    ones = [row | {"weights": [1.0] * len(row["input_ids"])} for row in WEIGHTED]
+    without = [{k: v for k, v in row.items() if k != "weights"} for row in WEIGHTED]
+
+    totals = [
+        stage.loss(model, batches(rows)[layout], with_accuracy=False).total
+        for rows in (ones, without)
+    ]
+
+    assert totals[0].equal(totals[1])
+    assert gradients(model, totals[0]).equal(gradients(model, totals[1]))

@@ -450,3 +450,26 @@ def test_a_knob_changes_the_curve_or_leaves_it_but_the_run_ends(config, knobs):
     unchanging = {"dataloader_num_workers", "dataloader_drop_last"}
     assert len(turned) == 6
     assert (turned == plain) == (knobs.keys() <= unchanging)
+
+
+@pytest.mark.parametrize("layout", ["padded", "tree"])
+def test_rows_of_half_the_weight_have_half_the_loss(config, rows, tmp_path, layout):
+    first = {}
+    for weight in (1, 0.5):
+        weighted = [row | {"weight": weight} for row in json.loads(rows.read_text())]
+        file = tmp_path / f"{weight}.json"
+        file.write_text(json.dumps(weighted))
+        config |= {
+            "dataset": str(file),
+            "output_dir": str(tmp_path / f"run-{weight}"),
+            "layout": layout,
+            "max_grad_norm": 0,
+        }
+
+        result = luthier.train(config)
+
+        first[weight] = losses(result)
+        folder = Path(result.output_dir)
+        assert (folder / "adapter_model.safetensors").is_file()
+    assert first[0.5][0] == pytest.approx(first[1][0] / 2, rel=1e-5)
+    assert first[0.5][-1] < first[0.5][0]

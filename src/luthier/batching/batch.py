@@ -33,6 +33,7 @@ class MicroBatch:
         attention_mask: (B, T) int64, 1 on real tokens; None for a tree.
         position_ids: (B, T) int64, the depth of each token of a tree; None for a rectangle.
         segments: of a tree, parents before children; empty for a rectangle.
+        weights: (N,) float32, how much the loss of each read counts; None where each counts once.
     """
 
     input_ids: Tensor
@@ -44,6 +45,7 @@ class MicroBatch:
     attention_mask: Tensor | None = None
     position_ids: Tensor | None = None
     segments: tuple[Segment, ...] = ()
+    weights: Tensor | None = None
 
     @property
     def num_computed(self) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from luthier.batching.batch import MicroBatch
-from luthier.batching.rows import Example, join
+from luthier.batching.rows import Example, join, weights_of
 from luthier.records import IGNORE_INDEX
 
 __all__ = ["Example", "pad"]
@@ -34,6 +34,7 @@ def pad(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
     labels_BT[is_real_BT] = labels_R
 
     row_N, column_N = np.nonzero(labels_BT[:, 1:] != IGNORE_INDEX)
+    starts_B = np.cumsum(lengths_B) - lengths_B
     return MicroBatch(
         input_ids=torch.from_numpy(input_ids_BT),
         attention_mask=torch.from_numpy(is_real_BT.astype(np.int64)),
@@ -42,4 +43,5 @@ def pad(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
         sequences=torch.from_numpy(row_N),
         ends=torch.from_numpy(np.arange(len(lengths_B)) * longest + lengths_B - 1),
         num_tokens=0 if is_idle else len(ids_R),
+        weights=weights_of(examples, starts_B[row_N] + column_N + 1),
     )

@@ -13,7 +13,7 @@ import torch
 
 from luthier.batching.batch import MicroBatch
 from luthier.batching.prefixes import MIN_SAVED, branches, find_prefixes
-from luthier.batching.rows import Example, Integers, join
+from luthier.batching.rows import Example, Integers, join, weights_of
 from luthier.records import IGNORE_INDEX, Segment
 
 
@@ -36,8 +36,9 @@ def build_tree(examples: Sequence[Example], *, share_prefixes: bool) -> MicroBat
 
     Args:
         examples: tokens and labels; a label that is not IGNORE_INDEX is learned, in its own
-            sequence only. An empty list gives one unlearned token, so that a rank with nothing to
-            do still takes part in the collectives of a forward and backward pass.
+            sequence only, and by its weight there. An empty list gives one unlearned token, so
+            that a rank with nothing to do still takes part in the collectives of a forward and
+            backward pass.
         share_prefixes: False packs the sequences one after the other, in their order.
     """
     is_idle = not examples
@@ -69,6 +70,7 @@ def build_tree(examples: Sequence[Example], *, share_prefixes: bool) -> MicroBat
         sequences=torch.from_numpy(np.repeat(np.arange(len(lengths_S)), lengths_S)[reads_N]),
         ends=torch.from_numpy(places_R[starts_S + lengths_S - 1]),
         num_tokens=0 if is_idle else len(ids_R),
+        weights=weights_of(examples, reads_N),
     )
 
 

@@ -160,14 +160,18 @@ def check_budget(
     )
 
 
-def refuse_weights(name: str) -> None:
-    """Ends the run for a data set whose weights of rows cannot reach the loss.
+def refuse_weights(name: str, option: str) -> None:
+    """Ends the run for a data set whose weights cannot reach the loss with an option.
+
+    Args:
+        name: the data set.
+        option: `streaming` or `packing`.
 
     Raises:
         DataError: always.
     """
     raise DataError(
-        f"data set {name!r}: some rows have a weight that is neither 0 nor 1, and such weights do "
-        "not reach the loss yet. Write 0 or 1; if the column means something else, set "
-        '"columns": {"weight": null} in dataset_info.json.'
+        f"data set {name!r}: some rows or messages have a weight that is neither 0 nor 1, and with "
+        f"{option} such weights do not reach the loss. Set {option}: false, or write 0 or 1; if "
+        'the column means something else, set "columns": {"weight": null} in dataset_info.json.'
     )

@@ -297,9 +297,10 @@ class Encoder:
     ) -> Example:
         """An example of turns that are as long as they shall be; they are the row's first.
 
-        With `efficient_eos` an answer's EOS is the first label of the next prompt, and one more
-        EOS ends the example. With `mask_history` none of those between turns is learned: there,
-        only the last answer is. A message's own weight decides about it before both options.
+        With `efficient_eos` an answer's EOS is the first label of the next prompt, with the
+        answer's weight, and one more EOS ends the example. With `mask_history` none of those
+        between turns is learned: there, only the last answer is. A message's own weight decides
+        about it before both options.
         """
         options, has_eos = self.options, self.template.efficient_eos
         marks = _marks(conversation, len(turns))
@@ -308,10 +309,12 @@ class Encoder:
         is_last_learned = False
         for at, ((source, source_labels), (target, target_labels)) in enumerate(turns):
             asked, answered = marks[at] if marks else (None, None)
+            num_eos = 0
             if options.train_on_prompt if asked is None else asked:
                 source_labels = source
             elif is_last_learned and source:
                 source_labels = array(TYPECODE, [self._eos()]) + source_labels[1:]
+                num_eos = 1
             if answered is not None:
                 target_labels = target if answered else _ignored(len(target))
             input_ids += source
@@ -319,7 +322,8 @@ class Encoder:
             labels += source_labels
             labels += target_labels
             weights += (
-                (len(source), 1.0 if asked is None else asked),
+                (num_eos, weights[-1][1] if weights else 1.0),
+                (len(source) - num_eos, 1.0 if asked is None else asked),
                 (len(target), 1.0 if answered is None else answered),
             )
             is_last_learned = has_eos and not options.mask_history and answered != 0

@@ -50,7 +50,15 @@ if TYPE_CHECKING:
 
 __all__ = ["EncodedDatasets", "check_datasets", "find_tool_separator", "load_datasets", "read_rows"]
 
-COLUMNS = ["input_ids", "labels", "sequence_lengths", "num_tokens", "num_learned", "origin"]
+COLUMNS = [
+    "input_ids",
+    "labels",
+    "weights",
+    "sequence_lengths",
+    "num_tokens",
+    "num_learned",
+    "origin",
+]
 PROMPT_COLUMNS = ["input_ids", "labels", "origin"]
 
 
@@ -60,7 +68,8 @@ class EncodedDatasets:
 
     Attributes:
         train: columns input_ids, labels, num_tokens, num_learned, origin, and sequence_lengths
-            where examples are packed; a stream of such rows; None without training.
+            where examples are packed, or weights (of each token, or null) where some rows have
+            any; a stream of such rows; None without training.
         eval: the same by the name of the set; the name is empty for a single one.
         predict: input_ids (the prompt), labels (the answer) and origin, by the same names.
         report: what became of the rows.
@@ -245,6 +254,9 @@ class _Loader:
         packer = self.route.packer(is_trained=part == "train")
         if packer is None:
             return dataset
+        for name in names:
+            if "weights" in self._encoded[name, "learn", False].column_names:
+                refuse_weights(name, "packing")
         data = self.data
         key = hash_of(
             {
@@ -352,8 +364,6 @@ class _Loader:
         from datasets.table import MemoryMappedTable, concat_tables
 
         tables = [MemoryMappedTable.from_file(str(file)) for file in published.files]
-        if any("weights" in table.column_names for table in tables):
-            refuse_weights(report.name)
         encoded = datasets.Dataset(concat_tables(tables), fingerprint=report.key[:32])
         num_samples = self.catalog.describe(report.name).num_samples
         if num_samples is None:

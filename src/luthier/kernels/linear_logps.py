@@ -42,7 +42,8 @@ class Logps(NamedTuple):
     """Figures of each read.
 
     Attributes:
-        logps_N: (N,) with gradient, the log-probability of each target; float32.
+        logps_N: (N,) with gradient, the log-probability of each target (its mean over the smoothed
+            target distribution where labels are smoothed); float32.
         correct: (N,) bool, whether the target was the likeliest token; None if not asked for.
         entropy: (N,) without gradient, in nats; None if not asked for.
     """
@@ -113,16 +114,17 @@ def linear_logps(
     bias: Tensor | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
+    label_smoothing: float = 0.0,
     chunk_bytes: int | None = None,
     with_correct: bool = False,
     with_entropy: bool = False,
 ) -> Logps:
     """The log-probability of each target under a linear head; any gradient may come back.
 
-    Formulas, dtypes and arguments are those of `linear_nll`. The logits of each chunk are made
-    again in the backward pass.
+    Formulas, dtypes and arguments are those of `linear_nll`; with label smoothing each figure is
+    minus what the read costs there. The logits of each chunk are made again in the backward pass.
     """
-    settings = Settings(scale, softcap, 0.0, chunk_bytes, with_correct, with_entropy)
+    settings = Settings(scale, softcap, label_smoothing, chunk_bytes, with_correct, with_entropy)
     dtype, wants = _dtype_of_products(hidden_NH), _wants(hidden_NH, weight_VH, bias)
     nll_N, correct_N, entropy_N = _RecomputedNll.apply(  # type: ignore[no-untyped-call]
         hidden_NH, weight_VH, bias, targets_N, dtype, settings, wants

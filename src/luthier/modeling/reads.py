@@ -94,10 +94,17 @@ def read_nll(
 
 
 def read_logps(
-    model: Any, batch: Readable, *, with_accuracy: bool = False, with_entropy: bool = False
+    model: Any,
+    batch: Readable,
+    *,
+    label_smoothing: float = 0.0,
+    with_accuracy: bool = False,
+    with_entropy: bool = False,
 ) -> Logps:
     """The log-probability of each target; arguments as those of `read_nll`."""
-    settings = Settings(with_correct=with_accuracy, with_entropy=with_entropy)
+    settings = Settings(
+        label_smoothing=label_smoothing, with_correct=with_accuracy, with_entropy=with_entropy
+    )
     return _read(model, batch, settings, _head_logps)
 
 
@@ -197,6 +204,7 @@ def _head_logps(
             bias=head.bias,
             scale=settings.scale,
             softcap=settings.softcap,
+            label_smoothing=settings.label_smoothing,
             with_correct=settings.with_correct,
             with_entropy=settings.with_entropy,
         )

@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.batching.batch import MicroBatch
-from luthier.modeling.reads import read_nll
+from luthier.modeling.reads import read_logps, read_nll
 from luthier.stages.stage import Loss
 
 
 class NextToken:
-    """The sum of next-token losses; the unit is a learned token."""
+    """The sum of next-token losses, each times its weight; the unit is a learned token.
+
+    A learned token is one unit whatever its weight, so the other tokens of a step learn the same
+    beside it: a weight of 0.5 halves the gradient of its own tokens only. Accuracy counts tokens.
+    """
 
     units_column = "num_learned"
 
@@ -20,9 +24,16 @@ class NextToken:
 
     def loss(self, model: Any, batch: MicroBatch, *, with_accuracy: bool) -> Loss:
         """Runs the model on the micro-batch and sums the loss over its learned tokens."""
-        total, correct, _ = read_nll(
-            model, batch, label_smoothing=self.label_smoothing, with_accuracy=with_accuracy
-        )
+        if batch.weights is None:
+            total, correct, _ = read_nll(
+                model, batch, label_smoothing=self.label_smoothing, with_accuracy=with_accuracy
+            )
+        else:
+            logps_N, correct_N, _ = read_logps(
+                model, batch, label_smoothing=self.label_smoothing, with_accuracy=with_accuracy
+            )
+            total = -(batch.weights * logps_N).sum()
+            correct = None if correct_N is None else correct_N.sum()
         return Loss(total) if correct is None else Loss(total, {"accuracy": correct})
 
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:

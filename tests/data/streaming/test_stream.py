@@ -299,5 +299,5 @@ def test_weights_that_would_be_lost_are_refused(folder):
     stream = open_stream(folder, str(file))
     stream.start()
 
-    with pytest.raises(DataError, match="do not reach the loss yet"):
+    with pytest.raises(DataError, match="with streaming such weights do not reach the loss"):
         take(stream, 1)

@@ -84,7 +84,7 @@ class Encoding:
             kept, parsed = self._read(number, members, rows, counted)
             batch = self.works[number].encode(parsed, 0, counted)
             if "weights" in batch.schema.names:
-                refuse_weights(self.names[number])
+                refuse_weights(self.names[number], "streaming")
             tables.append(pyarrow.Table.from_batches([batch]))
             places.append(numpy.array(kept, numpy.int64)[batch.column("row").to_numpy()])
             if not is_again:
