@@ -251,17 +251,26 @@ class LuthierTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         last = len(inputs.micro_batches) - 1
         for index, micro_batch in enumerate(inputs.micro_batches):
-            is_last = index == last
-            # ranks exchange gradients once a step, with the last micro-batch
-            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
-                loss = self._micro_loss(model, micro_batch, with_accuracy=False).total * scale
-                self.accelerator.backward(loss)
-            total += loss.detach()
-            if not is_last:
+            total += self._learn_from(model, micro_batch, scale, is_last=index == last)
+            if index != last:
                 self.control = self.callback_handler.on_substep_end(
                     self.args, self.state, self.control
                 )
         return total
+
+    def _learn_from(
+        self, model: Any, micro_batch: MicroBatch, scale: float, *, is_last: bool
+    ) -> Tensor:
+        """Adds a micro-batch's gradient; ranks exchange theirs with the last one of a step.
+
+        Returns:
+            Its loss times `scale`.
+        """
+        self.accelerator.gradient_state._set_sync_gradients(is_last)
+        with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
+            loss = self._micro_loss(model, micro_batch, with_accuracy=False).total * scale
+            self.accelerator.backward(loss)
+        return loss.detach()
 
     def _micro_loss(self, model: Any, micro_batch: MicroBatch, *, with_accuracy: bool) -> Loss:
         with self.compute_loss_context_manager():
