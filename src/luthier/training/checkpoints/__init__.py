@@ -1,0 +1,1 @@
+"""checkpoints that are whole or not there: staged, hashed, published, verified, resumed."""

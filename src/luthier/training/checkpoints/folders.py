@@ -1,0 +1,83 @@
+"""The names of what lies in a run's folder: checkpoints, stages, what is thrown away."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from luthier import console
+
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+FINAL = "final"
+"""What a stage is for when it is for the model at the end."""
+
+LEFTOVER = re.compile(rf"\.(?:stage|trash)-(?:checkpoint-\d+|{FINAL})-[0-9a-f]+")
+
+
+def checkpoint_folder(output_dir: Path, step: int) -> Path:
+    """Where the checkpoint of a step is published."""
+    return output_dir / f"checkpoint-{step}"
+
+
+def step_of(folder: Path) -> int | None:
+    """The step in a folder's name; None where it is not that of a checkpoint."""
+    found = CHECKPOINT.fullmatch(folder.name)
+    return int(found[1]) if found else None
+
+
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """The folders that are named as checkpoints, good or not, by step."""
+    if not output_dir.is_dir():
+        return []
+    named = [(step_of(path), path) for path in output_dir.iterdir() if path.is_dir()]
+    return [path for _, path in sorted((step, path) for step, path in named if step is not None)]
+
+
+def stage_folder(output_dir: Path, name: str, run_id: str) -> Path:
+    """Where something is written before it gets its name; the same for all ranks of a run."""
+    return output_dir / f".stage-{name}-{run_id[:12]}"
+
+
+def throw_away(folder: Path) -> None:
+    """Deletes a folder so that no half of it is ever met under its name."""
+    trash = folder
+    if not LEFTOVER.fullmatch(folder.name):
+        trash = folder.with_name(f".trash-{folder.name}-{os.urandom(6).hex()}")
+        folder.rename(trash)
+    try:
+        shutil.rmtree(trash)
+    except OSError as problem:
+        console.warn(f"{trash} could not be deleted ({problem}). It is not used; delete it.")
+
+
+def sweep(output_dir: Path) -> list[Path]:
+    """Deletes the stages and the trash of a run that was killed; call it under the lock.
+
+    Returns:
+        What was deleted.
+    """
+    left = list(_leftovers(output_dir))
+    for folder in left:
+        throw_away(folder)
+    return left
+
+
+def _leftovers(output_dir: Path) -> Iterator[Path]:
+    if output_dir.is_dir():
+        for path in sorted(output_dir.iterdir()):
+            if LEFTOVER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                yield path
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in files_below(folder))
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files below a folder, in order."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
