@@ -38,7 +38,7 @@ def test_the_long_command_is_taken_as_written():
     assert arguments.data.val_size == 0.1
     assert arguments.training.learning_rate == 1e-4
     assert arguments.training.bf16 is True
-    assert arguments.training.ddp_timeout == 180000000
+    assert arguments.training.ddp_timeout == 1800
     assert arguments.training.ddp_find_unused_parameters is False
     assert arguments.training.warmup_ratio == 0.1
     assert arguments.training.overwrite_output_dir is True

@@ -26,6 +26,9 @@ class Inferred:
 
 Inference: TypeAlias = Callable[[Arguments], Iterator[Inferred]]
 
+LONGEST_TIMEOUT_S = 1800
+"""The longest `ddp_timeout` that is taken as it is."""
+
 
 def resolve(arguments: Arguments) -> Arguments:
     """The same arguments with everything filled in that can be known without a model or data."""
@@ -136,7 +139,20 @@ def _best_model(arguments: Arguments) -> Iterator[Inferred]:
         yield Inferred("greater_is_better", is_better, f"metric_for_best_model {metric}")
 
 
+def _ddp_timeout(arguments: Arguments) -> Iterator[Inferred]:
+    training = arguments.training
+    if training.ddp_timeout > LONGEST_TIMEOUT_S and not training.allow_long_timeout:
+        yield Inferred(
+            "ddp_timeout",
+            LONGEST_TIMEOUT_S,
+            f"{training.ddp_timeout} s would let a run hang whose process has died; no step takes "
+            "as long, and data is prepared before processes wait. allow_long_timeout: true takes "
+            "it as it is",
+        )
+
+
 INFERENCES: tuple[Inference, ...] = (
+    _ddp_timeout,
     _lora_alpha,
     _gradient_checkpointing,
     _layout,

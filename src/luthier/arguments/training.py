@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, SecretStr
 
-from luthier.arguments.kinds import Mapping, Section, knob, split_commas
+from luthier.arguments.kinds import Mapping, Section, knob, read_mapping, split_commas
 
 Scheduler: TypeAlias = Literal[
     "linear",
@@ -103,6 +103,19 @@ def _checkpoint(value: Any) -> Any:
         value = str(value).lower()
     return None if isinstance(value, str) and value.lower() == "true" else value
 
+
+def _file_or_mapping(value: Any) -> Any:
+    if value is False or (isinstance(value, str) and value.strip().lower() in ("", "false")):
+        return None
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        return read_mapping(value)
+    return value
+
+
+DeepSpeedConfig: TypeAlias = Annotated[
+    str | dict[str, Any] | None, BeforeValidator(_file_or_mapping)
+]
+"""A file's name, or what stands in one."""
 
 Strategy = Annotated[Literal["no", "steps", "epoch"], BeforeValidator(_strategy)]
 SaveStrategy = Annotated[Literal["no", "steps", "epoch", "best"], BeforeValidator(_strategy)]
@@ -441,24 +454,53 @@ class TrainingArguments(Section):
     ddp_backend: Literal["nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl", "xccl"] | None = (
         knob(None, "How processes exchange gradients. By default what fits the device.")
     )
+    nproc: int | None = knob(
+        None,
+        "The processes that `luthier train` starts on this machine. By default one for each "
+        "accelerator it sees, and one where there is none; no launcher that is already at work is "
+        "asked again.",
+        ge=1,
+    )
+    max_restarts: int = knob(
+        0,
+        "How often `luthier train` starts all processes again when one of them fails; they go on "
+        "from the newest checkpoint. By default it does not.",
+        ge=0,
+    )
     ddp_timeout: int = knob(
         1800,
-        "Seconds that processes wait for each other before they give up. By default 1,800.",
+        "Seconds that processes wait for each other before they give up, at most 1,800 unless "
+        "`allow_long_timeout` is set. By default 1,800.",
+        status="honoured otherwise",
         gt=0,
+    )
+    allow_long_timeout: bool = knob(
+        False,
+        "Whether `ddp_timeout` may be longer than 1,800 seconds: as long as it is, a run whose "
+        "process has died hangs. By default it may not.",
     )
     ddp_find_unused_parameters: bool | None = knob(
         None,
-        "Whether each step looks for weights without gradient. By default only where transformers "
-        "needs it; never with LoRA.",
+        "Whether processes look in each step for weights that took no part in it. By default only "
+        "where the check at the start has found some.",
     )
     ddp_bucket_cap_mb: int | None = knob(
         None, "MiB of gradients that processes exchange at once. By default torch's 25.", ge=1
     )
     ddp_broadcast_buffers: bool | None = knob(
-        None, "Whether buffers are sent around at each step. By default torch decides."
+        None,
+        "Whether buffers are sent around at each step. By default they are not: those of language "
+        "models are constants.",
     )
     ddp_static_graph: bool | None = knob(
         None, "Whether every step is promised to use the same weights. By default it is not."
+    )
+    deepspeed: DeepSpeedConfig = knob(
+        None,
+        "DeepSpeed's configuration: a JSON file, JSON text or a mapping, such as "
+        "`examples/deepspeed/ds_z3_config.json`; `auto` in it takes the value of the run. The "
+        "run is then started by `deepspeed`, `torchrun` or `luthier train`. By default DeepSpeed "
+        "takes no part.",
     )
     accelerator_config: Mapping | None = knob(
         None, "Settings for accelerate, a mapping or JSON text. By default its own."

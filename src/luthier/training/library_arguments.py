@@ -13,6 +13,7 @@ from transformers import TrainingArguments as LibraryArguments
 from luthier import console
 from luthier.arguments.record import Arguments
 from luthier.errors import ArgumentsError
+from luthier.training.strategies.deepspeed import deepspeed_settings, state_batch
 
 OURS = {
     "gradient_accumulation_steps",  # a step is one batch to the library, see LuthierTrainer
@@ -45,17 +46,39 @@ def library_arguments(arguments: Arguments) -> LibraryArguments:
     values |= arguments.passed_through
     if arguments.finetuning.disable_shuffling:
         values["train_sampling_strategy"] = "sequential"
-    values["use_cpu"] = arguments.training.use_cpu or not has_accelerator()
+    values["use_cpu"] = is_on_cpu(arguments)
     if values["use_cpu"] and not arguments.training.use_cpu:
-        console.info("use_cpu = True (no accelerator found)")
+        reason = "as accelerate's launcher says" if has_accelerator() else "no accelerator found"
+        console.info(f"use_cpu = True ({reason})")
+    # beside use_cpu it only makes accelerate put DeepSpeed's settings aside without a word
+    os.environ.pop("ACCELERATE_USE_CPU", None)
+    # our losses reach every trained weight, and buffers of these models are constants
+    values.setdefault("ddp_find_unused_parameters", False)
+    values.setdefault("ddp_broadcast_buffers", False)
     values["disable_tqdm"] = True
     values["remove_unused_columns"] = False
+    values["deepspeed"] = deepspeed_settings(arguments)
     if arguments.training.logging_dir is not None:
         os.environ["TENSORBOARD_LOGGING_DIR"] = arguments.training.logging_dir
     try:
-        return LibraryArguments(**values)
+        library = LibraryArguments(**values)
     except (ValueError, TypeError, ImportError) as problem:
         raise ArgumentsError([str(problem)]) from problem
+    if values["deepspeed"] is not None:
+        state_batch(library, arguments)
+    if library.n_gpu > 1:
+        console.info(
+            f"{library.n_gpu} accelerators are here and this process uses one of them; `luthier "
+            "train` starts a process for each."
+        )
+        library._n_gpu = 1  # transformers would copy the model to all of them at every step
+    return library
+
+
+def is_on_cpu(arguments: Arguments) -> bool:
+    """Whether the run computes on the CPU: it was told to, or nothing else is there."""
+    told = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes", "on")
+    return arguments.training.use_cpu or told or not has_accelerator()
 
 
 def has_accelerator() -> bool:

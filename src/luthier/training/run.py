@@ -15,6 +15,7 @@ from luthier.training.checkpoint import find_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerCallback
+    from transformers import TrainingArguments as LibraryArguments
 
     from luthier.data.pipeline import EncodedDatasets
     from luthier.stages.stage import Stage
@@ -65,55 +66,63 @@ def run(
         from luthier.modeling.tokenizer import load_tokenizer
         from luthier.stages.stage import STAGES
         from luthier.training.encoder import fit_template
+        from luthier.training.library_arguments import library_arguments
         from luthier.training.report import write_model_card, write_run_record
+        from luthier.training.world import check_world, join_world, membership
 
     disable_progress_bar()
-    asked, arguments = arguments, without_emulation(arguments)
-    training = arguments.training
-    set_seed(training.seed)
-    stage = STAGES.get(arguments.finetuning.stage)(training.label_smoothing_factor)
-    tokenizer = load_tokenizer(arguments.model, min_length=arguments.data.cutoff_len)
-    template, fitted = fit_template(arguments, tokenizer)
-    for note in fitted.notes:
-        console.info(note)
-    data = load_datasets(arguments, template, tokenizer, stage.record)
-    if training.do_eval and not data.eval:
-        raise DataError(
-            "do_eval: no row of the evaluation data has an answer to take a loss on. Take do_eval "
-            "and eval_strategy away; do_predict alone answers such rows."
-        )
-    model = load_model(arguments, tokenizer, is_trainable=training.do_train)
-    trainer = _make_trainer(arguments, stage, model, tokenizer, data, callbacks)
-    if training.do_train or training.do_eval:
-        _choose_layout(trainer, arguments, data)
-    if training.do_train:
-        num_tokens, longest = trainer.largest_micro_batch()
-        choose_checkpointing(
-            trainer.model,
-            arguments,
-            num_tokens=num_tokens,
-            longest=longest,
-            is_padded=trainer.layout == "padded",
-            autocast=trainer.accelerator.autocast,
-        )
+    with membership():
+        asked, arguments = arguments, without_emulation(arguments)
+        training = arguments.training
+        set_seed(training.seed)
+        stage = STAGES.get(arguments.finetuning.stage)(training.label_smoothing_factor)
+        tokenizer = load_tokenizer(arguments.model, min_length=arguments.data.cutoff_len)
+        template, fitted = fit_template(arguments, tokenizer)
+        for note in fitted.notes:
+            console.info(note)
+        data = load_datasets(arguments, template, tokenizer, stage.record)
+        if training.do_eval and not data.eval:
+            raise DataError(
+                "do_eval: no row of the evaluation data has an answer to take a loss on. Take "
+                "do_eval and eval_strategy away; do_predict alone answers such rows."
+            )
+        # from here on processes wait for each other, and no longer than ddp_timeout
+        world = join_world(arguments)
+        library = library_arguments(arguments)
+        check_world(world, library)
+        model = load_model(arguments, tokenizer, is_trainable=training.do_train)
+        trainer = _make_trainer(arguments, library, stage, model, tokenizer, data, callbacks)
+        if training.do_train or training.do_eval:
+            _choose_layout(trainer, arguments, data)
+        if training.do_train:
+            num_tokens, longest = trainer.largest_micro_batch()
+            choose_checkpointing(
+                trainer.model,
+                arguments,
+                num_tokens=num_tokens,
+                longest=longest,
+                is_padded=trainer.layout == "padded",
+                autocast=trainer.accelerator.autocast,
+            )
 
-    folder = Path(trainer.args.output_dir)
-    noted = replace(asked, notes=arguments.notes)
-    write_run_record(folder, noted, data.report, trainer.engine)
-    metrics: dict[str, float] = {}
-    if training.do_train:
-        metrics |= _train(trainer, arguments)
-        _plot(trainer, data, arguments)
-    if training.do_eval:
-        metrics |= _evaluate(trainer)
-    if training.predict_with_generate and (training.do_predict or training.do_eval):
-        metrics |= _predict(trainer, data, arguments, fitted.stop_token_ids)
-    write_model_card(folder, arguments, metrics, trainer.state.log_history)
-    return RunResult(folder, metrics, trainer.state.log_history, trainer.model)
+        folder = Path(trainer.args.output_dir)
+        noted = replace(asked, notes=arguments.notes)
+        write_run_record(folder, noted, data.report, trainer.engine)
+        metrics: dict[str, float] = {}
+        if training.do_train:
+            metrics |= _train(trainer, arguments)
+            _plot(trainer, data, arguments)
+        if training.do_eval:
+            metrics |= _evaluate(trainer)
+        if training.predict_with_generate and (training.do_predict or training.do_eval):
+            metrics |= _predict(trainer, data, arguments, fitted.stop_token_ids)
+        write_model_card(folder, arguments, metrics, trainer.state.log_history)
+        return RunResult(folder, metrics, trainer.state.log_history, trainer.model)
 
 
 def _make_trainer(
     arguments: Arguments,
+    library_arguments: LibraryArguments,
     stage: Stage,
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -124,7 +133,6 @@ def _make_trainer(
 
     from luthier.training.callbacks.log_file import LogFileCallback
     from luthier.training.callbacks.progress import ProgressCallback
-    from luthier.training.library_arguments import library_arguments
     from luthier.training.trainer import LuthierTrainer
 
     ours: list[TrainerCallback | type[TrainerCallback]] = [LogFileCallback]
@@ -135,7 +143,7 @@ def _make_trainer(
         ours.append(EarlyStoppingCallback(early_stopping_patience=patience))
     trainer = LuthierTrainer(
         arguments,
-        library_arguments(arguments),
+        library_arguments,
         stage,
         model,
         tokenizer,

@@ -1,0 +1,78 @@
+"""What a launcher has told this process about the others, by its environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+"""What every launcher sets for each of its processes: torchrun, deepspeed, accelerate, ours."""
+
+MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run, seen from one of them.
+
+    Attributes:
+        rank: its number among all.
+        world_size: how many there are.
+        local_rank: its number on its machine, and that of its device.
+        is_launched: whether a launcher started it; a run of one process may have one, too.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    is_launched: bool = False
+
+
+def launched_world(environment: Mapping[str, str] = os.environ) -> World:
+    """What the launcher said; a world of one where there is none.
+
+    Only for an environment that `launch_problems` finds nothing wrong with.
+    """
+    if not all(environment.get(name) for name in NAMES):
+        return World()
+    rank, world_size, local_rank = (int(environment[name]) for name in NAMES)
+    return World(rank, world_size, local_rank, is_launched=True)
+
+
+def launch_problems(environment: Mapping[str, str] = os.environ) -> Iterator[str]:
+    """What is wrong with what the launcher said.
+
+    Processes that do not find each other would each train alone, on the same files.
+    """
+    said = {name: value for name in NAMES if (value := environment.get(name))}
+    absent = [name for name in NAMES if name not in said]
+    numbers = [name for name, value in said.items() if not value.isdecimal()]
+    if numbers:
+        yield f"{numbers[0]} in the environment is {said[numbers[0]]!r}; expected a number."
+    elif not absent and int(said["RANK"]) >= int(said["WORLD_SIZE"]):
+        yield (
+            f"the launcher says RANK {said['RANK']} of WORLD_SIZE {said['WORLD_SIZE']}; ranks "
+            "begin at 0, so one of the two is wrong."
+        )
+    elif absent and int(said.get("WORLD_SIZE", "1")) > 1:
+        yield (
+            f"the environment says WORLD_SIZE {said['WORLD_SIZE']} but not {', '.join(absent)}, so "
+            "this process would train alone. Start it by `luthier train`, torchrun, deepspeed or "
+            "accelerate (where WORLD_SIZE counts machines: NNODES=$WORLD_SIZE NODE_RANK=$RANK "
+            "luthier train ...)."
+        )
+    elif absent:
+        for name in MPI_SIZES:
+            if environment.get(name, "1") not in ("", "0", "1"):
+                yield (
+                    f"mpirun started {environment[name]} processes ({name}), and each would train "
+                    "alone. Start the run by `luthier train --nproc N`, torchrun or deepspeed."
+                )
+                return
+
+
+def is_restart(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the launcher started this process again because a rank had failed."""
+    count = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return count.isdecimal() and int(count) > 0
