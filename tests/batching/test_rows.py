@@ -30,7 +30,7 @@ COLUMNS = {
 
 
 def read(table, indices):
-    examples, lengths, units = RowReader(table, "num_learned")(indices)
+    examples, lengths, units, _ = RowReader(table, "num_learned")(indices)
     tokens = [(list(each["input_ids"]), list(each["labels"])) for each in examples]
     return tokens, lengths, units
 
@@ -55,7 +55,7 @@ def test_a_shuffled_and_sliced_table_gives_its_own_rows():
 
 
 def test_units_may_be_counted_by_the_column_of_tokens():
-    examples, lengths, units = RowReader(datasets.Dataset.from_dict(COLUMNS), "num_tokens")([1])
+    examples, lengths, units, _ = RowReader(datasets.Dataset.from_dict(COLUMNS), "num_tokens")([1])
 
     assert (len(examples), lengths, units) == (1, [3], [3])
 

@@ -85,12 +85,14 @@ class Step:
         num_units: what the loss is divided by, of all ranks together.
         num_tokens: real tokens of all ranks together.
         num_examples: examples of all ranks together.
+        rows: for each micro-batch, the number in the data set of the row of each sequence.
     """
 
     micro_batches: tuple[MicroBatch, ...]
     num_units: int
     num_tokens: int
     num_examples: int
+    rows: tuple[tuple[int, ...], ...] = ()
 
     @property
     def num_computed(self) -> int:

@@ -57,11 +57,13 @@ class Rows(NamedTuple):
             is one, or as many as it has `sequence_lengths`.
         lengths: tokens of each sequence.
         units: what the loss of each row is divided by.
+        owners: of each sequence, the place of its row among those that were asked for.
     """
 
     sequences: list[Example]
     lengths: list[int]
     units: list[int]
+    owners: list[int]
 
 
 class RowReader:
@@ -90,9 +92,11 @@ class RowReader:
         unpack = _unpack if self.is_arrow else _as_arrays
         ids, labels = unpack(found["input_ids"]), unpack(found["labels"])
         units = found[self.units_column]
+        owners = list(range(len(ids)))
         if SEQUENCE_LENGTHS in columns:
             assert WEIGHTS not in columns, "packed rows have no weights"
             parts = unpack(found[SEQUENCE_LENGTHS])
+            owners = np.repeat(owners, [len(each) for each in parts]).tolist()
             ids, labels = _part(ids, parts), _part(labels, parts)
         sequences = [Example(input_ids=i, labels=t) for i, t in zip(ids, labels, strict=True)]
         if WEIGHTS in columns:
@@ -103,6 +107,7 @@ class RowReader:
             sequences,
             [len(each) for each in ids],
             units.to_pylist() if self.is_arrow else list(units),
+            owners,
         )
 
 

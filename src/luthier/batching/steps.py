@@ -101,7 +101,7 @@ class StepBuilder:
 
     def __call__(self, indices: Sequence[int]) -> Step:
         """The micro-batches of this rank; counts are those of all ranks, known without asking."""
-        sequences, lengths, units = self._read(indices)
+        sequences, lengths, units, owners = self._read(indices)
         is_padded = self.layout == "padded"
         is_shared = self.share_prefixes and not is_padded
         plan = plan_step(
@@ -119,6 +119,10 @@ class StepBuilder:
             num_units=sum(units),
             num_tokens=sum(lengths),
             num_examples=len(indices),
+            rows=tuple(
+                tuple(int(indices[owners[each]]) for each in positions)
+                for positions in plan[self.rank]
+            ),
         )
 
     def _build(self, sequences: Sequence[Example]) -> MicroBatch:
