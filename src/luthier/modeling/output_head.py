@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from luthier import console
+from luthier.modeling.ranks import gather_objects, share_fate
+from luthier.modeling.sharded import gathering
 
 Answer: TypeAlias = Callable[[nn.Module, Tensor], Tensor]
 """Head and its input (..., H) -> what it returns in the place of logits."""
@@ -75,7 +77,8 @@ def logit_form(model: Any, input_ids: Tensor) -> LogitForm | None:
     base = _base(model)
     known = vars(base)  # not a table of models, which would keep them alive
     if FORM not in known:
-        known[FORM] = _find_form(model, base, input_ids[:1, :PROBE_TOKENS])
+        probe = input_ids[:1, :PROBE_TOKENS]
+        known[FORM] = _agreed(share_fate(partial(_find_form, model, base, probe)))
         if known[FORM] is None:
             console.once(
                 f"{type(base).__name__} makes its logits in a way of its own: they are made at "
@@ -173,6 +176,7 @@ def _find_form(model: Any, base: Any, input_ids: Tensor) -> LogitForm | None:
         return seen[-1]
 
     with (
+        gathering(base),
         _evaluating(base),
         torch.no_grad(),
         answering(model, LogitForm(1, None, 0, ()), show_probe),
@@ -187,6 +191,12 @@ def _find_form(model: Any, base: Any, input_ids: Tensor) -> LogitForm | None:
         if logits.shape == expected.shape and (logits - expected).abs().max() <= rounding:
             return form
     return None
+
+
+def _agreed(form: LogitForm | None) -> LogitForm | None:
+    """The form, if all ranks have found the same."""
+    found = None if form is None else (form.scale, form.softcap, form.num_logits)
+    return form if len(set(gather_objects(found))) == 1 else None
 
 
 def _known_forms(base: Any, num_logits: int) -> Iterator[LogitForm]:

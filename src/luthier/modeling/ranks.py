@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch.distributed as dist
+
+from luthier.errors import ModelError
+
+T = TypeVar("T")
 
 
 def num_ranks() -> int:
@@ -34,6 +39,27 @@ def agree_any(flag: bool) -> bool:
 def agree_all(flag: bool) -> bool:
     """Whether the flag is set on every rank; all ranks must call it."""
     return all(gather_objects(flag))
+
+
+def share_fate(compute: Callable[[], T]) -> T:
+    """What this rank computes, if every rank can; all ranks must call it.
+
+    Without it the ranks that could would wait for the one that has ended, and say that a connection
+    was closed.
+
+    Raises:
+        Exception: this rank's own.
+        ModelError: with what another rank has raised.
+    """
+    try:
+        value = compute()
+    except Exception as problem:
+        gather_objects(f"{type(problem).__name__}: {problem}")
+        raise
+    for other, said in enumerate(gather_objects(None)):
+        if said is not None:
+            raise ModelError(f"process {other} could not go on: {said}")
+    return value
 
 
 def _is_joined() -> bool:

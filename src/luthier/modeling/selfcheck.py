@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from luthier.modeling.dtypes import Autocast
 from luthier.modeling.reads import Readable, read_logps
+from luthier.modeling.sharded import full_numel, full_shape, gathering
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest relative difference of equal computations, by the dtype they are done in.
@@ -41,10 +42,12 @@ class Probe:
     Attributes:
         logps_N: float32, of every read, sequence by sequence.
         gradients_P: of some trained tensors, in the order of `probed_weights`.
+        num_idle: trained tensors that took no part in any of it.
     """
 
     logps_N: Tensor
     gradients_P: tuple[Tensor, ...]
+    num_idle: int
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,11 @@ class Difference:
     @property
     def is_rounding(self) -> bool:
         """Whether both computations may be called equal."""
-        return self.logps <= self.allowed and self.gradients <= self.allowed
+        return self.size() <= self.allowed
+
+    def size(self) -> float:
+        """The larger of both."""
+        return max(self.logps, self.gradients)
 
     def __str__(self) -> str:
         return f"{self.logps:.1e} in log-probabilities, {self.gradients:.1e} in gradients"
@@ -126,26 +133,39 @@ def probed_weights(model: nn.Module) -> list[nn.Parameter]:
     trained = [
         parameter
         for parameter in model.parameters()
-        if parameter.requires_grad and parameter.numel() <= LARGEST_PROBED
+        if parameter.requires_grad and full_numel(parameter) <= LARGEST_PROBED
     ]
-    stride = -(-sum(map(Tensor.numel, trained)) // PROBED_NUMBERS)
+    stride = -(-sum(map(full_numel, trained)) // PROBED_NUMBERS)
     return trained[:: max(stride, 1)]
 
 
 def _probe(model: nn.Module, forwards: Sequence[Callable[[], Tensor]], autocast: Autocast) -> Probe:
     weights = probed_weights(model)
-    sums = [torch.zeros_like(weight) for weight in weights]
+    sums = [weight.new_zeros(full_shape(weight)) for weight in weights]
     logps: list[Tensor] = []
-    with _without_dropout(model), torch.set_grad_enabled(bool(weights)):
+    idle = {id(each) for each in model.parameters() if each.requires_grad and weights}
+    with gathering(model), _without_dropout(model), torch.set_grad_enabled(bool(weights)):
         for forward in forwards:
             with autocast():
                 read = forward()
             logps.append(read.detach())
             if weights:
+                idle -= _took_part(read)
                 found = torch.autograd.grad(read.sum(), weights, allow_unused=True)
                 for total, gradient in zip(sums, found, strict=True):
                     total += 0 if gradient is None else gradient
-    return Probe(torch.cat(logps), tuple(sums))
+    return Probe(torch.cat(logps), tuple(sums), len(idle))
+
+
+def _took_part(result: Tensor) -> set[int]:
+    """The identities of all leaves that a tensor was computed from."""
+    nodes: list[Any] = [result.grad_fn]
+    seen: set[Any] = {None, *nodes}
+    for node in nodes:
+        new = {child for child, _ in node.next_functions} - seen
+        seen |= new
+        nodes += new
+    return {id(node.variable) for node in nodes if hasattr(node, "variable")}
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 from typing import Any, Literal
 
@@ -19,7 +20,9 @@ from luthier.errors import LuthierError, ModelError
 from luthier.modeling.attention.interface import install_tree_attention, remove_tree_attention
 from luthier.modeling.dtypes import Autocast
 from luthier.modeling.fusing import fuse, unfuse
-from luthier.modeling.selfcheck import Difference, compare, probe_plain, probe_reads
+from luthier.modeling.output_head import logit_form
+from luthier.modeling.ranks import gather_objects, share_fate
+from luthier.modeling.selfcheck import Difference, Probe, compare, probe_plain, probe_reads
 
 PROBE_ROWS = 4
 """Examples whose first tokens make the probe."""
@@ -37,10 +40,12 @@ class Layout:
     Attributes:
         name: `tree` packs without padding, `padded` makes rectangles.
         shares_prefixes: whether what examples have in common is computed once.
+        has_idle_weights: whether some weights that learn took no part in the probe of a rank.
     """
 
     name: LayoutName
     shares_prefixes: bool
+    has_idle_weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,23 @@ class _Way:
 
     def __str__(self) -> str:
         return f"{self.layout} layout{' with fused layers' if self.is_fused else ''}"
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """What a way gave on a rank.
+
+    Attributes:
+        fused: what was fused, in words.
+        difference: from sequences computed alone; None if the way cannot be computed.
+        has_idle_weights: see `Layout`.
+        problem: why it cannot be computed.
+    """
+
+    fused: str = ""
+    difference: Difference | None = None
+    has_idle_weights: bool = False
+    problem: str = ""
 
 
 WAYS = (_Way("tree", True), _Way("padded", True), _Way("padded", False))
@@ -69,6 +91,8 @@ def choose_layout(
 ) -> Layout:
     """Fits the model for the fastest way that gives what its own forward gives, and says which.
 
+    A way has to be right on every rank; all of them take the same.
+
     Args:
         model: with its adapters, on its device; its attention and its adapted layers are replaced.
         arguments: of the run.
@@ -83,29 +107,32 @@ def choose_layout(
     asked = arguments.training.layout
     sequences = probe_sequences([list(row["input_ids"]) for row in rows])
     device = next(model.parameters()).device
-    plain = probe_plain(model, [torch.tensor(each, device=device) for each in sequences], autocast)
+    ids = [torch.tensor(each, device=device) for each in sequences]
+    plain = share_fate(lambda: probe_plain(model, ids, autocast))
+    logit_form(model, ids[0][None])  # agreed upon by the ranks before any of them may stumble
     examples = [Example(input_ids=each, labels=each) for each in sequences]
     problems: list[str] = []
     for way in WAYS:
         if asked not in ("auto", way.layout):
             continue
-        try:
-            _fit(model, way)
-            batch = _micro_batch(way, examples, pad_token_id).to(device)
-            difference = compare(plain, probe_reads(model, batch, autocast), dtype)
-        except torch.OutOfMemoryError:
-            raise
-        except (LuthierError, TypeError, ValueError, RuntimeError) as problem:
-            problems.append(f"the {way} cannot be computed by this model: {_said(problem)}")
+        batch = _micro_batch(way, examples, pad_token_id).to(device)
+        compute = partial(_try, way, model, batch, plain, autocast, dtype)
+        found = _worst(gather_objects(share_fate(compute)))
+        if found.difference is None:
+            problems.append(f"the {way} cannot be computed by this model: {found.problem}")
+        elif found.difference.is_rounding:
+            for each in problems:
+                console.warn(each)
+            return _settle(model, way, arguments, found)
         else:
-            if difference.is_rounding:
-                return _settle(model, way, arguments, difference, problems)
-            problems.append(f"the {way} differs from sequences computed alone by {difference}")
+            problems.append(
+                f"the {way} differs from sequences computed alone by {found.difference}"
+            )
         if asked == "tree":
             _fit(model, WAYS[-1])
             raise ModelError(f"layout: tree: {problems[-1]}. With layout: auto it would be padded.")
-    for found in problems:
-        console.warn(found)
+    for each in problems:
+        console.warn(each)
     console.warn("the padded layout is used all the same; results may depend on the batch size")
     return Layout("padded", shares_prefixes=False)
 
@@ -146,32 +173,62 @@ def _micro_batch(way: _Way, examples: Sequence[Example], pad_token_id: int) -> M
     return pad(examples, pad_token_id)
 
 
-def _fit(model: Any, way: _Way) -> None:
+def _fit(model: Any, way: _Way) -> str:
+    """Fits the model for a way, and says what was fused."""
     if way.layout == "tree":
         install_tree_attention(model)
     else:
         remove_tree_attention(model)
     if way.is_fused:
-        fuse(model)
-    else:
-        unfuse(model)
+        return str(fuse(model))
+    unfuse(model)
+    return ""
 
 
-def _settle(
-    model: Any, way: _Way, arguments: Arguments, difference: Difference, problems: list[str]
-) -> Layout:
-    for found in problems:
-        console.warn(found)
-    console.info(f"layout: {way.layout}; checked against each sequence alone: {difference}")
-    if way.is_fused:
-        console.info(str(fuse(model)))
+def _try(
+    way: _Way,
+    model: Any,
+    batch: MicroBatch,
+    plain: Probe,
+    autocast: Autocast,
+    dtype: torch.dtype,
+) -> _Finding:
+    try:
+        fused = _fit(model, way)
+        probe = probe_reads(model, batch, autocast)
+    except torch.OutOfMemoryError:
+        raise
+    except (LuthierError, TypeError, ValueError, RuntimeError) as problem:
+        return _Finding(problem=_said(problem))
+    return _Finding(fused, compare(plain, probe, dtype), probe.num_idle > 0)
+
+
+def _worst(findings: Sequence[_Finding]) -> _Finding:
+    """What the ranks have found together, the same on each of them."""
+    failed = [rank for rank, each in enumerate(findings) if each.difference is None]
+    if failed:
+        where = "" if len(failed) == len(findings) else f" (process {failed[0]} says)"
+        return _Finding(problem=f"{findings[failed[0]].problem}{where}")
+    if len({each.fused for each in findings}) > 1:
+        return _Finding(problem="other layers can be fused on one process than on another")
+    return _Finding(
+        findings[0].fused,
+        max((each.difference for each in findings if each.difference), key=Difference.size),
+        any(each.has_idle_weights for each in findings),
+    )
+
+
+def _settle(model: Any, way: _Way, arguments: Arguments, found: _Finding) -> Layout:
+    console.info(f"layout: {way.layout}; checked against each sequence alone: {found.difference}")
+    if found.fused:
+        console.info(found.fused)
     if way.layout == "padded":
-        return Layout("padded", shares_prefixes=False)
+        return Layout("padded", False, found.has_idle_weights)
     shares = arguments.training.prefix_sharing == "auto"
     if shares and has_dropout(model):
         shares = False
         console.info("prefix sharing: off, since examples draw their own dropout")
-    return Layout("tree", shares_prefixes=shares)
+    return Layout("tree", shares, found.has_idle_weights)
 
 
 def _said(problem: Exception) -> str:

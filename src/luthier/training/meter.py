@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Speed(NamedTuple):
-    """What was done a second: `tokens` of all ranks, floating-point operations of this one."""
+    """What was done a second: `tokens` of all ranks, floating-point operations of one."""
 
     tokens: float
     flops: float
@@ -25,10 +25,10 @@ class Meter:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._since = now()
-        self._tokens = self._flops = 0
+        self._tokens, self._flops = 0, 0.0
         self._paused_s = 0.0
 
-    def count(self, tokens: int, flops: int = 0) -> None:
+    def count(self, tokens: int, flops: float = 0.0) -> None:
         """Adds what was computed."""
         self._tokens += tokens
         self._flops += flops
@@ -38,7 +38,7 @@ class Meter:
         now = self._now()
         seconds = max(now - self._since - self._paused_s, 1e-9)
         speed = Speed(self._tokens / seconds, self._flops / seconds)
-        self._since, self._tokens, self._flops, self._paused_s = now, 0, 0, 0.0
+        self._since, self._tokens, self._flops, self._paused_s = now, 0, 0.0, 0.0
         return speed
 
     @contextlib.contextmanager

@@ -68,10 +68,11 @@ def run(
         from luthier.training.encoder import fit_template
         from luthier.training.library_arguments import library_arguments
         from luthier.training.report import write_model_card, write_run_record
+        from luthier.training.watch.watched import Watched
         from luthier.training.world import check_world, join_world, membership
 
     disable_progress_bar()
-    with membership():
+    with membership(), Watched() as watched:
         asked, arguments = arguments, without_emulation(arguments)
         training = arguments.training
         set_seed(training.seed)
@@ -90,6 +91,7 @@ def run(
         world = join_world(arguments)
         library = library_arguments(arguments)
         check_world(world, library)
+        callbacks = [*callbacks, *watched.begin(arguments)]
         model = load_model(arguments, tokenizer, is_trainable=training.do_train)
         trainer = _make_trainer(arguments, library, stage, model, tokenizer, data, callbacks)
         if training.do_train or training.do_eval:
@@ -173,7 +175,7 @@ def _choose_layout(trainer: LuthierTrainer, arguments: Arguments, data: EncodedD
         autocast=trainer.accelerator.autocast,
         dtype=computed_dtype(trainer.accelerator.mixed_precision, trainer.model),
     )
-    trainer.layout, trainer.shares_prefixes = layout.name, layout.shares_prefixes
+    trainer.take(layout)
 
 
 def _train(trainer: LuthierTrainer, arguments: Arguments) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -12,7 +13,13 @@ from typing import Any, Literal
 import datasets
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState
+from transformers import (
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    set_seed,
+)
 from transformers import TrainingArguments as LibraryArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput
@@ -30,10 +37,13 @@ from luthier.modeling.checkpointing import recomputes_activations
 from luthier.modeling.device import peak_flops
 from luthier.modeling.dtypes import computed_dtype
 from luthier.modeling.flops import StepFlops, count_flops
+from luthier.modeling.ranks import gather_objects
 from luthier.stages.stage import Loss, Stage
 from luthier.training.checkpoint import STATE_ENTRY, settings_of_checkpoint
+from luthier.training.layout import Layout
 from luthier.training.meter import Meter
 from luthier.training.optimizers.loraplus import loraplus_groups
+from luthier.training.strategies import deepspeed
 from luthier.training.work import Work
 
 SATURATING_TOKENS = {"cpu": 2048, "cuda": 8192}
@@ -64,13 +74,14 @@ class LuthierTrainer(Trainer):
         callbacks: heard at every event.
 
     Attributes:
-        layout: how examples share a micro-batch; set before training or evaluating.
+        layout: how examples share a micro-batch; taken before training or evaluating.
         shares_prefixes: whether a tree computes what examples begin with alike once.
         work: what this process has computed in training.
     """
 
     optimizer: Any
     control: Any
+    _tr_loss: Tensor
     layout: Literal["tree", "padded"] = "padded"
     shares_prefixes: bool = False
 
@@ -89,6 +100,7 @@ class LuthierTrainer(Trainer):
         self.stage = stage
         self.work = Work()
         self._meter = Meter()
+        self._flops_until_log = 0.0
         self._steps: Ahead[Step] | None = None
         self._is_restored = False
         self._stream = train_dataset if isinstance(train_dataset, Stream) else None
@@ -101,6 +113,15 @@ class LuthierTrainer(Trainer):
             processing_class=tokenizer,
             callbacks=list(callbacks),
         )
+
+    def take(self, layout: Layout) -> None:
+        """Computes from now on as the check at the start has found right."""
+        self.layout, self.shares_prefixes = layout.name, layout.shares_prefixes
+        asked = self.arguments.training.ddp_find_unused_parameters
+        if layout.has_idle_weights and asked is None and self.accelerator.ddp_handler is not None:
+            self.accelerator.ddp_handler.find_unused_parameters = True
+            if self.args.world_size > 1:
+                console.info("ddp_find_unused_parameters = True (the check has found such weights)")
 
     # Steps
 
@@ -266,11 +287,21 @@ class LuthierTrainer(Trainer):
         Returns:
             Its loss times `scale`.
         """
+        if self.is_deepspeed_enabled:
+            loss = self._micro_loss(model, micro_batch, with_accuracy=False).total * scale
+            deepspeed.backward(model, loss, is_last=is_last)
+            return loss.detach()
         self.accelerator.gradient_state._set_sync_gradients(is_last)
         with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
             loss = self._micro_loss(model, micro_batch, with_accuracy=False).total * scale
             self.accelerator.backward(loss)
         return loss.detach()
+
+    def _get_grad_norm(self, model: Any, grad_norm: float | None = None) -> float | None:
+        if self.is_deepspeed_enabled:  # its engine clips and updates at once; the next step is idle
+            return deepspeed.step(model)
+        norm: float | None = super()._get_grad_norm(model, grad_norm)
+        return norm
 
     def _micro_loss(self, model: Any, micro_batch: MicroBatch, *, with_accuracy: bool) -> Loss:
         with self.compute_loss_context_manager():
@@ -297,7 +328,7 @@ class LuthierTrainer(Trainer):
         )
 
     def _track_num_input_tokens(self, inputs: Step) -> None:
-        self._meter.count(inputs.num_tokens, self.floating_point_ops(inputs))
+        self._meter.count(inputs.num_tokens)
         self.work.add(inputs)
         self._num_streamed += inputs.num_examples
         self.state.num_input_tokens_seen += inputs.num_tokens
@@ -352,9 +383,14 @@ class LuthierTrainer(Trainer):
         )
         return scheduler
 
-    def _prepare_for_training(self, *args: Any, **options: Any) -> Any:
-        prepared = super()._prepare_for_training(*args, **options)
+    def _prepare_for_training(self, max_steps: int, *args: Any, **options: Any) -> Any:
+        if self.is_deepspeed_enabled:  # a scheduler of its own asks for it before ours is made
+            self.args.warmup_steps, _ = resolve_warmup_steps(self.arguments.training, max_steps)
+        prepared = super()._prepare_for_training(max_steps, *args, **options)
+        if self.args.process_index > 0:  # the same dropout on every rank would be less of it
+            set_seed(self.args.seed + self.args.process_index)
         self._meter = Meter()
+        self._flops_until_log = self.state.total_flos
         self.work = Work()
         self._is_restored = False
         return prepared
@@ -381,6 +417,10 @@ class LuthierTrainer(Trainer):
             if self._stream is not None:
                 self._stream.close()
 
+    def _finalize_training(self, *args: Any, **options: Any) -> Any:
+        self._tr_loss = self.accelerator.reduce(self._tr_loss, "mean")
+        return super()._finalize_training(*args, **options)
+
     def _restore(self, saved: dict[str, Any]) -> None:
         """Takes up the loss since the last log, and the counters of callbacks that export them.
 
@@ -399,7 +439,10 @@ class LuthierTrainer(Trainer):
             self._stream.start(None if is_new else ours.get("stream"))
         if ours is None:
             return
-        self._tr_loss += ours["loss_since_log"]
+        losses = ours["loss_since_log"]
+        is_as_before = len(losses) == self.args.world_size
+        mean = math.fsum(losses) / len(losses)
+        self._tr_loss += losses[self.args.process_index] if is_as_before else mean
         self._globalstep_last_logged = ours["last_logged_step"]
         before = ours["examples_per_step"]
         if before != self.examples_per_step and self._stream is None:
@@ -434,13 +477,14 @@ class LuthierTrainer(Trainer):
                 with torch.no_grad():
                     loss = self._micro_loss(model, micro_batch, with_accuracy=with_accuracy)
                 for name, value in {"loss": loss.total, **loss.counts}.items():
-                    totals[name] = totals.get(name, torch.zeros_like(value)) + value
+                    totals[name] = totals.get(name, 0) + value
                 self.control = self.callback_handler.on_prediction_step(
                     self.args, self.state, self.control
                 )
+        ranks = gather_objects([total.item() for total in totals.values()])
         means = {
-            name: self.accelerator.reduce(total, "sum").item() / max(num_units, 1)
-            for name, total in totals.items()
+            name: math.fsum(shares) / max(num_units, 1)
+            for name, shares in zip(totals, zip(*ranks, strict=True), strict=True)
         }
         metrics = {
             f"{metric_key_prefix}_{name}": value
@@ -471,7 +515,7 @@ class LuthierTrainer(Trainer):
         self.state.stateful_callbacks[STATE_ENTRY] = {
             "args": {},
             "attributes": {
-                "loss_since_log": self.accelerator.reduce(self._tr_loss, "mean").item(),
+                "loss_since_log": gather_objects(self._tr_loss.item()),
                 "last_logged_step": self._globalstep_last_logged,
                 "examples_per_step": self.examples_per_step,
                 "stream": self._stream and self._stream.state_behind(self._num_streamed),
@@ -501,6 +545,10 @@ class LuthierTrainer(Trainer):
         if "loss" in logs:
             with self._meter.paused():  # a CPU's peak is measured the first time
                 peak = None if self._step_flops is None else self._peak_flops
+            # those of all ranks, which have just been added up
+            flops = (self.state.total_flos - self._flops_until_log) / self.args.world_size
+            self._flops_until_log = self.state.total_flos
+            self._meter.count(0, flops)
             speed = self._meter.read()
             logs["tokens_per_second"] = round(speed.tokens, 1)
             if peak is not None:
