@@ -9,6 +9,7 @@ from types import ModuleType
 from luthier.errors import MissingPackage
 
 EXTRAS = {
+    "deepspeed": "deepspeed",
     "gguf": "gguf",
     "jieba": "metrics",
     "rouge_chinese": "metrics",

@@ -304,11 +304,6 @@ _file(
 _file(
     "not yet",
     "Training over several processes is not in this version; start one process.",
-    deepspeed=None,
-    fsdp=None,
-    fsdp_config=None,
-    fsdp_min_num_params=0,
-    fsdp_transformer_layer_cls_to_wrap=None,
     parallelism_config=None,
 )
 _file(

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, SecretStr
 
-from luthier.arguments.kinds import Mapping, Section, knob, read_mapping, split_commas
+from luthier.arguments.kinds import CommaList, Mapping, Section, knob, read_mapping, split_commas
 
 Scheduler: TypeAlias = Literal[
     "linear",
@@ -99,9 +99,10 @@ def _trackers(value: Any) -> Any:
 
 
 def _checkpoint(value: Any) -> Any:
-    if isinstance(value, bool):
-        value = str(value).lower()
-    return None if isinstance(value, str) and value.lower() == "true" else value
+    if value is None or isinstance(value, bool):
+        value = {None: "auto", True: "true", False: "false"}[value]
+    is_word = isinstance(value, str) and value.lower() in ("auto", "true", "false")
+    return value.lower() if is_word else value
 
 
 def _file_or_mapping(value: Any) -> Any:
@@ -112,9 +113,24 @@ def _file_or_mapping(value: Any) -> Any:
     return value
 
 
-DeepSpeedConfig: TypeAlias = Annotated[
-    str | dict[str, Any] | None, BeforeValidator(_file_or_mapping)
+def _sharding_words(value: Any) -> Any:
+    if isinstance(value, str):
+        words = value.replace(",", " ").lower().split()
+        return {"": False, "true": True, "false": False}.get(" ".join(words), tuple(words))
+    return bool(value) and (tuple(value) if isinstance(value, list) else value)
+
+
+ShardingWord: TypeAlias = Literal[
+    "full_shard",
+    "shard_grad_op",
+    "no_shard",
+    "hybrid_shard",
+    "hybrid_shard_zero2",
+    "offload",
+    "auto_wrap",
 ]
+
+FileOrMapping: TypeAlias = Annotated[str | dict[str, Any] | None, BeforeValidator(_file_or_mapping)]
 """A file's name, or what stands in one."""
 
 Strategy = Annotated[Literal["no", "steps", "epoch"], BeforeValidator(_strategy)]
@@ -131,8 +147,8 @@ class TrainingArguments(Section):
     )
     overwrite_output_dir: bool = knob(
         False,
-        "Whether to start anew in an `output_dir` that is in use. Nothing is deleted by it. By "
-        "default the run goes on from the newest checkpoint there.",
+        "Whether to start anew in an `output_dir` that holds a run; that run is moved beside it, to "
+        "`<output_dir>.old-<time>`. By default it goes on from the newest checkpoint there.",
         status="honoured otherwise",
     )
     do_train: bool = knob(False, "Whether to train. By default not.")
@@ -150,11 +166,17 @@ class TrainingArguments(Section):
         "none.",
     )
     resume_from_checkpoint: Annotated[
-        str | None, BeforeValidator(_checkpoint, json_schema_input_type=str | bool | None)
+        str, BeforeValidator(_checkpoint, json_schema_input_type=str | bool | None)
     ] = knob(
-        None,
-        "The checkpoint folder to go on from. By default the newest in `output_dir`, if there is "
-        "one and `overwrite_output_dir` is not set.",
+        "auto",
+        "Where to go on: `auto` (the default) takes the newest checkpoint in `output_dir` that is "
+        "as it was written, if there is one; `true` the same, and ends where there is none; "
+        "`false` ends where there is one; a `checkpoint-N` folder means that one and no other.",
+    )
+    resume_allow_changes: bool = knob(
+        False,
+        "Whether a run may go on with other data, another batch or other settings than those of "
+        "its checkpoint. By default it ends and lists them.",
     )
     per_device_train_batch_size: int = knob(
         8,
@@ -329,6 +351,12 @@ class TrainingArguments(Section):
     save_total_limit: int | None = knob(
         None, "The most checkpoints kept; the oldest go first. By default all are kept.", ge=1
     )
+    max_failed_saves: int = knob(
+        3,
+        "Checkpoints in a row that may fail to be written, for want of space mostly, before the "
+        "run ends; until then it trains on. By default 3.",
+        ge=1,
+    )
     save_only_model: bool = knob(
         False,
         "Whether checkpoints hold only weights: smaller, but training cannot go on from them. By "
@@ -495,12 +523,43 @@ class TrainingArguments(Section):
     ddp_static_graph: bool | None = knob(
         None, "Whether every step is promised to use the same weights. By default it is not."
     )
-    deepspeed: DeepSpeedConfig = knob(
+    deepspeed: FileOrMapping = knob(
         None,
         "DeepSpeed's configuration: a JSON file, JSON text or a mapping, such as "
         "`examples/deepspeed/ds_z3_config.json`; `auto` in it takes the value of the run. The "
         "run is then started by `deepspeed`, `torchrun` or `luthier train`. By default DeepSpeed "
         "takes no part.",
+    )
+    fsdp: Annotated[
+        bool | tuple[ShardingWord, ...],
+        BeforeValidator(_sharding_words, json_schema_input_type=bool | str | list[str] | None),
+    ] = knob(
+        False,
+        "Whether the processes hold weights, gradients and optimizer states in parts, by torch's "
+        "FSDP2. The older words (`full_shard auto_wrap`, `shard_grad_op`, `offload`) are taken as "
+        "what FSDP2 calls them. By default every process holds all.",
+        status="honoured otherwise",
+    )
+    fsdp_config: FileOrMapping = knob(
+        None,
+        "Settings of FSDP: a JSON or YAML file, JSON text or a mapping, with transformers' or "
+        "accelerate's names: `reshard_after_forward`, `cpu_offload`, `auto_wrap_policy`, "
+        "`transformer_layer_cls_to_wrap`, `state_dict_type`, ... By default a layer at a time is "
+        "whole and checkpoints hold whole weights.",
+        status="honoured otherwise",
+    )
+    fsdp_min_num_params: int = knob(
+        0,
+        "Parameters of a module above which FSDP holds it for itself. By default layers are held "
+        "so, whatever their size.",
+        status="honoured otherwise",
+        ge=0,
+    )
+    fsdp_transformer_layer_cls_to_wrap: CommaList = knob(
+        (),
+        "Classes of layers that FSDP holds for themselves, a comma list. By default those that "
+        "the model names.",
+        status="honoured otherwise",
     )
     accelerator_config: Mapping | None = knob(
         None, "Settings for accelerate, a mapping or JSON text. By default its own."

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from luthier import console
+from luthier.modeling.sharded import full_numel, full_shape
 
 LAYER_COUNT_NAMES = ("num_hidden_layers", "num_layers", "n_layer")
 
@@ -42,9 +43,10 @@ def say_counts(model: nn.Module, *, is_trainable: bool, with_each: bool = False)
         console.info(f"params: {total:,}")
     if with_each:
         for name, parameter in model.named_parameters():
+            shape, dtype = tuple(full_shape(parameter)), str(parameter.dtype)[len("torch.") :]
             console.info(
-                f"{name}: {tuple(parameter.shape)}, {str(parameter.dtype).removeprefix('torch.')}, "
-                f"{parameter.device}, {'trained' if parameter.requires_grad else 'frozen'}"
+                f"{name}: {shape}, {dtype}, {parameter.device}, "
+                f"{'trained' if parameter.requires_grad else 'frozen'}"
             )
 
 
@@ -52,4 +54,4 @@ def parameter_size(parameter: Any) -> int:
     """How many numbers a parameter stands for, sharded or packed as it may be."""
     if type(parameter).__name__ == "Params4bit":
         return int(parameter.numel()) * 2 * int(parameter.element_size())
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
+    return full_numel(parameter)

@@ -26,10 +26,10 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from luthier import console
 from luthier.arguments.record import Arguments
+from luthier.modeling.sharded import is_sharded
 
 Autocast: TypeAlias = Callable[[], AbstractContextManager[Any]]
 """Makes the context that a run computes in."""
@@ -144,8 +144,9 @@ def without_emulation(arguments: Arguments) -> Arguments:
 
 def cast_trained(model: nn.Module, dtype: torch.dtype | None) -> None:
     """Casts the parameters that learn, in place; sharded ones stay as they are."""
-    if dtype is None or is_deepspeed_zero3_enabled():
+    if dtype is None:
         return
     for parameter in model.parameters():
-        if parameter.requires_grad and parameter.is_floating_point():
+        is_cast = parameter.requires_grad and parameter.is_floating_point()
+        if is_cast and not is_sharded(parameter):
             parameter.data = parameter.data.to(dtype)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from luthier.modeling.counts import count_layers
 from luthier.modeling.dtypes import Autocast
+from luthier.modeling.sharded import gathering, has_shards
 
 PROBE_LENGTHS = (8, 16, 24)
 """Tokens of the three probes that say how activations grow."""
@@ -88,7 +89,7 @@ def measure_activations(model: Any, autocast: Autocast, *, is_padded: bool) -> A
     body = _body(model)
     device = next(body.parameters()).device
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
+    with gathering(body), torch.random.fork_rng(devices):
         first, second, third = (
             _saved_bytes(body, _probe(length, device, is_padded=is_padded), autocast)
             for length in PROBE_LENGTHS
@@ -148,25 +149,56 @@ def _probe(length: int, device: torch.device, *, is_padded: bool) -> dict[str, T
 
 
 def _saved_bytes(body: nn.Module, probe: dict[str, Tensor], autocast: Autocast) -> int:
-    weights = {
-        tensor.untyped_storage().data_ptr() for tensor in (*body.parameters(), *body.buffers())
-    }
-    with _counting() as storages, autocast(), torch.enable_grad():
+    with (
+        _weights(body) as weights,
+        _counting(weights) as storages,
+        autocast(),
+        torch.enable_grad(),
+    ):
         hidden = body(**probe, use_cache=False)
-    del hidden
-    return sum(size for address, size in storages.items() if address not in weights)
+        del hidden
+        return sum(storages.values())
 
 
 @contextmanager
-def _counting() -> Iterator[dict[int, int]]:
+def _weights(body: nn.Module) -> Iterator[set[int]]:
+    """The addresses of weights; of those that are held in parts, while their module computes."""
+    known = {_address(tensor) for tensor in (*body.parameters(), *body.buffers())}
+    gathered: dict[nn.Module, set[int]] = {}
+
+    def enter(module: nn.Module, *_: Any) -> None:
+        gathered[module] = {_address(each) for each in module.parameters(recurse=False)} - known
+        known.update(gathered[module])
+
+    def leave(module: nn.Module, *_: Any) -> None:
+        known.difference_update(gathered.pop(module))
+
+    hooks: list[Any] = []
+    if has_shards(body):
+        for module in body.modules():
+            hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    try:
+        yield known
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+@contextmanager
+def _counting(weights: set[int]) -> Iterator[dict[int, int]]:
     """The storages that autograd keeps, address -> bytes; they live on until the end."""
     storages: dict[int, int] = {}
     alive: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-        alive.append(tensor)
+        if storage.data_ptr() not in weights:
+            storages[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

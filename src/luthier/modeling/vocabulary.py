@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from luthier import console
 from luthier.errors import ModelError
+from luthier.modeling.sharded import full_shape, whole
 
 MULTIPLE = 64
 """Rows are padded to a multiple of it, which matrix units like."""
@@ -61,7 +60,7 @@ def grow_vocabulary(
         )
     new_size = _rows(model.get_input_embeddings())
     told = _described(tokenizer, ids, descriptions or {}) if init != "noise_init" else {}
-    with _whole(_matrices(model)) as matrices, torch.no_grad():
+    with whole(_matrices(model), changes=True) as matrices, torch.no_grad():
         for rows in matrices:
             _start(rows, {*ids, *range(old_size, new_size)}, told, with_noise=init != "desc_init")
     num_new = max(len(ids), len(tokenizer) - old_size)
@@ -125,19 +124,7 @@ def _matrices(model: PreTrainedModel) -> list[nn.Parameter]:
 
 
 def _rows(embeddings: Any) -> int:
-    with _whole([embeddings.weight]) as (weight,):
-        return int(weight.shape[0])
-
-
-@contextmanager
-def _whole(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    if is_deepspeed_zero3_enabled():
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0):
-            yield parameters
-    else:
-        yield parameters
+    return int(full_shape(embeddings.weight)[0])
 
 
 def _described(

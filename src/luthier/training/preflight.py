@@ -18,6 +18,7 @@ from luthier.training.checkpoint import (
     saved_entry,
     settings_of_checkpoint,
 )
+from luthier.training.strategies import deepspeed_config, fsdp_config
 
 TRACKER_MODULES = {
     "clearml": "clearml",
@@ -178,4 +179,6 @@ CHECKS: tuple[Callable[[Arguments], Iterator[str]], ...] = (
     _output_folder,
     _checkpoint,
     _checkpoint_settings,
+    deepspeed_config.find_problems,
+    fsdp_config.find_problems,
 )

@@ -18,7 +18,7 @@ from luthier.errors import ArgumentsError
 from luthier.optional import need
 from luthier.training.launched import World, launch_problems, launched_world
 from luthier.training.library_arguments import has_accelerator, is_on_cpu
-from luthier.training.strategies.deepspeed import without_shared_memory
+from luthier.training.strategies.deepspeed import use_gloo
 
 __all__ = ["World", "check_world", "join_world", "membership"]
 
@@ -66,7 +66,7 @@ def join_world(arguments: Arguments) -> World:
         timeout = timedelta(seconds=training.ddp_timeout)
         if _is_deepspeed(arguments):
             deepspeed = need("deepspeed", "deepspeed")
-            without_shared_memory()
+            use_gloo()
             deepspeed.init_distributed(
                 dist_backend="gloo", auto_mpi_discovery=False, verbose=False, timeout=timeout
             )

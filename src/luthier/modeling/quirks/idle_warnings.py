@@ -22,6 +22,8 @@ WARNINGS: Final = (
     (r"PiSSA changes the base weights of the model", UserWarning),
     # the weights are merged and both copies are equal; 0.21.2 unties them in the configuration.
     (r"Input and output embeddings are no longer tied after merging", UserWarning),
+    # deepspeed 0.19.8 calls collectives by the names that they had before torch 2.13
+    (r"`torch\.distributed\.(all_gather_into|reduce_scatter)_tensor` is dep", FutureWarning),
 )
 """How each message begins, and its class."""
 
