@@ -152,7 +152,8 @@ def _read(
     def answer(head: nn.Module, hidden: Tensor) -> Tensor:
         hidden_NH = _gather(hidden, batch.sources)
         readings.append(read(head, hidden_NH, batch.targets, form.num_logits, settings))
-        return readings[0][0].reshape(1, -1, 1)
+        # cloned, because FSDP2 hangs its gathering on what a module returns, which may be no view
+        return readings[0][0].reshape(1, -1, 1).clone()
 
     with answering(model, form, answer), _forward_arguments(batch) as arguments:
         result: Tensor = model(**arguments).logits

@@ -14,6 +14,7 @@ from luthier import console
 from luthier.arguments.record import Arguments
 from luthier.errors import ArgumentsError
 from luthier.training.strategies.deepspeed import deepspeed_settings, state_batch
+from luthier.training.strategies.fsdp import fsdp_settings
 
 OURS = {
     "gradient_accumulation_steps",  # a step is one batch to the library, see LuthierTrainer
@@ -27,6 +28,8 @@ OURS = {
     "auto_find_batch_size",
     "include_num_input_tokens_seen",
     "use_cpu",
+    "fsdp",  # in many dialects, see strategies/fsdp_config.py
+    "fsdp_config",
 }
 """Names that both know and that mean or become something else here."""
 
@@ -58,6 +61,7 @@ def library_arguments(arguments: Arguments) -> LibraryArguments:
     values["disable_tqdm"] = True
     values["remove_unused_columns"] = False
     values["deepspeed"] = deepspeed_settings(arguments)
+    values |= fsdp_settings(arguments, on_cpu=values["use_cpu"])
     if arguments.training.logging_dir is not None:
         os.environ["TENSORBOARD_LOGGING_DIR"] = arguments.training.logging_dir
     try:

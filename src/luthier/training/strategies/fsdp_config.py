@@ -1,0 +1,441 @@
+"""What users say of FSDP, in any of its dialects: read, held against the run, and made one."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from luthier.arguments.record import Arguments
+
+Said: TypeAlias = dict[str, tuple[Any, str]]
+"""A setting -> its value, and where it was said."""
+
+FULL, SHARDED = "FULL_STATE_DICT", "SHARDED_STATE_DICT"
+BY_LAYER, BY_SIZE, AT_ONCE = "TRANSFORMER_BASED_WRAP", "SIZE_BASED_WRAP", "NO_WRAP"
+
+SWITCH = "ACCELERATE_USE_FSDP"
+"""The variable by which accelerate's launcher says that a run is to use FSDP."""
+
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0", "")
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How FSDP2 holds a model; the names are those of transformers' `fsdp_config`.
+
+    Attributes:
+        reshard_after_forward: whether a layer's weights are given back after its forward and
+            gathered again for its backward.
+        cpu_offload: whether the parts lie in the CPU's memory while they rest.
+        auto_wrap_policy: what is whole at a time: a layer, a module of some size, or all.
+        min_num_params: parameters of such a module.
+        transformer_layer_cls_to_wrap: classes of layers; empty for those that the model names.
+        cpu_ram_efficient_loading: whether the first rank alone reads the weights.
+        state_dict_type: whether checkpoints hold the weights whole or in parts.
+        activation_checkpointing: whether activations are computed again.
+    """
+
+    reshard_after_forward: bool = True
+    cpu_offload: bool = False
+    auto_wrap_policy: str = BY_LAYER
+    min_num_params: int = 0
+    transformer_layer_cls_to_wrap: tuple[str, ...] = ()
+    cpu_ram_efficient_loading: bool = False
+    state_dict_type: str = FULL
+    activation_checkpointing: bool = False
+
+    def library_config(self) -> dict[str, Any]:
+        """What transformers takes as `fsdp_config`; activations are left to the loader."""
+        config: dict[str, Any] = {"version": 2} | asdict(self)
+        del config["activation_checkpointing"]
+        layers = config.pop("transformer_layer_cls_to_wrap")
+        if layers:
+            config["transformer_layer_cls_to_wrap"] = list(layers)
+        return config
+
+
+@dataclass
+class Reading:
+    """What was found.
+
+    Attributes:
+        sharding: None where FSDP takes no part, or something is wrong.
+        notes: what was translated or is without effect, a line each.
+        problems: what a user has to mend, a sentence each.
+    """
+
+    sharding: Sharding | None = None
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def read_sharding(arguments: Arguments, environment: Mapping[str, str]) -> Reading:
+    """The one meaning of `fsdp`, `fsdp_config`, their old companions and accelerate's launcher.
+
+    Settings that contradict each other are problems; what accelerate's launcher says stands
+    behind what the run's own arguments say, because it speaks of all of its defaults, too.
+
+    Args:
+        arguments: of the run.
+        environment: of the process, as the launcher made it.
+    """
+    reading = Reading()
+    training = arguments.training
+    is_launched_so = environment.get(SWITCH, "").lower() in TRUE
+    if not training.fsdp and not is_launched_so:
+        idle = [name for name in OF_FSDP if getattr(training, name)]
+        if idle:
+            reading.notes.append(f"fsdp is not set: {', '.join(idle)} have no effect")
+        return reading
+    said: Said = {}
+    for source in (_words(training.fsdp), _config(training.fsdp_config), _companions(arguments)):
+        try:
+            _merge(said, source, reading)
+        except _Wrong as wrong:
+            reading.problems += wrong.args
+    if is_launched_so:
+        _add_launcher(said, environment, reading)
+    if not reading.problems:
+        _settle(said, arguments, reading)
+    reading.problems += _contradictions(said, arguments)
+    if reading.problems:
+        reading.sharding = None
+    return reading
+
+
+def find_problems(arguments: Arguments) -> Iterator[str]:
+    """What the settings of FSDP have against them, as far as nothing needs to be loaded."""
+    yield from read_sharding(arguments, said_by_launcher()).problems
+
+
+def is_of_fsdp(variable: str) -> bool:
+    """Whether an environment variable is about FSDP."""
+    return variable == SWITCH or variable.startswith("FSDP_")
+
+
+@cache
+def said_by_launcher() -> Mapping[str, str]:
+    """FSDP's variables as this process found them, before a run has written them anew."""
+    return {name: value for name, value in os.environ.items() if is_of_fsdp(name)}
+
+
+NEED_WEIGHTS = ("adapter_name_or_path", "pissa_init", "train_from_scratch")
+"""Arguments that compute with a model's weights while it is loaded."""
+
+OF_FSDP = ("fsdp_config", "fsdp_min_num_params", "fsdp_transformer_layer_cls_to_wrap")
+
+
+class _Wrong(Exception):
+    """Sentences about one source of settings."""
+
+
+# Sources
+
+
+def _words(fsdp: Any) -> Iterator[tuple[str, Any, str]]:
+    """`full_shard auto_wrap offload`, which transformers had before FSDP2."""
+    for word in fsdp if isinstance(fsdp, tuple) else ():
+        if word == "offload":
+            yield "cpu_offload", True, f"fsdp: {word}"
+        elif word != "auto_wrap":
+            yield "sharding_strategy", word, f"fsdp: {word}"
+
+
+def _config(given: str | Mapping[str, Any] | None) -> Iterator[tuple[str, Any, str]]:
+    config = _read_file(given) if isinstance(given, str) else given or {}
+    if isinstance(config.get("fsdp_config"), Mapping):  # a whole file of accelerate
+        config = config["fsdp_config"]
+    for name, value in config.items():
+        if value is not None:
+            yield str(name).removeprefix("fsdp_"), value, f"fsdp_config: {name}"
+
+
+def _companions(arguments: Arguments) -> Iterator[tuple[str, Any, str]]:
+    for name in OF_FSDP[1:]:
+        value = getattr(arguments.training, name)
+        if value:
+            yield name.removeprefix("fsdp_"), value, name
+
+
+def _read_file(name: str) -> Mapping[str, Any]:
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise _Wrong(
+            f"fsdp_config: there is no file {name}. Name a JSON or YAML file, or write the "
+            "settings themselves; a path counts from the folder that the run is started in."
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+        is_json = path.suffix.lower() == ".json"
+        config = json.loads(text) if is_json else YAML(typ="safe", pure=True).load(text)
+    except (UnicodeDecodeError, json.JSONDecodeError, YAMLError) as problem:
+        said = " ".join(str(problem).split())
+        raise _Wrong(f"fsdp_config: {name} cannot be read: {said}.") from problem
+    if not isinstance(config, Mapping):
+        raise _Wrong(f"fsdp_config: {name} holds no settings; expected lines of `name: value`.")
+    return config
+
+
+LAUNCHER_NAMES = {
+    "AUTO_WRAP_POLICY": "auto_wrap_policy",
+    "CPU_RAM_EFFICIENT_LOADING": "cpu_ram_efficient_loading",
+    "OFFLOAD_PARAMS": "cpu_offload",
+    "STATE_DICT_TYPE": "state_dict_type",
+    "TRANSFORMER_CLS_TO_WRAP": "transformer_layer_cls_to_wrap",
+    "ACTIVATION_CHECKPOINTING": "activation_checkpointing",
+    "ACTIVATION_CHECKPOINTING_OFFLOAD": "activation_checkpointing_offload",
+    "IGNORED_MODULES": "ignored_modules",
+}
+"""Variables that `accelerate launch` sets, behind FSDP_ -> settings; some depend on others."""
+
+
+def _launcher(environment: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
+    version = environment.get("FSDP_VERSION", "1")
+    names = dict(LAUNCHER_NAMES)
+    if version == "1":
+        names |= {"VERSION": "version", "SHARDING_STRATEGY": "sharding_strategy"}
+    else:
+        names["RESHARD_AFTER_FORWARD"] = "reshard_after_forward"
+    if environment.get("FSDP_AUTO_WRAP_POLICY", "").upper() == BY_SIZE:
+        names["MIN_NUM_PARAMS"] = "min_num_params"
+    for variable, name in names.items():
+        value = environment.get(f"FSDP_{variable}", "")
+        if value and value != "None":
+            yield name, value, "accelerate's configuration"
+
+
+def _add_launcher(said: Said, environment: Mapping[str, str], reading: Reading) -> None:
+    launched: Said = {}
+    try:
+        _merge(launched, _launcher(environment), reading)
+    except _Wrong as wrong:
+        reading.problems += wrong.args
+    for name, (value, where) in launched.items():
+        own = said.setdefault(name, (value, where))
+        if own[0] != value:
+            reading.notes.append(
+                f"fsdp: {name} = {own[0]} ({own[1]}); {where} says {value}, which is put aside"
+            )
+
+
+# Settings
+
+
+def _merge(said: Said, source: Iterator[tuple[str, Any, str]], reading: Reading) -> None:
+    """Reads the settings of a source into those already known."""
+    for given, raw, where in source:
+        name = ALIASES.get(given, given)
+        if name in IDLE:
+            if where != "accelerate's configuration":
+                reading.notes.append(f"{where} has no effect: FSDP2 needs no such setting")
+            continue
+        if name in REFUSED:
+            if str(raw).lower() not in (*FALSE, "none", "{}"):
+                reading.problems.append(f"{where}: {REFUSED[name]}")
+            continue
+        if name not in READERS:
+            near = difflib.get_close_matches(name, [*READERS, *ALIASES], n=1, cutoff=0.6)
+            hint = f" Did you mean {near[0]}?" if near else f" Known are {', '.join(READERS)}."
+            reading.problems.append(f"{where}: FSDP has no such setting.{hint}")
+            continue
+        try:
+            name, value = READERS[name](name, raw)
+        except ValueError as problem:
+            reading.problems.append(f"{where} is {raw!r}: {problem}")
+            continue
+        other = said.setdefault(name, (value, where))
+        if other[0] != value:
+            reading.problems.append(
+                f"{other[1]} and {where} contradict each other ({name} would be {other[0]} and "
+                f"{value}); keep one of the two."
+            )
+
+
+def _switch(name: str, value: Any) -> tuple[str, Any]:
+    text = str(value).strip().lower()
+    if text not in (*TRUE, *FALSE):
+        raise ValueError("expected true or false.")
+    return name, text in TRUE
+
+
+def _version(name: str, value: Any) -> tuple[str, Any]:
+    if str(value) not in ("1", "2"):
+        raise ValueError("expected 2.")
+    return name, int(str(value))
+
+
+STRATEGIES = ("full_shard", "shard_grad_op", "no_shard", "hybrid_shard", "hybrid_shard_zero2")
+"""FSDP1's names, in the order in which accelerate numbers them from 1."""
+
+
+def _strategy(name: str, value: Any) -> tuple[str, Any]:
+    text = str(value).strip().lower()
+    if text.isdecimal() and 1 <= int(text) <= len(STRATEGIES):
+        text = STRATEGIES[int(text) - 1]
+    if text in ("full_shard", "shard_grad_op"):
+        return "reshard_after_forward", text == "full_shard"
+    if text == "no_shard":
+        raise ValueError("nothing would be held in parts; leave fsdp out, which is DDP.")
+    if text.startswith("hybrid_shard"):
+        raise ValueError(
+            "groups that each hold a whole copy are not in this version; write full_shard (over "
+            "all processes)."
+        )
+    raise ValueError("expected full_shard or shard_grad_op.")
+
+
+def _reshard(name: str, value: Any) -> tuple[str, Any]:
+    text = str(value).strip().lower()
+    return _switch(name, value) if text in (*TRUE, *FALSE) else _strategy(name, value)
+
+
+def _policy(name: str, value: Any) -> tuple[str, Any]:
+    text = str(value).strip().upper()
+    if text not in (BY_LAYER, BY_SIZE, AT_ONCE):
+        raise ValueError(f"expected {BY_LAYER}, {BY_SIZE} or {AT_ONCE}.")
+    return name, text
+
+
+def _count(name: str, value: Any) -> tuple[str, Any]:
+    text = str(value).strip()
+    if not text.isdecimal():
+        raise ValueError("expected a number of parameters.")
+    return name, int(text)
+
+
+def _names(name: str, value: Any) -> tuple[str, Any]:
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple):
+        raise ValueError("expected names of classes, such as LlamaDecoderLayer.")
+    return name, tuple(sorted(str(part).strip() for part in parts if str(part).strip()))
+
+
+def _state_dict_type(name: str, value: Any) -> tuple[str, Any]:
+    text = str(value).strip().upper()
+    text = {"1": FULL, "2": "LOCAL_STATE_DICT", "3": SHARDED}.get(text, text)
+    if text not in (FULL, SHARDED):
+        raise ValueError(f"expected {FULL} (weights whole) or {SHARDED} (in parts, by DCP).")
+    return name, text
+
+
+READERS: dict[str, Callable[[str, Any], tuple[str, Any]]] = {
+    "version": _version,
+    "reshard_after_forward": _reshard,
+    "sharding_strategy": _strategy,
+    "cpu_offload": _switch,
+    "auto_wrap_policy": _policy,
+    "min_num_params": _count,
+    "transformer_layer_cls_to_wrap": _names,
+    "cpu_ram_efficient_loading": _switch,
+    "state_dict_type": _state_dict_type,
+    "activation_checkpointing": _switch,
+}
+"""A setting -> what reads its value, which may make it another setting."""
+
+ALIASES = {
+    "offload_params": "cpu_offload",
+    "transformer_cls_names_to_wrap": "transformer_layer_cls_to_wrap",
+}
+
+IDLE = frozenset(
+    {
+        "backward_prefetch",
+        "backward_prefetch_policy",
+        "forward_prefetch",
+        "limit_all_gathers",
+        "sync_module_states",
+        "use_orig_params",
+    }
+)
+"""Settings of FSDP1 on which no result depends and which FSDP2 does not have."""
+
+REFUSED = {
+    "activation_checkpointing_offload": "activations kept in the CPU's memory are not in this "
+    "version; leave it out.",
+    "ignored_modules": "weights outside FSDP would learn differently on each rank; leave it out.",
+    "xla": "FSDP on TPUs is not part of this program; leave it out.",
+    "xla_fsdp_grad_ckpt": "FSDP on TPUs is not part of this program; leave it out.",
+    "xla_fsdp_settings": "FSDP on TPUs is not part of this program; leave it out.",
+    "xla_fsdp_v2": "FSDP on TPUs is not part of this program; leave it out.",
+}
+
+
+def _settle(said: Said, arguments: Arguments, reading: Reading) -> None:
+    """Fills in what follows, and says what was made of what."""
+    values = {name: value for name, (value, _) in said.items()}
+    if values.pop("version", 2) == 1:
+        _, where = said["version"]
+        reading.notes.append(f"fsdp: FSDP1 ({where}) is taken as FSDP2, which replaces it")
+    words = arguments.training.fsdp
+    if isinstance(words, tuple):
+        meant = {"full_shard": True, "shard_grad_op": False}
+        named = [f"reshard_after_forward: {meant[word]}" for word in words if word in meant]
+        named += ["cpu_offload: True"] if "offload" in words else []
+        reading.notes.append(f"fsdp = true, with {', '.join(named) or 'its defaults'} (FSDP2)")
+    if values.get("min_num_params") and "auto_wrap_policy" not in values:
+        values["auto_wrap_policy"] = BY_SIZE
+        reading.notes.append(f"fsdp: auto_wrap_policy = {BY_SIZE} (min_num_params)")
+    if values.get("cpu_ram_efficient_loading"):
+        whole = [name for name in NEED_WEIGHTS if arguments.flat()[name]]
+        if whole:
+            values["cpu_ram_efficient_loading"] = False
+            reading.notes.append(
+                f"fsdp: cpu_ram_efficient_loading = False ({whole[0]} needs the weights on every "
+                "rank)"
+            )
+    reading.sharding = Sharding(**values)
+
+
+def _contradictions(said: Said, arguments: Arguments) -> Iterator[str]:
+    training, finetuning = arguments.training, arguments.finetuning
+    values = {name: value for name, (value, _) in said.items()}
+    if training.deepspeed is not None:
+        yield "fsdp and deepspeed are two ways to the same end; keep one of them."
+    policy, layers = values.get("auto_wrap_policy"), values.get("transformer_layer_cls_to_wrap")
+    if layers and (
+        policy in (BY_SIZE, AT_ONCE) or (policy is None and values.get("min_num_params"))
+    ):
+        named = "min_num_params" if policy is None else f"auto_wrap_policy: {policy}"
+        yield f"fsdp: {named} and transformer_layer_cls_to_wrap exclude each other; keep one."
+    if policy == BY_SIZE and not values.get("min_num_params"):
+        yield f"fsdp: auto_wrap_policy: {BY_SIZE} needs min_num_params, a number above 0."
+    is_off = (
+        training.gradient_checkpointing is False or arguments.model.disable_gradient_checkpointing
+    )
+    if values.get("activation_checkpointing") and is_off:
+        name = "disable_" if arguments.model.disable_gradient_checkpointing else ""
+        yield (
+            f"{name}gradient_checkpointing says no and fsdp's activation_checkpointing says yes; "
+            "keep one of them."
+        )
+    if training.save_only_model and values.get("state_dict_type") == SHARDED:
+        yield (
+            f"save_only_model: with fsdp's state_dict_type: {SHARDED} a checkpoint would hold no "
+            f"weights that can be used; set it to {FULL}."
+        )
+    if training.save_only_model and training.load_best_model_at_end:
+        yield (
+            "save_only_model: with fsdp, load_best_model_at_end needs whole checkpoints; leave one "
+            "of the two out."
+        )
+    if training.predict_with_generate and training.do_train:
+        yield (
+            "predict_with_generate: no answers are generated while fsdp holds weights in parts. "
+            "Predict afterwards, in a run without do_train."
+        )
+    if finetuning.pissa_convert:
+        yield "pissa_convert: it needs whole weights at the end, which fsdp has not; leave it out."
+    if finetuning.pure_bf16 and arguments.model.upcast_layernorm:
+        yield (
+            "upcast_layernorm: with fsdp all trained weights of a layer have one dtype, and "
+            "pure_bf16 has the others in bfloat16; leave one of the two out."
+        )
