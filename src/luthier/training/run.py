@@ -68,6 +68,7 @@ def run(
         from luthier.training.encoder import fit_template
         from luthier.training.library_arguments import library_arguments
         from luthier.training.report import write_model_card, write_run_record
+        from luthier.training.strategies.fsdp import with_sharding
         from luthier.training.watch.watched import Watched
         from luthier.training.world import check_world, join_world, membership
 
@@ -91,9 +92,11 @@ def run(
         world = join_world(arguments)
         library = library_arguments(arguments)
         check_world(world, library)
+        arguments = with_sharding(arguments, library)
         callbacks = [*callbacks, *watched.begin(arguments)]
         model = load_model(arguments, tokenizer, is_trainable=training.do_train)
         trainer = _make_trainer(arguments, library, stage, model, tokenizer, data, callbacks)
+        trainer.place_model()
         if training.do_train or training.do_eval:
             _choose_layout(trainer, arguments, data)
         if training.do_train:

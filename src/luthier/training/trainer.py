@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from transformers import (
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
     TrainerState,
     set_seed,
@@ -44,6 +43,7 @@ from luthier.training.layout import Layout
 from luthier.training.meter import Meter
 from luthier.training.optimizers.loraplus import loraplus_groups
 from luthier.training.strategies import deepspeed
+from luthier.training.strategies.fsdp_trainer import FsdpTrainer
 from luthier.training.work import Work
 
 SATURATING_TOKENS = {"cpu": 2048, "cuda": 8192}
@@ -53,7 +53,7 @@ EVAL_GROUP = 16
 """Evaluation batches that are planned together, so that rows of like length share a rectangle."""
 
 
-class LuthierTrainer(Trainer):
+class LuthierTrainer(FsdpTrainer):
     """Runs a stage with transformers' loop, callbacks, optimizers, schedulers and trackers.
 
     The loader yields one `Step` for each optimizer update: all examples that
