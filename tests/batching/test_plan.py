@@ -1,5 +1,8 @@
 """the plan of a step: whole, within budget, equal in number, balanced, families together"""
 
+import random
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,7 +12,7 @@ from luthier.batching.prefixes import find_prefixes
 from luthier.batching.tree import build_tree
 
 steps = st.lists(st.integers(1, 300), min_size=1, max_size=60)
-ranks = st.integers(1, 9)
+ranks = st.integers(1, 9) | st.integers(10, 64)
 budgets = st.integers(1, 600)
 
 
@@ -30,6 +33,17 @@ def plan_sharing(rows, world_size, budget):
     lengths = [len(row) for row in rows]
     shared = find_prefixes(rows)
     return plan_step(lengths, world_size, budget, is_padded=False, shared=shared)
+
+
+def usual_rows(count, seed=0):
+    """Rows as Alpaca's are: one system prompt, short questions, log-normal answers."""
+    draw = random.Random(seed)
+    rows = []
+    for number in range(count):
+        asked = max(4, round(draw.lognormvariate(2.9, 0.5)))
+        told = min(max(3, round(draw.lognormvariate(4.6, 1.0))), 600)
+        rows.append([*[1] * 25, 2 + number, *[3] * (asked + told)])
+    return rows
 
 
 def computed(rows, positions):
@@ -189,3 +203,60 @@ def test_one_family_is_spread_over_the_ranks():
     plan = plan_sharing(rows, 4, 4096)
 
     assert [len(rank[0]) for rank in plan] == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("num_ranks", [2, 8, 64])
+@pytest.mark.parametrize("layout", ["apart", "sharing", "padded"])
+def test_the_slowest_rank_of_an_epoch_hardly_exceeds_the_mean(layout, num_ranks):
+    rows = usual_rows(900)
+    slowest = mean = dealt_slowest = dealt_mean = 0.0
+    for start in range(0, len(rows), 8 * num_ranks):
+        step = rows[start : start + 8 * num_ranks]
+        lengths = [len(row) for row in step]
+        if layout == "sharing":
+            plan = plan_sharing(step, num_ranks, 2048)
+        else:
+            plan = plan_step(lengths, num_ranks, 2048, is_padded=layout == "padded")
+
+        def cost(positions, step=step, lengths=lengths):
+            if layout == "sharing":
+                return computed(step, positions)
+            tokens = [lengths[each] for each in positions]
+            return sum(tokens) if layout == "apart" else max(tokens, default=0) * len(tokens)
+
+        loads = [sum(map(cost, micro_batches)) for micro_batches in plan]
+        slowest, mean = slowest + max(loads), mean + sum(loads) / num_ranks
+        dealt = [sum(lengths[rank::num_ranks]) for rank in range(num_ranks)]
+        dealt_slowest = dealt_slowest + max(dealt)
+        dealt_mean = dealt_mean + sum(dealt) / num_ranks
+
+    # rectangles come in the sizes that their rows have, and cannot be dealt as finely
+    assert slowest / mean < (1.08 if layout == "padded" else 1.03)
+    assert dealt_slowest / dealt_mean > 1.1
+
+
+@given(steps, ranks, budgets)
+def test_ranks_never_pad_more_than_if_each_example_were_dealt_for_itself(
+    lengths, num_ranks, budget
+):
+    (deal,) = Lineup.apart(lengths).deals(num_ranks)
+    dealt = [padded_tokens([lengths[each] for each in share], budget) for share in deal]
+
+    plan = plan_step(lengths, num_ranks, budget, is_padded=True)
+
+    planned = [
+        sum(len(each) * max((lengths[at] for at in each), default=0) for each in micro_batches)
+        for micro_batches in plan
+    ]
+    assert max(planned) <= max(dealt)
+
+
+def padded_tokens(lengths, budget):
+    """What a rank computes that fills one rectangle after the other, the longest first."""
+    total = rows = longest = 0
+    for length in sorted(lengths, reverse=True):
+        if rows and longest * (rows + 1) <= budget:
+            rows += 1
+        else:
+            total, rows, longest = total + rows * longest, 1, length
+    return total + rows * longest

@@ -5,9 +5,15 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 
+import numpy as np
+
 from luthier.batching.prefixes import MIN_SAVED, Prefixes, branches
+
+MOST_MOVES = 64
+"""Examples that are looked at to move one from a rank to another."""
 
 _WHOLE = 1 << 62
 """More tokens than two examples can share: what an example shares with itself."""
@@ -79,8 +85,25 @@ class Lineup:
         return self._tree_cost(sorted(self.places[position] for position in micro_batch))
 
     def _tree_cost(self, places: Sequence[int]) -> int:
-        saved = sum(min(self.saved[one + 1 : other + 1]) for one, other in pairwise(places))
+        saved = sum(self._shared(one, other) for one, other in pairwise(places))
         return sum(self.lengths[place] for place in places) - saved
+
+    def _shared(self, one: int, other: int) -> int:
+        """What the examples of two places save next to each other, `one` before `other`."""
+        if other - one < 8:  # a slice is as quick
+            return min(self.saved[one + 1 : other + 1])
+        level = (other - one).bit_length() - 1
+        least = self._least[level]
+        return min(least[one + 1], least[other + 1 - (1 << level)])
+
+    @cached_property
+    def _least(self) -> list[list[int]]:
+        """The least of `saved` over 1, 2, 4, ... places from each one on."""
+        levels = [np.array(self.saved)]
+        while 1 << len(levels) <= len(self.saved):
+            half = levels[-1]
+            levels.append(np.minimum(half[: -(1 << len(levels) - 1)], half[1 << len(levels) - 1 :]))
+        return [level.tolist() for level in levels]
 
     def deals(self, world_size: int) -> Iterator[list[list[int]]]:
         """Ways to deal the step: the larger the families that stay whole, the less is computed.
@@ -130,16 +153,15 @@ class Lineup:
         nothing shared it is Graham's LPT rule (1969).
         """
         shares: list[list[int]] = [[] for _ in range(world_size)]
-        load = [0] * world_size
-        near = [0] * world_size  # what the unit shares with the rank's latest example
+        load = np.zeros(world_size, dtype=np.int64)
+        near = np.zeros_like(load)  # what the unit shares with the rank's latest example
         for start, end in units:
-            near = [min(each, self.saved[start]) for each in near]
-            tokens = self._run_cost(start, end)
-            rank = min(range(world_size), key=lambda each: load[each] - near[each])
-            load[rank] += tokens - near[rank]
+            np.minimum(near, self.saved[start], out=near)
+            rank = int((load - near).argmin())
+            load[rank] += self._run_cost(start, end) - near[rank]
             shares[rank] += range(start, end)
-            inside = min(self.saved[start + 1 : end], default=_WHOLE)
-            near = [min(each, inside) for each in near]
+            if end - start > 1:
+                np.minimum(near, min(self.saved[start + 1 : end]), out=near)
             near[rank] = _WHOLE
         return shares
 
@@ -155,7 +177,7 @@ class Lineup:
             busiest, idlest = max(ranks, key=load.__getitem__), min(ranks, key=load.__getitem__)
             gap = load[busiest] - load[idlest]
             moves = []
-            for place in shares[busiest]:
+            for place in shares[busiest][:: len(shares[busiest]) // MOST_MOVES + 1]:
                 less = self._share_of(place, shares[busiest])
                 more = self._share_of(place, shares[idlest])
                 moves.append((max(-less, more - gap), more - less, place, less, more))
@@ -171,8 +193,8 @@ class Lineup:
         """Tokens of a tree of some places that are there for one of them only, or would be."""
         at = bisect_left(share, place)
         after = bisect_right(share, place)
-        before = min(self.saved[share[at - 1] + 1 : place + 1]) if at else 0
-        behind = min(self.saved[place + 1 : share[after] + 1]) if after < len(share) else 0
+        before = self._shared(share[at - 1], place) if at else 0
+        behind = self._shared(place, share[after]) if after < len(share) else 0
         return self.lengths[place] - max(before, behind)
 
     def cut(self, share: Sequence[int], token_budget: int) -> list[list[int]]:
@@ -187,7 +209,7 @@ class Lineup:
         levels: list[tuple[int, list[tuple[int, int]]]] = []
         places = sorted(self.places[position] for position in share)
         for before, place in pairwise([-1, *places]):
-            _lower(levels, min(self.saved[before + 1 : place + 1]))
+            _lower(levels, self._shared(before, place))
             length = self.lengths[place]
             room, index = token_budget - length, len(micro_batches)
             for level, rooms in reversed(levels):

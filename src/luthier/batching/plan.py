@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
 from typing import TypeAlias
 
 from luthier.batching.lineup import Lineup
@@ -38,6 +39,8 @@ def plan_step(
     that keep them together are made as well, and the one whose busiest rank computes least is
     taken: no rank computes more than the busiest one of the plan that is blind to what is shared.
     (Such ranks are as even before they are cut; a prefix is computed again in each micro-batch.)
+    Likewise where rows are padded: rectangles are also made of neighbours in length of the whole
+    step, and dealt.
 
     Args:
         lengths: tokens of each example of the step, all ranks together.
@@ -68,6 +71,11 @@ def plan_step(
     cut: Cut = cut_padded if is_padded else blind.cut
     cost: Cost = area if is_padded else blind.cost
     plans = [_cut_evenly(deal, cut, cost, token_budget) for deal in blind.deals(world_size)]
+    if is_padded and world_size > 1:
+        plans += [
+            _deal_rectangles(blind.positions, world_size, more, cut_padded, area, token_budget)
+            for more in (1, 2)
+        ]
     if shared is not None and max(shared.common, default=0) >= MIN_SAVED:
         lineup = Lineup.of_tree(shared, lengths)
         cut, cost = lineup.cut, lineup.cost
@@ -94,6 +102,33 @@ def _cut_padded(share: Sequence[int], lengths: Sequence[int], token_budget: int)
         else:
             micro_batches.append([position])
     return micro_batches
+
+
+def _deal_rectangles(
+    order: Sequence[int], world_size: int, more: int, cut: Cut, cost: Cost, token_budget: int
+) -> list[MicroBatches]:
+    """Neighbours in length of the whole step share rectangles, and those are dealt to ranks.
+
+    Args:
+        order: all positions, the longest first.
+        world_size: the number of ranks.
+        more: how many times the fewest micro-batches that fit the budget; more are more even.
+        cut: of rectangles.
+        cost: of a rectangle.
+        token_budget: the most tokens of one.
+    """
+    rectangles = cut(order, token_budget)
+    most = more * -(-len(rectangles) // world_size)
+    rectangles = _even_out(rectangles, order, cut, cost, token_budget, most * world_size)
+    _split_until(rectangles, cost, most * world_size)
+    ranks: list[MicroBatches] = [[] for _ in range(world_size)]
+    loads = [(0, rank) for rank in range(world_size)]  # a heap of the ranks that take more
+    for rectangle in sorted(rectangles, key=cost, reverse=True):
+        load, rank = heappop(loads)
+        ranks[rank].append(rectangle)
+        if len(ranks[rank]) < most:
+            heappush(loads, (load + cost(rectangle), rank))
+    return ranks
 
 
 def _cut_evenly(
