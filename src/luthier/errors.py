@@ -7,6 +7,12 @@ LuthierError
 ├── TemplateError        a template, or a tokenizer's chat template
 ├── ModelError           a model folder, a tokenizer, an adapter
 ├── CheckpointError      a checkpoint or an output folder
+│   ├── NoValidCheckpoint  none is as it was written
+│   └── SaveError          nothing can be written to the output folder
+├── NonFiniteError       a loss, a gradient or a weight that is NaN or infinite
+├── OutOfMemory          a device that is too small for what it shall compute
+├── LaunchError          the processes of a run do not find each other
+├── Stopped              a run that was asked to stop, and can go on
 ├── MissingPackage       an optional package that is not installed
 └── UnknownName          a name that no registry knows
 """
@@ -15,12 +21,20 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class LuthierError(Exception):
-    """Says what was found, what was expected, and what to do; shown without a traceback."""
+    """Says what was found, what was expected, and what to do; shown without a traceback.
+
+    Attributes:
+        exit_code: of the program that ends by it.
+        is_common: whether every process of a run raises it, at the same point; then they leave
+            together and the first one alone says it.
+    """
 
     exit_code = 2
+    is_common = False
 
 
 class ArgumentsError(LuthierError):
@@ -55,6 +69,49 @@ class ModelError(LuthierError):
 
 class CheckpointError(LuthierError):
     """A checkpoint or an output folder cannot be used."""
+
+
+class NoValidCheckpoint(CheckpointError):
+    """No checkpoint that a run could go on from is as it was written."""
+
+    exit_code = 3
+
+
+class SaveError(CheckpointError):
+    """Checkpoints or the model cannot be written: a full disk, most often."""
+
+    exit_code = 28
+
+
+class NonFiniteError(LuthierError):
+    """A number that is none; what was saved before is good."""
+
+    exit_code = 65
+    is_common = True
+
+
+class OutOfMemory(LuthierError):
+    """Memory runs out however little is computed at once."""
+
+
+class LaunchError(LuthierError):
+    """The processes of a run cannot be started, or do not find each other."""
+
+
+class Stopped(LuthierError):
+    """A run was asked to stop, and did; started again, it goes on.
+
+    Args:
+        message: what it did.
+        checkpoint: the folder that it goes on from; None where there is none to tell.
+    """
+
+    exit_code = 75
+    is_common = True
+
+    def __init__(self, message: str, checkpoint: Path | None = None) -> None:
+        self.checkpoint = checkpoint
+        super().__init__(message)
 
 
 class MissingPackage(LuthierError):

@@ -49,7 +49,8 @@ class Manifest:
         settings: every argument, secrets masked.
         versions: of luthier and of the packages that compute.
         files: path below the folder -> size and hash.
-        is_final: whether this is the model at the end of a run, not a checkpoint.
+        end: why the run was over, of the model at its end: `steps`, `patience` or `stopped`; empty
+            for a checkpoint.
         format: of this file.
     """
 
@@ -66,7 +67,7 @@ class Manifest:
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, FileRecord] = field(default_factory=dict)
-    is_final: bool = False
+    end: str = ""
     format: int = FORMAT
 
     @property

@@ -1,0 +1,197 @@
+"""Who writes to a run's folder: one run at a time, and none that is dead."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from luthier.errors import CheckpointError
+
+if os.name != "nt":  # Windows has no such locks; there the note in the file decides
+    import fcntl
+
+FILE_NAME = ".lock"
+
+NUM_TRIES, PAUSE_S = 10, 0.1
+"""Another process that only looks holds the lock for a moment."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a folder, as its lock file says.
+
+    Attributes:
+        pid: of the first rank's process.
+        host: its machine.
+        boot_id: of that machine since it was started; a process id means nothing after another.
+        since: the time, UTC.
+        launch: the launcher's run and process; the same after an elastic restart.
+    """
+
+    pid: int
+    host: str
+    boot_id: str
+    since: str
+    launch: str = ""
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, since {self.since}"
+
+    @property
+    def is_dead(self) -> bool | None:
+        """Whether its process is known to be over; None where that cannot be seen from here."""
+        if self.host != socket.gethostname():
+            return None
+        if self.boot_id != boot_id():
+            return True
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            return False
+        return self.pid == os.getpid()
+
+
+class OutputLock:
+    """Keeps other runs out of a folder until it is released or this process is over.
+
+    The system's lock on the file decides, which no death leaves behind; processes that are forked
+    from this one do not hold it. Where the file system has no locks, the note in it does.
+
+    Args:
+        folder: the run's; made when absent.
+
+    Attributes:
+        previous: who held the folder last and did not release it; None where nobody was cut off.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / FILE_NAME
+        self.previous: Holder | None = None
+        self._descriptor: int | None = None
+
+    def acquire(self, launch: str = "") -> None:
+        """Takes the lock.
+
+        Args:
+            launch: the launcher, see `launch_of`.
+
+        Raises:
+            CheckpointError: if another run holds it.
+        """
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
+        is_locked = _try_lock(descriptor)
+        self.previous = _read(self.file)
+        if is_locked is None:  # no locks here
+            is_locked = self.previous is None or self.previous.is_dead is True
+        if not is_locked:
+            os.close(descriptor)
+            raise CheckpointError(
+                f"output_dir: {self.file.parent} is in use by "
+                f"{self.previous or 'another process'}. Name another folder, or end that run; if "
+                f"it is over, delete {self.file}."
+            )
+        note = Holder(os.getpid(), socket.gethostname(), boot_id(), _now(), launch)
+        _write(descriptor, json.dumps(asdict(note)) + "\n")
+        self._descriptor = descriptor
+        _held.add(descriptor)
+
+    def release(self) -> None:
+        """Lets others in; a second call does nothing."""
+        if self._descriptor is not None:
+            _held.discard(self._descriptor)
+            _write(self._descriptor, "")
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def holder(folder: Path) -> Holder | None:
+    """The run that writes to a folder now; None when there is none."""
+    try:
+        descriptor = os.open(folder / FILE_NAME, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        is_free = _try_lock(descriptor)
+    finally:
+        os.close(descriptor)
+    found = _read(folder / FILE_NAME)
+    if is_free is None:
+        is_free = found is None or found.is_dead is True
+    return None if is_free else found or Holder(0, "an unknown machine", "", "an unknown time")
+
+
+def last_holder(folder: Path) -> Holder | None:
+    """Who held a folder last and was cut off, or still holds it."""
+    return _read(folder / FILE_NAME)
+
+
+def launch_of(environment: Mapping[str, str]) -> str:
+    """Names the launcher that started this process; a restart by it has the same name."""
+    if "TORCHELASTIC_RUN_ID" not in environment:
+        return ""
+    run_id = environment["TORCHELASTIC_RUN_ID"]
+    if run_id not in ("", "none"):  # named by its user, so it means one run on all machines
+        return run_id
+    return f"{socket.gethostname()}/{boot_id()}/{os.getppid()}"
+
+
+def boot_id() -> str:
+    """What tells one start of this machine from another; empty where nothing does."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+_held: set[int] = set()
+
+
+def _let_go_in_child() -> None:
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+def _try_lock(descriptor: int) -> bool | None:
+    """Whether the lock is ours now; None where the file system knows none."""
+    if os.name == "nt":
+        return None
+    for _ in range(NUM_TRIES):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except (BlockingIOError, PermissionError):
+            time.sleep(PAUSE_S)
+        except OSError:
+            return None
+    return False
+
+
+def _read(file: Path) -> Holder | None:
+    try:
+        return Holder(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _write(descriptor: int, text: str) -> None:
+    os.ftruncate(descriptor, 0)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.write(descriptor, text.encode())
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
