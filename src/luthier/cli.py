@@ -8,15 +8,22 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
 from luthier import console
 from luthier.commands.help import commands
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, Stopped
 
 INTERRUPTED = 130
+
+COMMON_WAIT_S = 3.0
+"""How long a process lets the first one say what all of them found."""
+
+OWN_WAIT_S = 15.0
+"""How long it waits to be ended before it says what perhaps it alone has found."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return code
         except LuthierError as problem:
-            console.error(str(problem))
+            _tell(problem)
             return problem.exit_code
         except KeyboardInterrupt:
-            console.error("interrupted")
+            _tell_interrupted()
             return INTERRUPTED
         except BrokenPipeError:
             # the reader of a pipe, such as `head`, has gone; Python would complain again at exit
@@ -56,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Exception:
             if not interrupts.was_asked:
                 raise
-            console.error("interrupted")
+            _tell_interrupted()
             return INTERRUPTED
 
 
@@ -66,6 +73,28 @@ def _unknown(word: str) -> str:
     near = difflib.get_close_matches(word, commands(), n=1)
     hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(commands())}."
     return f"the command {word!r} is unknown. {hint}"
+
+
+def _tell(problem: LuthierError) -> None:
+    """Says why the run ends: the first of its processes for all, as far as they agree.
+
+    The others wait meanwhile: their end makes a launcher end the first one, which may not have
+    spoken. If it has, it is them that the launcher ends here.
+    """
+    if console.is_main_process():
+        say = console.info if isinstance(problem, Stopped) else console.error
+        say(str(problem))
+        return
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(problem.exit_code))
+    time.sleep(COMMON_WAIT_S if problem.is_common else OWN_WAIT_S)
+    if not problem.is_common:
+        console.error(f"(rank {os.environ['RANK']}) {problem}")
+
+
+def _tell_interrupted() -> None:
+    if console.is_main_process():
+        console.error("interrupted")
 
 
 class _Interrupts:

@@ -14,12 +14,13 @@ FLOORS = (
     {"__main__"},
     {"cli"},
     {"commands", "__init__"},
+    {"launching"},
     {"training", "serving"},
     {"stages"},
     {"losses", "batching", "data", "modeling"},
     {"kernels", "templates"},
     {"arguments"},
-    {"collector", "console", "optional", "records", "registry"},
+    {"collector", "console", "optional", "records", "registry", "signals"},
     {"errors"},
 )
 """The rooms from the roof down. A room knows only rooms of lower floors, none of its own."""

@@ -9,7 +9,8 @@ luthier train CONFIG.yaml [name=value ...]
 luthier train CONFIG.yaml [--name value ...]
 luthier train --name value ...
 
-Trains, evaluates and predicts, as the arguments say. CONFIG is a YAML or JSON file of them."""
+Trains, evaluates and predicts, as the arguments say. CONFIG is a YAML or JSON file of them.
+Where there are several accelerators it starts a process for each; `--nproc N` says how many."""
 
 
 def run(argv: list[str]) -> int:
@@ -21,10 +22,16 @@ def run(argv: list[str]) -> int:
         print(help_page())
         return 0
     from luthier.arguments.parse import parse_command_line
+    from luthier.launching.plan import find_launch
     from luthier.training.preflight import find_problems
 
     arguments = parse_command_line(argv, check=find_problems)
+    launch = find_launch(arguments)
+    if launch is not None:
+        from luthier.launching.start import start, with_args_file
+
+        return start(launch, ["train", *with_args_file(argv)])
     from luthier.training.run import run as run_training
 
-    run_training(arguments)
+    run_training(arguments, owns_process=True)
     return 0

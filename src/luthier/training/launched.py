@@ -9,7 +9,13 @@ from dataclasses import dataclass
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 """What every launcher sets for each of its processes: torchrun, deepspeed, accelerate, ours."""
 
-MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+OTHER_SIZES = (
+    "OMPI_COMM_WORLD_SIZE",
+    "PMI_SIZE",
+    "MV2_COMM_WORLD_SIZE",
+    "SLURM_STEP_NUM_TASKS",
+)
+"""Where mpirun and srun say how many copies of a command they have started."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +69,12 @@ def launch_problems(environment: Mapping[str, str] = os.environ) -> Iterator[str
             "luthier train ...)."
         )
     elif absent:
-        for name in MPI_SIZES:
+        for name in OTHER_SIZES:
             if environment.get(name, "1") not in ("", "0", "1"):
                 yield (
-                    f"mpirun started {environment[name]} processes ({name}), and each would train "
-                    "alone. Start the run by `luthier train --nproc N`, torchrun or deepspeed."
+                    f"{environment[name]} copies of this command were started ({name}), and each "
+                    "would train alone. Start one on each machine: `luthier train` makes a "
+                    "process for each device, and NNODES, NODE_RANK and MASTER_ADDR join machines."
                 )
                 return
 
@@ -76,3 +83,10 @@ def is_restart(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether the launcher started this process again because a rank had failed."""
     count = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
     return count.isdecimal() and int(count) > 0
+
+
+def count_cores() -> int:
+    """CPU cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import torch
@@ -14,9 +14,9 @@ from transformers import TrainingArguments as LibraryArguments
 
 from luthier import console
 from luthier.arguments.record import Arguments
-from luthier.errors import ArgumentsError
+from luthier.errors import ArgumentsError, LaunchError, LuthierError
 from luthier.optional import need
-from luthier.training.launched import World, launch_problems, launched_world
+from luthier.training.launched import World, count_cores, launch_problems, launched_world
 from luthier.training.library_arguments import has_accelerator, is_on_cpu
 from luthier.training.strategies.deepspeed import use_gloo
 
@@ -24,6 +24,9 @@ __all__ = ["World", "check_world", "join_world", "membership"]
 
 MEETING_TIMEOUT = timedelta(minutes=30)
 """How long a process that is done waits for those that still write."""
+
+PROBLEM_TIMEOUT = timedelta(seconds=5)
+"""How long processes wait for each other to compare what went wrong."""
 
 LEAVING_TIMEOUT_S = 10.0
 """How long a process that failed tries to leave the group of a GPU in good order."""
@@ -82,17 +85,15 @@ def check_world(world: World, library: LibraryArguments) -> None:
     write over each other's files, and both end as if all were well.
 
     Raises:
-        ArgumentsError: if they have not seen the same number of processes.
+        LaunchError: if they have not seen the same number of processes.
     """
     joined = dist.get_world_size() if dist.is_initialized() else 1
     if not world.world_size == joined == library.world_size:
-        raise ArgumentsError(
-            [
-                f"the launcher started {world.world_size} processes, but the group of this one "
-                f"has {joined} and accelerate counts {library.world_size}. Training would be "
-                "another than the one asked for. Look for ACCELERATE_... variables in the "
-                "environment, or start the run by `luthier train --nproc N`."
-            ]
+        raise LaunchError(
+            f"the launcher started {world.world_size} processes, but the group of this one has "
+            f"{joined} and accelerate counts {library.world_size}: this would be another training "
+            "than the one asked for. Look for ACCELERATE_... variables in the environment, or "
+            "start the run by `luthier train --nproc N`."
         )
     if world.world_size > 1:
         backend = dist.get_backend()
@@ -105,12 +106,20 @@ def check_world(world: World, library: LibraryArguments) -> None:
 def membership() -> Iterator[None]:
     """Leaves, when the block ends, the group that was joined in it.
 
-    At a good end processes that are done wait for those that still write. One that failed leaves at
-    once, since the others may never come.
+    At a good end processes that are done wait for those that still write, and so they do where all
+    of them raise the same. One that failed alone leaves at once: the others may never come.
     """
     was_member = dist.is_initialized()
     try:
         yield
+    except LuthierError as problem:
+        if dist.is_initialized() and not was_member:
+            if problem.is_common:
+                _meet()
+            else:
+                problem.is_common = _is_said_by_first(str(problem))
+            _leave_others_behind()
+        raise
     except BaseException:
         if dist.is_initialized() and not was_member:
             _leave_others_behind()
@@ -141,6 +150,19 @@ def _meet() -> None:
         console.warn(f"not all processes came to the end of the run: {problem}")
 
 
+def _is_said_by_first(text: str) -> bool:
+    """Whether the first process has the same to say; for which it is given a moment."""
+    store = dist.distributed_c10d._get_default_store()
+    names = [f"luthier/problem/{rank}" for rank in range(dist.get_world_size())]
+    try:
+        store.set(names[dist.get_rank()], text)
+        with suppress(dist.DistStoreError):  # some have nothing to say
+            store.wait(names, PROBLEM_TIMEOUT)
+        return bool(store.check(names[:1])) and store.get(names[0]).decode() == text
+    except dist.DistError:  # the process that kept the store is gone
+        return False
+
+
 def _is_deepspeed(arguments: Arguments) -> bool:
     asked = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
     return asked or bool(arguments.flat().get("deepspeed"))
@@ -151,14 +173,7 @@ def _share_threads() -> None:
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if "OMP_NUM_THREADS" in os.environ or local == 1:
         return
-    threads = max(cores() // local, 1)
+    threads = max(count_cores() // local, 1)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
-    console.info(f"OMP_NUM_THREADS = {threads} ({cores()} cores, {local} processes)")
-
-
-def cores() -> int:
-    """CPU cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    console.info(f"OMP_NUM_THREADS = {threads} ({count_cores()} cores, {local} processes)")
