@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import time
 from datetime import timedelta
@@ -13,11 +14,11 @@ from luthier.training.watch.watch import Watch
 
 DDP_TIMEOUT_S = 10.0
 
-VICTIM = {"kill_keeper": 0, "stop_keeper": 0}
-"""Whose end a test brings about, where it is not rank 1."""
+READY = "half way"
+"""What a rank writes when it is well under way."""
 
 
-def live(kind: str, num_steps: int = 400) -> str:
+def live(kind: str, num_steps: int = 10_000) -> str:
     """Steps of 50 ms until the end, with the watch of a run."""
     dist.init_process_group("gloo", timeout=timedelta(seconds=DDP_TIMEOUT_S))
     rank = dist.get_rank()
@@ -45,11 +46,9 @@ def _work(kind: str, rank: int, num_steps: int, watch: Watch) -> None:
     for step in range(1, num_steps + 1):
         watch.pulse.mark(step, "training")
         if step == 20:
-            print("ready", file=sys.stderr, flush=True)
+            print(READY, file=sys.stderr, flush=True)
             if rank == 1:
                 _meet_fate(kind)
-        if kind == "short" and step == 30:
-            return
         dist.all_reduce(torch.ones(1000))
         time.sleep(0.05)
 
@@ -63,3 +62,7 @@ def _meet_fate(kind: str) -> None:
                 time.sleep(100)
         case "slow":
             time.sleep(6)
+        case "deaf for a while":
+            ctypes.PyDLL(None).sleep(6)  # unlike CDLL, this keeps every other thread waiting
+        case "deaf":
+            ctypes.PyDLL(None).sleep(1000)

@@ -15,7 +15,7 @@ from typing import NoReturn
 LAST_WORDS_S = 5.0
 """How long the last words may take: a full pipe that nobody reads must not hold a process."""
 
-TERMINATION_S = 3.0
+TERMINATION_S = 5.0
 """How long a rank that is told to end looks for a lost one first, whose log would be lost too."""
 
 
@@ -54,13 +54,14 @@ class Terminations:
     It ends the process as it does by default, only a moment later, so that the watch can say which
     rank is lost. A handler of the run's own is left in place.
 
-    Args:
-        hurry: set when the signal has come.
+    Attributes:
+        was_asked: whether the signal has come.
+        is_ending: set by who has found a lost rank, and ends this process itself.
     """
 
-    def __init__(self, hurry: threading.Event) -> None:
-        self.was_asked = False
-        self._hurry, self._pid = hurry, os.getpid()
+    def __init__(self) -> None:
+        self.was_asked = self.is_ending = False
+        self._pid = os.getpid()
         self._is_ours = False
 
     def start(self) -> None:
@@ -80,7 +81,8 @@ class Terminations:
     def _terminate(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() == self._pid:  # not in a worker that was forked
             self.was_asked = True
-            self._hurry.set()
             time.sleep(TERMINATION_S)
+            if self.is_ending:
+                time.sleep(LAST_WORDS_S)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)

@@ -34,6 +34,9 @@ KEEPERS = 4
 GRACE_S = 10.0
 """How long a rank may go on after another failed: its own error often says the same."""
 
+QUICK_S = 0.1
+"""Between two beats where something has happened."""
+
 PAUSE_S = 3.0
 """A thread that wakes so much too late was itself kept from running, and judges nobody for it."""
 
@@ -86,7 +89,7 @@ class Watch:
         self._round = threading.Condition()  # a round of the courier has ended
         self._over = threading.Event()
         self._last = threading.Lock()  # taken once, by who ends the process
-        self._terminations = Terminations(self._gavel)
+        self._terminations = Terminations()
         self._threads = [
             threading.Thread(target=work, name=f"luthier-{work.__name__}", daemon=True)
             for work in (self._carry, self._judge)
@@ -97,6 +100,11 @@ class Watch:
         self._terminations.start()
         for thread in self._threads:
             thread.start()
+
+    def hurry(self) -> None:
+        """Judges at once, and gives a rank that has failed no time; for any thread."""
+        self._terminations.was_asked = True
+        self._gavel.set()
 
     def leave(self, problem: BaseException | None) -> None:
         """Ends the watch; for the main thread, before the process group is left.
@@ -167,9 +175,13 @@ class Watch:
                 is_broken = True  # the judge sees how long nothing has come
             with self._round:
                 self._round.notify_all()
-            is_parting = self.pulse.state != "living"
-            self._call.wait(0.1 if is_parting else self.interval_s)
+            self._call.wait(self._wait_s())
             self._call.clear()
+
+    def _wait_s(self) -> float:
+        is_urgent = self.pulse.state != "living" or self._terminations.was_asked
+        is_urgent = is_urgent or self._talk_failed
+        return QUICK_S * max(1.0, self._num_ranks / FEW_RANKS) if is_urgent else self.interval_s
 
     def _look_further(self, beats: dict[int, Beat]) -> None:
         """Decides whom this rank looks at, once it knows where they are."""
@@ -202,10 +214,10 @@ class Watch:
 
     def _judge(self) -> None:
         while not self._has_left():
-            before = time.monotonic()
-            self._gavel.wait(self.interval_s)
+            before, wait_s = time.monotonic(), self._wait_s()
+            self._gavel.wait(wait_s)
             self._gavel.clear()
-            late_s = time.monotonic() - before - self.interval_s
+            late_s = time.monotonic() - before - wait_s
             if late_s > PAUSE_S:
                 self._sightings.excuse(late_s)
             verdict = self._verdict()
@@ -246,6 +258,7 @@ class Watch:
 
     def _end(self, verdict: Verdict) -> NoReturn:
         self._last.acquire()
+        self._terminations.is_ending = True
         silence_s = self._sightings.silence_s()
         sightings = {
             rank: replace(seen, heard_s=seen.heard_s + silence_s)
