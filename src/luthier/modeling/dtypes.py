@@ -13,8 +13,8 @@
 or fp16 loads float32 at once, since every weight learns. A GGUF file has no dtype to keep: "as
 stored" means bfloat16 or float16 when bf16 or fp16 is set, float32 otherwise. Weights stored in
 bfloat16 are answered with in float16 on a GPU without bfloat16. A CPU without half-precision
-instructions computes in float32. Under ZeRO-3 the trained weights stay as loaded: DeepSpeed keeps
-its own float32 copy.
+instructions computes in float32. DeepSpeed holds and computes all weights in bfloat16 or float16
+when bf16 or fp16 is set, and keeps float32 copies of those that learn; they are loaded so.
 """
 
 from __future__ import annotations
@@ -80,6 +80,8 @@ def choose_dtypes(
     if is_trainable:
         if finetuning.pure_bf16:
             return Dtypes(torch.bfloat16, torch.bfloat16)
+        if half is not None and training.deepspeed is not None:
+            return Dtypes(half, half)
         if half is None or finetuning.finetuning_type == "full":
             return Dtypes(torch.float32, torch.float32)
         return Dtypes(as_stored, torch.float32)

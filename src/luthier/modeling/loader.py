@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from luthier import console
 from luthier.arguments.model import ModelArguments
@@ -164,7 +165,8 @@ def _load_weights(
             options |= {"gguf_file": source.gguf_file, "quantization_config": _unpacked()}
         else:
             options["use_safetensors"] = True
-        options["device_map"] = None if is_trainable else _answering_devices(use_cpu)
+        is_whole = not (is_trainable or is_deepspeed_zero3_enabled())
+        options["device_map"] = _answering_devices(use_cpu) if is_whole else None
         model, report = kind.from_pretrained(
             source.path,
             config=config,

@@ -84,6 +84,8 @@ def gathering(model: nn.Module) -> Iterator[None]:
         max_live_parameters=0,
         param_persistence_threshold=0,
     )
+    for module in model.modules():
+        module._parameters._in_forward = True  # type: ignore[attr-defined]
     try:
         yield
     finally:

@@ -111,7 +111,8 @@ def complete(config: Config, arguments: Arguments) -> tuple[Config, list[str]]:
     """
     config, lines = copy.deepcopy(config), []
     training = arguments.training
-    zero = config.setdefault("zero_optimization", {"stage": 0})
+    zero = config.setdefault("zero_optimization", {})
+    zero.setdefault("stage", 0)
     config.setdefault("gradient_clipping", "auto")
     for name in OF_THE_BATCH:
         config[name] = "auto"
@@ -155,8 +156,8 @@ def _contradictions(config: Config, arguments: Arguments) -> Iterator[str]:
         ("optimizer.params.weight_decay", "weight_decay", training.weight_decay),
         ("optimizer.params.betas", "adam_beta1, adam_beta2", _betas(arguments)),
         ("scheduler.params.warmup_max_lr", "learning_rate", training.learning_rate),
-        ("bf16.enabled", "bf16", training.bf16 or training.bf16_full_eval),
-        ("fp16.enabled", "fp16", training.fp16 or training.fp16_full_eval),
+        ("bf16.enabled", "bf16", training.bf16),
+        ("fp16.enabled", "fp16", training.fp16),
     ]
     ranks = os.environ.get("WORLD_SIZE", "")
     if ranks.isdecimal():
@@ -185,6 +186,11 @@ def _not_here(config: Config, arguments: Arguments) -> Iterator[str]:
             "are not in this version. Leave tensor_parallel out; ZeRO stage 3 also holds a weight "
             "in parts."
         )
+    if arguments.model.upcast_layernorm:
+        yield "upcast_layernorm: DeepSpeed holds all weights in one dtype; leave it out."
+    if training.bf16_full_eval or training.fp16_full_eval:
+        name = "bf16_full_eval" if training.bf16_full_eval else "fp16_full_eval"
+        yield f"{name}: DeepSpeed casts the weights itself; use {name[:4]} instead."
     if "optimizer" in config and arguments.finetuning.loraplus_lr_ratio is not None:
         yield (
             "deepspeed: its configuration brings an optimizer, which knows no loraplus_lr_ratio. "

@@ -13,13 +13,16 @@ from luthier.arguments.record import Arguments
 
 StrategyName: TypeAlias = Literal["single", "ddp", "zero0", "zero1", "zero2", "zero3", "fsdp2"]
 
+DEEPSPEED_STAGES: tuple[StrategyName, ...] = ("zero0", "zero1", "zero2", "zero3")
+"""The name of each stage."""
+
 WORDS: dict[StrategyName, str] = {
     "single": "one process",
     "ddp": "every rank holds all (DDP)",
     "zero0": "DeepSpeed, every rank holds all (ZeRO stage 0)",
-    "zero1": "DeepSpeed ZeRO stage 1: optimizer states in parts",
-    "zero2": "DeepSpeed ZeRO stage 2: optimizer states and gradients in parts",
-    "zero3": "DeepSpeed ZeRO stage 3: optimizer states, gradients and weights in parts",
+    "zero1": "DeepSpeed, optimizer states in parts (ZeRO stage 1)",
+    "zero2": "DeepSpeed, optimizer states and gradients in parts (ZeRO stage 2)",
+    "zero3": "DeepSpeed, optimizer states, gradients and weights in parts (ZeRO stage 3)",
     "fsdp2": "FSDP2: optimizer states, gradients and weights in parts",
 }
 
@@ -59,8 +62,7 @@ def find_strategy(arguments: Arguments, library_arguments: LibraryArguments) -> 
     """
     plugin = library_arguments.deepspeed_plugin
     if plugin is not None:
-        names: tuple[StrategyName, ...] = ("zero0", "zero1", "zero2", "zero3")
-        return Strategy(names[max(int(plugin.zero_stage), 0)])
+        return Strategy(DEEPSPEED_STAGES[int(plugin.zero_stage)])
     if library_arguments.fsdp or str_to_bool(os.environ.get("ACCELERATE_USE_FSDP", "false")):
         return Strategy("fsdp2")
     return Strategy("ddp" if library_arguments.world_size > 1 else "single")
