@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from luthier.training.checkpoint import last_checkpoint
+from luthier.training.checkpoints.verify import newest_valid
 from luthier.training.preflight import find_problems
 
 
@@ -54,7 +54,7 @@ def test_a_run_ends_in_one_line_and_can_go_on(
     assert "Traceback" not in "".join(said)
     assert said[-1] == "error: interrupted\n"
     if trigger.startswith("step"):
-        checkpoint = last_checkpoint(folder)
+        checkpoint = newest_valid(folder)
         assert checkpoint is not None
         assert (checkpoint / "adapter_model.safetensors").is_file()
         lines = (folder / "trainer_log.jsonl").read_text().splitlines()

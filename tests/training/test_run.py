@@ -222,10 +222,13 @@ def test_a_resumed_step_has_the_size_that_is_asked_for_and_the_change_is_said(co
     capsys.readouterr()
 
     luthier.train(config | {"gradient_accumulation_steps": 1, "per_device_train_batch_size": 4})
-    assert "examples a step" not in capsys.readouterr().err
+    assert "examples of a step" not in capsys.readouterr().err
 
-    resumed = luthier.train(config | {"per_device_train_batch_size": 4, "max_steps": 9})
-    assert "made with 4 examples a step, and this run takes 8" in capsys.readouterr().err
+    changed = config | {"per_device_train_batch_size": 4, "max_steps": 9}
+    with pytest.raises(ArgumentsError, match="examples of a step: 4 then, 8 now"):
+        luthier.train(changed)
+    resumed = luthier.train(changed | {"resume_allow_changes": True})
+    assert "examples of a step: 4 then, 8 now" in capsys.readouterr().err
     assert resumed.log_history[-1]["epoch"] == pytest.approx(9 / 5)
 
 
@@ -236,7 +239,7 @@ def test_a_checkpoint_of_other_settings_is_named_before_loading(config, change):
     config |= {"save_strategy": "steps", "save_steps": 3}
     luthier.train(config, callbacks=[Listener(last=3)])
 
-    with pytest.raises(ArgumentsError, match=r"checkpoint-3 was made with .*, and this run says"):
+    with pytest.raises(ArgumentsError, match=rf"{next(iter(change))}: .* then, .* now"):
         luthier.train(config | change)
 
     assert len(losses(luthier.train(config | change | {"overwrite_output_dir": True}))) == 6

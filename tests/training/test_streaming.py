@@ -99,7 +99,7 @@ def test_a_step_of_another_size_goes_on_with_the_next_row(config, tmp_path):
     config |= {"learning_rate": 0.0, "disable_shuffling": True, "max_steps": 4}
     whole = luthier.train(config | {"gradient_accumulation_steps": 1, "max_steps": 8})
 
-    config |= {"output_dir": str(tmp_path / "cut")}
+    config |= {"output_dir": str(tmp_path / "cut"), "resume_allow_changes": True}
     luthier.train(config, callbacks=[Stop(2)])
     resumed = luthier.train(config | {"gradient_accumulation_steps": 1, "max_steps": 6})
 
@@ -171,7 +171,7 @@ def test_there_is_nothing_to_prepare(config):
 def test_a_checkpoint_of_a_run_without_streaming_is_not_gone_on_with(config):
     luthier.train(config | {"streaming": False, "max_steps": 1})
 
-    with pytest.raises(ArgumentsError, match=r"streaming: .* was made with False"):
+    with pytest.raises(ArgumentsError, match="streaming: False then, True now"):
         luthier.train(config)
 
 

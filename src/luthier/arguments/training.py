@@ -147,8 +147,8 @@ class TrainingArguments(Section):
     )
     overwrite_output_dir: bool = knob(
         False,
-        "Whether to start anew in an `output_dir` that holds a run; that run is moved beside it, to "
-        "`<output_dir>.old-<time>`. By default it goes on from the newest checkpoint there.",
+        "Whether to start anew in an `output_dir` that holds a run; that run is moved beside it, "
+        "to `<output_dir>.old-<time>`. By default it goes on from the newest checkpoint there.",
         status="honoured otherwise",
     )
     do_train: bool = knob(False, "Whether to train. By default not.")
@@ -225,6 +225,12 @@ class TrainingArguments(Section):
     )
     max_grad_norm: float = knob(
         1.0, "The norm to which larger gradients are cut; 0 cuts nothing. By default 1.", ge=0
+    )
+    on_nonfinite: Literal["stop", "skip"] = knob(
+        "stop",
+        "What becomes of a step whose loss or gradient is NaN or infinite: by default it ends the "
+        "run, weights unchanged, and names the rows; `skip` leaves its gradient out and goes on, "
+        "up to 3 times in a row. The learning rate of later steps stays what it would be.",
     )
     lr_scheduler_type: Scheduler = knob(
         "linear", "How the learning rate falls after warm-up. By default in a line to zero."
@@ -357,6 +363,13 @@ class TrainingArguments(Section):
         "run ends; until then it trains on. By default 3.",
         ge=1,
     )
+    stop_grace_seconds: float = knob(
+        60.0,
+        "Seconds from a signal to stop (Ctrl-C, SIGTERM) to the end of the running step, where a "
+        "checkpoint is written; a run whose step takes longer ends without one. Steps of a minute "
+        "need more, if the scheduler gives it. By default 60.",
+        gt=0,
+    )
     save_only_model: bool = knob(
         False,
         "Whether checkpoints hold only weights: smaller, but training cannot go on from them. By "
@@ -397,11 +410,6 @@ class TrainingArguments(Section):
     )
     logging_first_step: bool = knob(
         False, "Whether the first step is logged as well. By default not."
-    )
-    logging_nan_inf_filter: bool = knob(
-        False,
-        "Whether a loss that is no number is left out of the logged mean, which then looks "
-        "healthy. By default it is logged as it is.",
     )
     logging_dir: str | None = knob(
         None,

@@ -60,6 +60,7 @@ def library_arguments(arguments: Arguments) -> LibraryArguments:
     values.setdefault("ddp_broadcast_buffers", False)
     values["disable_tqdm"] = True
     values["remove_unused_columns"] = False
+    values["logging_nan_inf_filter"] = False  # a loss that is no number would be logged as another
     values["deepspeed"] = deepspeed_settings(arguments)
     values |= fsdp_settings(arguments, on_cpu=values["use_cpu"])
     if arguments.training.logging_dir is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from luthier.arguments.record import Arguments
 from luthier.data.catalog import check_datasets, metric_names
@@ -12,12 +11,7 @@ from luthier.errors import TemplateError, UnknownName
 from luthier.modeling.source import check_model, check_tokenizer
 from luthier.optional import is_installed, missing
 from luthier.templates.choose import find_template
-from luthier.training.checkpoint import (
-    find_checkpoint,
-    last_checkpoint,
-    saved_entry,
-    settings_of_checkpoint,
-)
+from luthier.training.checkpoints import precheck
 from luthier.training.strategies import deepspeed_config, fsdp_config
 
 TRACKER_MODULES = {
@@ -50,12 +44,17 @@ OPTIMIZER_MODULES = {
 
 OF_BITSANDBYTES = re.compile(r"(paged_|lion_|ademamix)|_bnb|^adamw_8bit$")
 
-OUTPUT_WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
-
 
 def find_problems(arguments: Arguments) -> list[str]:
-    """What files, names, packages and the output folder say against a run."""
-    return [problem for check in CHECKS for problem in check(arguments)]
+    """What files, names, packages and the output folder say against a run.
+
+    Checkpoints, which take the longest to read, are looked at when all else is well.
+
+    Raises:
+        CheckpointError: if there is no checkpoint that the run could go on from.
+    """
+    problems = [problem for check in CHECKS for problem in check(arguments)]
+    return problems or list(precheck.find_problems_of_checkpoints(arguments))
 
 
 def find_problems_of_a_chat(arguments: Arguments) -> list[str]:
@@ -122,63 +121,13 @@ def _best_metric(arguments: Arguments) -> Iterator[str]:
         )
 
 
-def _output_folder(arguments: Arguments) -> Iterator[str]:
-    training = arguments.training
-    if training.output_dir is None:
-        return
-    folder = Path(training.output_dir).expanduser()
-    if folder.exists() and not folder.is_dir():
-        yield f"output_dir: {folder} is a file. Name a folder; it is made when absent."
-    if not training.do_train or training.overwrite_output_dir or not folder.is_dir():
-        return
-    if training.resume_from_checkpoint is None and last_checkpoint(folder) is None:
-        found = [name for name in OUTPUT_WEIGHTS if (folder / name).exists()]
-        if found:
-            yield (
-                f"output_dir: {folder} holds a finished model ({found[0]}) and no checkpoint to "
-                "go on from. Name another folder, or set overwrite_output_dir: true."
-            )
-
-
-def _checkpoint(arguments: Arguments) -> Iterator[str]:
-    asked = arguments.training.resume_from_checkpoint
-    if asked is None:
-        return
-    if asked.lower() in ("true", "false"):
-        yield (
-            f"resume_from_checkpoint: {asked!r} is not a folder. Leave it out to go on from the "
-            "newest checkpoint in output_dir, or name a checkpoint-N folder."
-        )
-    elif not (Path(asked).expanduser() / "trainer_state.json").is_file():
-        yield (
-            f"resume_from_checkpoint: {asked} has no trainer_state.json, so it is no checkpoint. "
-            "Name a checkpoint-N folder."
-        )
-
-
-def _checkpoint_settings(arguments: Arguments) -> Iterator[str]:
-    checkpoint = find_checkpoint(arguments) if arguments.training.do_train else None
-    if checkpoint is None or not (checkpoint / "trainer_state.json").is_file():
-        return
-    before = saved_entry(checkpoint).get("settings", {})
-    for name, value in settings_of_checkpoint(arguments).items():
-        if name in before and before[name] != value:
-            yield (
-                f"{name}: {checkpoint} was made with {before[name]!r}, and this run says "
-                f"{value!r}. Set it back to go on, or overwrite_output_dir: true (or another "
-                "output_dir) for a new run."
-            )
-
-
 CHECKS: tuple[Callable[[Arguments], Iterator[str]], ...] = (
     _model,
     _data,
     _template,
     _packages,
     _best_metric,
-    _output_folder,
-    _checkpoint,
-    _checkpoint_settings,
+    precheck.find_problems,
     deepspeed_config.find_problems,
     fsdp_config.find_problems,
 )

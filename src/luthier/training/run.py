@@ -11,7 +11,7 @@ from luthier import console
 from luthier.arguments.record import Arguments
 from luthier.collector import resting_collector
 from luthier.errors import DataError
-from luthier.training.checkpoint import find_checkpoint
+from luthier.training.checkpoints.aside import claimed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerCallback
@@ -40,7 +40,10 @@ class RunResult:
 
 
 def run(
-    arguments: Arguments, callbacks: Sequence[TrainerCallback | type[TrainerCallback]] = ()
+    arguments: Arguments,
+    callbacks: Sequence[TrainerCallback | type[TrainerCallback]] = (),
+    *,
+    owns_process: bool = False,
 ) -> RunResult:
     """Trains, evaluates and predicts as the arguments say.
 
@@ -48,8 +51,10 @@ def run(
         arguments: parsed with `check=find_problems` of preflight, so that what can be known to
             fail before anything is loaded was found together with their own mistakes.
         callbacks: heard at every event of the training loop.
+        owns_process: whether a second signal to stop may end the process at once.
 
     Raises:
+        Stopped: when the run was asked to stop, and did.
         LuthierError: for what a user can mend and only loading shows.
     """
     for note in arguments.notes:
@@ -65,15 +70,18 @@ def run(
         from luthier.modeling.loader import load_model
         from luthier.modeling.tokenizer import load_tokenizer
         from luthier.stages.stage import STAGES
+        from luthier.training.checkpoints.identity import identify
+        from luthier.training.checkpoints.resume import go_on
         from luthier.training.encoder import fit_template
         from luthier.training.library_arguments import library_arguments
         from luthier.training.report import write_model_card, write_run_record
         from luthier.training.strategies.fsdp import with_sharding
+        from luthier.training.strategies.strategy import find_strategy
         from luthier.training.watch.watched import Watched
         from luthier.training.world import check_world, join_world, membership
 
     disable_progress_bar()
-    with membership(), Watched() as watched:
+    with claimed(arguments), membership(), Watched() as watched:
         asked, arguments = arguments, without_emulation(arguments)
         training = arguments.training
         set_seed(training.seed)
@@ -94,8 +102,15 @@ def run(
         check_world(world, library)
         arguments = with_sharding(arguments, library)
         callbacks = [*callbacks, *watched.begin(arguments)]
+        identity = identify(
+            asked, find_strategy(arguments, library), library.world_size, data.train
+        )
+        checkpoint = None
+        if training.do_train:
+            checkpoint, identity = go_on(arguments, identity)
         model = load_model(arguments, tokenizer, is_trainable=training.do_train)
         trainer = _make_trainer(arguments, library, stage, model, tokenizer, data, callbacks)
+        trainer.identity = identity
         trainer.place_model()
         if training.do_train or training.do_eval:
             _choose_layout(trainer, arguments, data)
@@ -115,7 +130,11 @@ def run(
         write_run_record(folder, noted, data.report, trainer.engine)
         metrics: dict[str, float] = {}
         if training.do_train:
-            metrics |= _train(trainer, arguments)
+            with trainer.requests.listening(
+                folder, owns_process=owns_process, heard=watched.hurry
+            ):
+                metrics |= _train(trainer, arguments, checkpoint)
+                trainer.requests.raise_if_asked(trainer.state)
             _plot(trainer, data, arguments)
         if training.do_eval:
             metrics |= _evaluate(trainer)
@@ -181,34 +200,41 @@ def _choose_layout(trainer: LuthierTrainer, arguments: Arguments, data: EncodedD
     trainer.take(layout)
 
 
-def _train(trainer: LuthierTrainer, arguments: Arguments) -> dict[str, float]:
+def _train(
+    trainer: LuthierTrainer, arguments: Arguments, checkpoint: Path | None
+) -> dict[str, float]:
     from luthier.modeling.adapters.pissa import convert_pissa, save_pissa_start
+    from luthier.training.checkpoints.ending import take_up_end, take_up_finished, what_is_left
+    from luthier.training.checkpoints.resume import announce
     from luthier.training.report import save_metrics
 
     folder = Path(trainer.args.output_dir)
-    checkpoint = find_checkpoint(arguments)
-    if checkpoint is not None:
-        if trainer.is_finished_by(checkpoint):
-            return {}
-        console.info(f"going on from {checkpoint}")
-        if not any(checkpoint.glob("rng_state*.pth")):  # written beside every optimizer
-            console.warn(
-                f"{checkpoint} holds no optimizer (save_only_model: true): its moments and the "
-                "learning rate's schedule begin anew, so the run is not the one it was. Set "
-                "overwrite_output_dir: true to train from the start."
-            )
+    left = "steps" if checkpoint is None else what_is_left(trainer, checkpoint)
+    if left == "nothing":
+        take_up_finished(trainer)
+        return {}
     is_converted = arguments.finetuning.pissa_init and arguments.finetuning.pissa_convert
     if is_converted and checkpoint is None:
         save_pissa_start(trainer.model, folder)
-    result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    metrics: dict[str, float]
+    if checkpoint is not None and left == "model":
+        metrics = take_up_end(trainer, checkpoint)
+    else:
+        if checkpoint is not None:
+            announce(checkpoint)
+            trainer.saver.last_published = checkpoint
+        metrics = trainer.train(None if checkpoint is None else str(checkpoint)).metrics
     trainer.save_model()
     trainer.save_state()
     if is_converted:
         console.info(f"as plain LoRA: {convert_pissa(trainer.model, folder)}")
+    if left == "model":
+        save_metrics(folder, "train", metrics)
+        return metrics
     trainer.tell_of_stream()
     work = trainer.whole_work()
     console.info(work.describe(trainer.layout))
-    metrics: dict[str, float] = result.metrics | work.metrics()
+    metrics |= work.metrics() | trainer.numbers.metrics()
     if arguments.finetuning.include_effective_tokens_per_second:
         metrics["effective_tokens_per_sec"] = work.tokens / metrics["train_runtime"]
     save_metrics(folder, "train", metrics)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,7 +18,6 @@ from torch import Tensor
 from transformers import (
     PreTrainedTokenizerBase,
     TrainerCallback,
-    TrainerState,
     set_seed,
 )
 from transformers import TrainingArguments as LibraryArguments
@@ -38,12 +39,21 @@ from luthier.modeling.dtypes import computed_dtype
 from luthier.modeling.flops import StepFlops, count_flops
 from luthier.modeling.ranks import gather_objects
 from luthier.stages.stage import Loss, Stage
-from luthier.training.checkpoint import STATE_ENTRY, settings_of_checkpoint
+from luthier.training.callbacks.requests import EvaluationCut, Requests
+from luthier.training.careful_trainer import CarefulTrainer
+from luthier.training.checkpoints.ending import find_best_again, why_over
+from luthier.training.checkpoints.identity import Identity, identify
+from luthier.training.checkpoints.saver import CheckpointSaver
+from luthier.training.checkpoints.verify import HAS_MANIFEST, STATE, STATE_ENTRY
+from luthier.training.checkpoints.writing import name_best
+from luthier.training.files import write_whole
 from luthier.training.layout import Layout
 from luthier.training.meter import Meter
+from luthier.training.numbers.finite import refuse_nonfinite
 from luthier.training.optimizers.loraplus import loraplus_groups
 from luthier.training.strategies import deepspeed
 from luthier.training.strategies.fsdp_trainer import FsdpTrainer
+from luthier.training.strategies.strategy import find_strategy
 from luthier.training.work import Work
 
 SATURATING_TOKENS = {"cpu": 2048, "cuda": 8192}
@@ -53,7 +63,7 @@ EVAL_GROUP = 16
 """Evaluation batches that are planned together, so that rows of like length share a rectangle."""
 
 
-class LuthierTrainer(FsdpTrainer):
+class LuthierTrainer(CarefulTrainer, FsdpTrainer):
     """Runs a stage with transformers' loop, callbacks, optimizers, schedulers and trackers.
 
     The loader yields one `Step` for each optimizer update: all examples that
@@ -77,6 +87,8 @@ class LuthierTrainer(FsdpTrainer):
         layout: how examples share a micro-batch; taken before training or evaluating.
         shares_prefixes: whether a tree computes what examples begin with alike once.
         work: what this process has computed in training.
+        requests: what is asked of the run from outside.
+        identity: what checkpoints say of the run; set before training.
     """
 
     optimizer: Any
@@ -84,6 +96,7 @@ class LuthierTrainer(FsdpTrainer):
     _tr_loss: Tensor
     layout: Literal["tree", "padded"] = "padded"
     shares_prefixes: bool = False
+    identity: Identity | None = None
 
     def __init__(
         self,
@@ -103,20 +116,26 @@ class LuthierTrainer(FsdpTrainer):
         self._flops_until_log = 0.0
         self._steps: Ahead[Step] | None = None
         self._is_restored = False
+        self.requests = Requests(arguments.training.stop_grace_seconds)
         self._stream = train_dataset if isinstance(train_dataset, Stream) else None
         self._num_streamed = 0
+        self._num_steps_unheard = 0
         super().__init__(
             model=model,
             args=library_arguments,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset.get("", eval_dataset or None),
             processing_class=tokenizer,
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, self.requests],
         )
+        if self.is_deepspeed_enabled:
+            deepspeed.settle(self)
 
     def take(self, layout: Layout) -> None:
         """Computes from now on as the check at the start has found right."""
         self.layout, self.shares_prefixes = layout.name, layout.shares_prefixes
+        self.memory.share_prefixes = layout.shares_prefixes
+        self.evaluation_memory.share_prefixes = layout.shares_prefixes
         asked = self.arguments.training.ddp_find_unused_parameters
         if layout.has_idle_weights and asked is None and self.accelerator.ddp_handler is not None:
             self.accelerator.ddp_handler.find_unused_parameters = True
@@ -151,6 +170,7 @@ class LuthierTrainer(FsdpTrainer):
         dataset = self.train_dataset
         if self._stream is not None:
             dataset = StreamedTable(self._stream, sampler.num_examples)
+        self.steps_table = dataset
         return self._step_loader(dataset, sampler, batch_size)
 
     def get_eval_dataloader(self, eval_dataset: str | datasets.Dataset | None = None) -> StepLoader:
@@ -241,20 +261,6 @@ class LuthierTrainer(FsdpTrainer):
             self._steps = Ahead(epoch_iterator)
         return [step for step in [next(self._steps, None)] if step is not None], None
 
-    def is_finished_by(self, checkpoint: Path) -> bool:
-        """Whether a checkpoint has made all steps of this run; its weights are then loaded."""
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
-        if state.global_step < max_steps:
-            return False
-        console.info(
-            f"nothing to train: {checkpoint} has made all {max_steps} steps. "
-            "Set overwrite_output_dir: true for a new run, or raise num_train_epochs."
-        )
-        self._load_from_checkpoint(str(checkpoint))
-        self.state = state
-        return True
-
     # One step
 
     def training_step(
@@ -268,10 +274,15 @@ class LuthierTrainer(FsdpTrainer):
         model.train()
         if hasattr(self.optimizer, "train"):  # schedule-free optimizers switch modes
             self.optimizer.train()
-        scale = self.args.world_size / max(inputs.num_units, 1)
+        device = self.args.device
+        return self.memory.train(model, inputs, device, lambda step: self._compute(model, step))
+
+    def _compute(self, model: Any, step: Step) -> Tensor:
+        self.numbers.begin(step, self._tr_loss)
+        scale = self.args.world_size / max(step.num_units, 1)
         total = torch.zeros((), device=self.args.device)
-        last = len(inputs.micro_batches) - 1
-        for index, micro_batch in enumerate(inputs.micro_batches):
+        last = len(step.micro_batches) - 1
+        for index, micro_batch in enumerate(step.micro_batches):
             total += self._learn_from(model, micro_batch, scale, is_last=index == last)
             if index != last:
                 self.control = self.callback_handler.on_substep_end(
@@ -287,21 +298,20 @@ class LuthierTrainer(FsdpTrainer):
         Returns:
             Its loss times `scale`.
         """
-        if self.is_deepspeed_enabled:
-            loss = self._micro_loss(model, micro_batch, with_accuracy=False).total * scale
-            deepspeed.backward(model, loss, is_last=is_last)
-            return loss.detach()
+        is_deepspeed = self.is_deepspeed_enabled
         self.accelerator.gradient_state._set_sync_gradients(is_last)
-        with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
-            loss = self._micro_loss(model, micro_batch, with_accuracy=False).total * scale
-            self.accelerator.backward(loss)
+        waits = not (is_last or is_deepspeed)
+        with (
+            self.memory.computing(micro_batch, is_last=is_last),
+            self.accelerator.no_sync(model) if waits else contextlib.nullcontext(),
+        ):
+            total = self._micro_loss(model, micro_batch, with_accuracy=False).total
+            loss = self.numbers.watched(total * scale)
+            if is_deepspeed:
+                deepspeed.backward(model, loss, is_last=is_last)
+            else:
+                self.accelerator.backward(loss)
         return loss.detach()
-
-    def _get_grad_norm(self, model: Any, grad_norm: float | None = None) -> float | None:
-        if self.is_deepspeed_enabled:  # its engine clips and updates at once; the next step is idle
-            return deepspeed.step(model)
-        norm: float | None = super()._get_grad_norm(model, grad_norm)
-        return norm
 
     def _micro_loss(self, model: Any, micro_batch: MicroBatch, *, with_accuracy: bool) -> Loss:
         with self.compute_loss_context_manager():
@@ -329,7 +339,7 @@ class LuthierTrainer(FsdpTrainer):
 
     def _track_num_input_tokens(self, inputs: Step) -> None:
         self._meter.count(inputs.num_tokens)
-        self.work.add(inputs)
+        self.work.add(self.memory.latest or inputs)
         self._num_streamed += inputs.num_examples
         self.state.num_input_tokens_seen += inputs.num_tokens
 
@@ -408,6 +418,10 @@ class LuthierTrainer(FsdpTrainer):
             budget = self.token_budget(self.arguments.training.per_device_train_batch_size)
             shared = ", shared prefixes computed once" if self.shares_prefixes else ""
             console.info(f"micro-batches of up to {budget:,} tokens, layout {self.layout}{shared}")
+            self._pay_evaluation(options["ignore_keys_for_eval"])
+            if self.control.should_training_stop or self.state.global_step >= num_steps:
+                self.control.should_training_stop = True
+                return None
         try:
             return super()._run_epoch(*args, **options)
         finally:
@@ -417,9 +431,36 @@ class LuthierTrainer(FsdpTrainer):
             if self._stream is not None:
                 self._stream.close()
 
-    def _finalize_training(self, *args: Any, **options: Any) -> Any:
+    def _pay_evaluation(self, ignore_keys: list[str] | None = None) -> None:
+        """Makes the evaluation that the run before left out, because it was to stop."""
+        if not self.requests.owes_evaluation:
+            return
+        try:
+            with self.requests.cutting():
+                metrics = self._evaluate(None, ignore_keys)
+        except EvaluationCut:
+            self.control.should_save = False  # the checkpoint that owes it is there
+            return
+        self._determine_best_metric(metrics, None)
+        name_best(self, Path(self.args.output_dir))
+
+    def _maybe_log_save_evaluate(self, *args: Any, **options: Any) -> None:
+        try:
+            with self.requests.cutting():
+                super()._maybe_log_save_evaluate(*args, **options)
+        except EvaluationCut:
+            super()._maybe_log_save_evaluate(*args, **options)
+
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
+        if not self._is_restored:  # no epoch was left
+            self._is_restored = True
+            self._restore(self.state.stateful_callbacks or {})
+            self._pay_evaluation()
+        if self.requests.is_stopping:
+            self.callback_handler.on_train_end(self.args, self.state, self.control)
+            self.requests.raise_stopped(self.state)
         self._tr_loss = self.accelerator.reduce(self._tr_loss, "mean")
-        return super()._finalize_training(*args, **options)
+        return super()._finalize_training(trial, num_train_samples, start_time)
 
     def _restore(self, saved: dict[str, Any]) -> None:
         """Takes up the loss since the last log, and the counters of callbacks that export them.
@@ -427,6 +468,7 @@ class LuthierTrainer(FsdpTrainer):
         The library saves both kinds of state at most, and begins anew: the next logged loss would
         be the mean of fewer steps, and patience with a run that gets no better would be full again.
         """
+        find_best_again(self)
         for callback in self.callback_handler.callbacks:
             state = saved.get(type(callback).__name__)
             if isinstance(callback, ExportableState) and isinstance(state, dict):
@@ -438,21 +480,16 @@ class LuthierTrainer(FsdpTrainer):
             self._num_streamed = 0
             self._stream.start(None if is_new else ours.get("stream"))
         if ours is None:
+            self._num_steps_unheard = self.state.global_step
             return
         losses = ours["loss_since_log"]
         is_as_before = len(losses) == self.args.world_size
         mean = math.fsum(losses) / len(losses)
         self._tr_loss += losses[self.args.process_index] if is_as_before else mean
+        self._total_loss_scalar += ours["total_loss"]
         self._globalstep_last_logged = ours["last_logged_step"]
-        before = ours["examples_per_step"]
-        if before != self.examples_per_step and self._stream is None:
-            console.warn(
-                f"the checkpoint was made with {before:,} examples a step, and this run takes "
-                f"{self.examples_per_step:,}. It goes on after step {self.state.global_step:,} of "
-                "that size, so some examples of the epoch are left out or seen again. To go on "
-                "exactly, keep per_device_train_batch_size x gradient_accumulation_steps x "
-                f"processes at {before:,}."
-            )
+        self.numbers.restore(ours["numbers"])
+        self.memory.restore(ours["token_limits"])
 
     # Evaluation
 
@@ -468,14 +505,17 @@ class LuthierTrainer(FsdpTrainer):
         model = self._evaluation_model()
         with_accuracy = self.arguments.finetuning.compute_accuracy
         totals: dict[str, Tensor] = {"loss": torch.zeros((), device=self.args.device)}
+
+        def evaluate(micro_batch: MicroBatch) -> Loss:
+            with torch.no_grad():
+                return self._micro_loss(model, micro_batch, with_accuracy=with_accuracy)
+
         num_units = num_examples = 0
         self.callback_handler.eval_dataloader = dataloader
         for step in Ahead(dataloader):
             num_units += step.num_units
             num_examples += step.num_examples
-            for micro_batch in step.micro_batches:
-                with torch.no_grad():
-                    loss = self._micro_loss(model, micro_batch, with_accuracy=with_accuracy)
+            for loss in self.evaluation_memory.each(step, evaluate):
                 for name, value in {"loss": loss.total, **loss.counts}.items():
                     totals[name] = totals.get(name, 0) + value
                 self.control = self.callback_handler.on_prediction_step(
@@ -493,7 +533,9 @@ class LuthierTrainer(FsdpTrainer):
         return EvalLoopOutput(None, None, metrics, num_examples)
 
     def _evaluation_model(self) -> Any:
-        if not self.accelerator._models:
+        if self.is_deepspeed_enabled:
+            deepspeed.gather_to_evaluate(self)
+        elif not self.accelerator._models:
             self.model_wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=True)
         if not self.is_in_train and (self.args.bf16_full_eval or self.args.fp16_full_eval):
             dtype = torch.bfloat16 if self.args.bf16_full_eval else torch.float16
@@ -512,19 +554,46 @@ class LuthierTrainer(FsdpTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         assert self.state.stateful_callbacks is not None
+        refuse_nonfinite(self.model, self.state.global_step)
         self.state.stateful_callbacks[STATE_ENTRY] = {
             "args": {},
             "attributes": {
+                HAS_MANIFEST: True,
+                "token_limits": gather_objects(self.memory.tokens),
+                "numbers": self.numbers.state(),
                 "loss_since_log": gather_objects(self._tr_loss.item()),
+                "total_loss": self._total_loss_scalar,
                 "last_logged_step": self._globalstep_last_logged,
-                "examples_per_step": self.examples_per_step,
                 "stream": self._stream and self._stream.state_behind(self._num_streamed),
-                "settings": settings_of_checkpoint(self.arguments),
             },
         }
         self.tell_of_stream()
         with self._meter.paused():
-            super()._save_checkpoint(model, trial)
+            self.saver.save()
+
+    @cached_property
+    def saver(self) -> CheckpointSaver:
+        """Writes the checkpoints and the model at the end."""
+        if self.identity is None:
+            strategy = find_strategy(self.arguments, self.args)
+            self.identity = identify(self.arguments, strategy, self.args.world_size)
+        return CheckpointSaver(self, self.identity)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the model to a folder; to that of the run so that half a one is never met."""
+        if output_dir is not None and Path(output_dir) != Path(self.args.output_dir):
+            super().save_model(output_dir, _internal_call)
+            return
+        refuse_nonfinite(self.model, self.state.global_step)
+        self.saver.save_model(lambda stage: self.save_model(stage, True), why_over(self))
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def save_state(self) -> None:
+        """Writes trainer_state.json to the run's folder, whole."""
+        if self.is_world_process_zero():
+            text = json.dumps(dataclasses.asdict(self.state), indent=2, sort_keys=True)
+            write_whole(Path(self.args.output_dir) / STATE, [text, "\n"])
 
     def tell_of_stream(self) -> None:
         """Says what became of the rows that were streamed so far."""
@@ -541,7 +610,10 @@ class LuthierTrainer(FsdpTrainer):
             self.processing_class.save_pretrained(folder)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds tokens, tokens per second and utilisation to the lines of training."""
+        """Adds tokens, tokens per second and utilisation to the lines of training.
+
+        The mean loss at the end is that of all steps, those before a resume included.
+        """
         if "loss" in logs:
             with self._meter.paused():  # a CPU's peak is measured the first time
                 peak = None if self._step_flops is None else self._peak_flops
@@ -554,6 +626,9 @@ class LuthierTrainer(FsdpTrainer):
             if peak is not None:
                 logs["mfu"] = round(speed.flops / peak, 4)
             logs["total_tokens"] = self.state.num_input_tokens_seen
+        if "train_loss" in logs:  # the library divides by the steps of this process alone
+            num_steps = max(self.state.global_step - self._num_steps_unheard, 1)
+            logs["train_loss"] = self._total_loss_scalar / num_steps
         super().log(logs)
 
     def announce_prediction(self, metrics: dict[str, float]) -> None:

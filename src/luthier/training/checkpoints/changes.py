@@ -37,7 +37,8 @@ ELSEWHERE = frozenset(
     default_system enable_thinking preserve_thinking tokenized_path max_bad_rows
     per_device_train_batch_size gradient_accumulation_steps nproc
     max_steps num_train_epochs
-    deepspeed fsdp fsdp_config fsdp_min_num_params accelerator_config
+    deepspeed fsdp fsdp_config fsdp_min_num_params
+    fsdp_transformer_layer_cls_to_wrap accelerator_config
     """.split()
 )
 
@@ -56,14 +57,14 @@ FREE = frozenset(
     eval_strategy eval_steps eval_delay eval_on_start save_strategy save_steps save_total_limit
     save_only_model save_on_each_node load_best_model_at_end metric_for_best_model
     greater_is_better ignore_data_skip restore_callback_states_from_checkpoint
-    enable_jit_checkpoint logging_strategy logging_steps logging_first_step logging_nan_inf_filter
+    enable_jit_checkpoint logging_strategy logging_steps logging_first_step on_nonfinite
     logging_dir log_level log_level_replica log_on_each_node disable_tqdm report_to run_name project
     trackio_space_id trackio_bucket_id trackio_static_space_id skip_memory_metrics debug
     dataloader_num_workers dataloader_prefetch_factor dataloader_pin_memory
     dataloader_persistent_workers torch_compile torch_compile_backend torch_compile_mode local_rank
-    ddp_backend max_restarts ddp_timeout allow_long_timeout ddp_find_unused_parameters
-    ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph push_to_hub hub_model_id hub_strategy
-    hub_token hub_private_repo hub_always_push hub_revision
+    stop_grace_seconds ddp_backend max_restarts ddp_timeout allow_long_timeout
+    ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph
+    push_to_hub hub_model_id hub_strategy hub_token hub_private_repo hub_always_push hub_revision
     do_sample temperature top_p top_k num_beams max_length max_new_tokens repetition_penalty
     length_penalty skip_special_tokens
     """.split()
@@ -132,10 +133,10 @@ def compare(manifest: Manifest, now: Identity) -> Changes:
     """How a run differs from a checkpoint in all that counts."""
     found = compare_settings(manifest, now.settings)
     was = manifest
-    if was.data and now.data and was.data["fingerprint"] != now.data["fingerprint"]:
+    if _is_other_data(was.data, now.data):
         found.learned.append(
-            f"the encoded training data: {_rows(was.data)} then, {_rows(now.data)} now, of other "
-            "content or in another order"
+            f"the encoded training data: {was.data['rows']:,} rows then, {now.data['rows']:,} "
+            "now, of other content or in another order"
         )
     if was.examples_per_step != now.examples_per_step:
         found.learned.append(
@@ -185,8 +186,10 @@ def _names(value: Any) -> list[str]:
     return [Path(str(each)).name for each in values if each is not None]
 
 
-def _rows(data: Mapping[str, Any]) -> str:
-    return "a stream" if data["rows"] is None else f"{data['rows']:,} rows"
+def _is_other_data(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether examples differ; a stream compares its state itself, and says what is another."""
+    is_known = was.get("rows") is not None and now.get("rows") is not None
+    return is_known and was["fingerprint"] != now["fingerprint"]
 
 
 def _kind(strategy: str) -> str:

@@ -18,7 +18,7 @@ if os.name != "nt":  # Windows has no such locks; there the note in the file dec
 
 FILE_NAME = ".lock"
 
-NUM_TRIES, PAUSE_S = 10, 0.1
+NUM_TRIES, PAUSE_S = 5, 0.1
 """Another process that only looks holds the lock for a moment."""
 
 
@@ -120,7 +120,7 @@ def holder(folder: Path) -> Holder | None:
     except OSError:
         return None
     try:
-        is_free = _try_lock(descriptor)
+        is_free = _try_lock(descriptor, is_shared=True)
     finally:
         os.close(descriptor)
     found = _read(folder / FILE_NAME)
@@ -165,16 +165,22 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_let_go_in_child)
 
 
-def _try_lock(descriptor: int) -> bool | None:
-    """Whether the lock is ours now; None where the file system knows none."""
+def _try_lock(descriptor: int, *, is_shared: bool = False) -> bool | None:
+    """Whether the lock is ours now; None where the file system knows none.
+
+    Args:
+        descriptor: of the file.
+        is_shared: whether others may look as well; then an answer is given at once.
+    """
     if os.name == "nt":
         return None
-    for _ in range(NUM_TRIES):
+    kind = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
+    for _ in range(1 if is_shared else NUM_TRIES):
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             return True
         except (BlockingIOError, PermissionError):
-            time.sleep(PAUSE_S)
+            time.sleep(0 if is_shared else PAUSE_S)
         except OSError:
             return None
     return False

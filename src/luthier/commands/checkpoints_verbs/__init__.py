@@ -1,0 +1,1 @@
+"""what `luthier checkpoints` can do, one file for each word behind it."""
