@@ -22,7 +22,11 @@ def train(
         arguments: the flat names and values of a configuration file.
         callbacks: heard at every event of the training loop.
 
+    While it trains, Ctrl-C and SIGTERM ask for a checkpoint and an end; at a second one they do
+    what they did before the call.
+
     Raises:
+        Stopped: when the run was asked to stop, and did; called again, it goes on.
         LuthierError: for anything that the caller can mend; all problems at once.
     """
     from luthier.arguments.parse import parse_dict

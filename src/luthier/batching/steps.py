@@ -18,6 +18,7 @@ from luthier.batching.plan import plan_step
 from luthier.batching.prefixes import find_prefixes
 from luthier.batching.rows import Columns, Example, RowReader
 from luthier.batching.tree import build_tree
+from luthier.signals import let_first_pass
 
 
 class EpochOrder(Protocol):
@@ -168,7 +169,7 @@ class StepLoader(DataLoader[int]):
 
 
 def let_reader_go(worker: int) -> None:
-    """Has a loader's worker say nothing when the process that reads from it has ended.
+    """Has a loader's worker stay while its reader is asked to stop, and go silently after it.
 
     After Ctrl-C a worker may still be handing over a step; the thread that does it would print the
     broken connection through `sys.excepthook`. A worker's other errors travel to the reader.
@@ -181,3 +182,4 @@ def let_reader_go(worker: int) -> None:
             sys.__excepthook__(kind, problem, traceback)
 
     sys.excepthook = tell
+    let_first_pass()

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from multiprocessing import get_all_start_methods, get_context
 from typing import Any
 
+from luthier.signals import let_first_pass
+
 
 def start_pool(num_workers: int, keep: Callable[[Any], None], what: Any) -> ProcessPoolExecutor:
     """A pool whose processes are running.
@@ -57,7 +59,7 @@ def _interrupts_held() -> Iterator[None]:
 
 def _start_worker(keep: Callable[[Any], None], what: Any, parent: int) -> None:
     keep(what)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for them
+    let_first_pass(for_s=10)  # a pool that has lost a worker ends the others by it
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     if sys.platform != "win32":
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

@@ -1,0 +1,44 @@
+"""`luthier save`: asks a run for a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from luthier.errors import ArgumentsError, CheckpointError
+from luthier.training.request_files import ask, wait_for_answer
+
+SUMMARY = "ask a run for a checkpoint now: luthier save OUTPUT_DIR [--wait]"
+
+HELP = """\
+luthier save OUTPUT_DIR [--wait]
+
+Asks the run that writes to OUTPUT_DIR for a checkpoint at the end of the running step; the run
+goes on.
+
+With --wait this ends when the checkpoint is written."""
+
+
+def run(argv: list[str]) -> int:
+    """Asks, and waits if told to."""
+    if {"-h", "--help"} & set(argv):
+        print(HELP)
+        return 0
+    waits = "--wait" in argv
+    words = [word for word in argv if word != "--wait"]
+    if len(words) != 1 or words[0].startswith("-"):
+        raise ArgumentsError(
+            [f"expected one folder, found {' '.join(words) or 'none'}: luthier save OUTPUT_DIR"]
+        )
+    folder = Path(words[0]).expanduser()
+    run = ask(folder, "save")
+    print(f"asked {run} for a checkpoint")
+    if not waits:
+        return 0
+    found = wait_for_answer(folder, "save")
+    if found["checkpoint"] is None:
+        raise CheckpointError(
+            f"the checkpoint of step {found['step']:,} could not be written; the log of the run "
+            "says why."
+        )
+    print(f"saved: {folder / found['checkpoint']}")
+    return 0

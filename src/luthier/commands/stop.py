@@ -1,0 +1,47 @@
+"""`luthier stop`: asks a run to save and stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from luthier.errors import ArgumentsError, CheckpointError
+from luthier.training.request_files import ask, wait_for_answer
+
+SUMMARY = "ask a run to save and stop: luthier stop OUTPUT_DIR [--wait]"
+
+HELP = """\
+luthier stop OUTPUT_DIR [--wait]
+
+Asks the run that writes to OUTPUT_DIR to write a checkpoint at the end of the running step and to
+end, with exit code 75. The same command that started it goes on from there.
+
+With --wait this ends when the run has ended."""
+
+
+def run(argv: list[str]) -> int:
+    """Asks, and waits if told to."""
+    if {"-h", "--help"} & set(argv):
+        print(HELP)
+        return 0
+    waits = "--wait" in argv
+    words = [word for word in argv if word != "--wait"]
+    if len(words) != 1 or words[0].startswith("-"):
+        raise ArgumentsError(
+            [f"expected one folder, found {' '.join(words) or 'none'}: luthier stop OUTPUT_DIR"]
+        )
+    folder = Path(words[0]).expanduser()
+    run = ask(folder, "stop")
+    print(f"asked {run} to save and stop")
+    if not waits:
+        return 0
+    found = wait_for_answer(folder, "stop")
+    if not found:
+        print(f"the run in {folder} has ended by itself")
+    elif found["checkpoint"] is None:
+        raise CheckpointError(
+            f"the run has ended after step {found['step']:,}, but its checkpoint could not be "
+            "written. Its log says why, and which one it goes on from."
+        )
+    else:
+        print(f"stopped after step {found['step']:,}: {folder / found['checkpoint']}")
+    return 0
