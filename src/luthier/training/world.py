@@ -18,7 +18,8 @@ from luthier.errors import ArgumentsError, LaunchError, LuthierError
 from luthier.optional import need
 from luthier.training.launched import World, count_cores, launch_problems, launched_world
 from luthier.training.library_arguments import has_accelerator, is_on_cpu
-from luthier.training.strategies.deepspeed import use_gloo
+from luthier.training.restarted import meet_anew
+from luthier.training.strategies.deepspeed import end_group, use_gloo
 
 __all__ = ["World", "check_world", "join_world", "membership"]
 
@@ -64,9 +65,11 @@ def join_world(arguments: Arguments) -> World:
         raise ArgumentsError(problems)
     if "LOCAL_SIZE" in os.environ:  # deepspeed's launcher says it by this name
         os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ["LOCAL_SIZE"])
+    timeout = timedelta(seconds=training.ddp_timeout)
+    if world.is_launched and not dist.is_initialized():
+        meet_anew(world, timeout)
     if world.is_launched and on_cpu and not dist.is_initialized():
         _share_threads()
-        timeout = timedelta(seconds=training.ddp_timeout)
         if _is_deepspeed(arguments):
             deepspeed = need("deepspeed", "deepspeed")
             use_gloo()
@@ -126,15 +129,15 @@ def membership() -> Iterator[None]:
         raise
     if dist.is_initialized() and not was_member:
         _meet()
-        dist.destroy_process_group()
+        end_group()
 
 
 def _leave_others_behind() -> None:
     if not has_accelerator():
-        dist.destroy_process_group()
+        end_group()
         return
     # a device's group may wait for work that the other processes will never do
-    leaving = threading.Thread(target=dist.destroy_process_group, daemon=True)
+    leaving = threading.Thread(target=end_group, daemon=True)
     leaving.start()
     leaving.join(LEAVING_TIMEOUT_S)
 
