@@ -33,8 +33,16 @@ class Outcome:
         return [line for line in self.log.splitlines() if any(word in line for word in words)]
 
 
+RANKS = ("-m", "torch.distributed.run", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0")
+"""Words of Python that start several processes which know of each other."""
+
+
 def run(
-    function: str, options: Mapping[str, Any], threads: int, environment: Mapping[str, str] = {}
+    function: str,
+    options: Mapping[str, Any],
+    threads: int,
+    environment: Mapping[str, str] = {},
+    num_ranks: int = 1,
 ) -> Outcome:
     """Calls a function in a process of its own.
 
@@ -43,6 +51,7 @@ def run(
         options: its keyword arguments, likewise.
         threads: that torch computes with.
         environment: further variables of the process.
+        num_ranks: as many processes call it, each as a rank; they return the same.
 
     Raises:
         SystemExit: with the end of its log, when it fails.
@@ -56,7 +65,9 @@ def run(
     }
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        words = [sys.executable, "-m", "benchmarks.sides", function, json.dumps(options)]
+        launcher = [*RANKS, f"--nproc-per-node={num_ranks}"] if num_ranks > 1 else []
+        python = [sys.executable, *launcher, "-m", "benchmarks.sides"]
+        words = [*python, function, json.dumps(options)]
         done = subprocess.run(
             [*words, str(answer)],
             env=variables,

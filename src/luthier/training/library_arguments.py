@@ -55,9 +55,8 @@ def library_arguments(arguments: Arguments) -> LibraryArguments:
         console.info(f"use_cpu = True ({reason})")
     # beside use_cpu it only makes accelerate put DeepSpeed's settings aside without a word
     os.environ.pop("ACCELERATE_USE_CPU", None)
-    # our losses reach every trained weight, and buffers of these models are constants
+    # our losses reach every trained weight; where the layout's probe finds another, it says so
     values.setdefault("ddp_find_unused_parameters", False)
-    values.setdefault("ddp_broadcast_buffers", False)
     values["disable_tqdm"] = True
     values["remove_unused_columns"] = False
     values["logging_nan_inf_filter"] = False  # a loss that is no number would be logged as another

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import datasets
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -397,6 +398,11 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
         if self.is_deepspeed_enabled:  # a scheduler of its own asks for it before ours is made
             self.args.warmup_steps, _ = resolve_warmup_steps(self.arguments.training, max_steps)
         prepared = super()._prepare_for_training(max_steps, *args, **options)
+        if (
+            isinstance(self.model_wrapped, DistributedDataParallel)
+            and self.args.ddp_broadcast_buffers is None
+        ):  # they were sent once
+            self.model_wrapped.broadcast_buffers = False
         if self.args.process_index > 0:  # the same dropout on every rank would be less of it
             set_seed(self.args.seed + self.args.process_index)
         self._meter = Meter()
