@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from transformers import Trainer
 from transformers import TrainingArguments as LibraryArguments
+from transformers.integrations.deepspeed import deepspeed_init
 
 from luthier import console
 from luthier.arguments.record import Arguments
 from luthier.errors import ArgumentsError
+from luthier.modeling.sharded import has_shards
 from luthier.training.launched import launched_world
-from luthier.training.strategies.deepspeed_config import Config, complete, read_config
+from luthier.training.strategies.deepspeed_config import (
+    Config,
+    complete,
+    read_config,
+    stage_of,
+    value_of,
+)
+from luthier.training.strategies.strategy import DEEPSPEED_STAGES, WORDS
 
 
 def deepspeed_settings(arguments: Arguments) -> Config | None:
@@ -37,8 +52,17 @@ def deepspeed_settings(arguments: Arguments) -> Config | None:
             ]
         )
     config, lines = complete(read_config(given), arguments)
+    stage = stage_of(config)
+    console.info(WORDS[DEEPSPEED_STAGES[stage]])
     for line in lines:
         console.info(line)
+    if stage == 0 and (arguments.training.bf16 or arguments.training.fp16):
+        console.warn(
+            "deepspeed: stage 0 keeps no float32 copy of weights in half precision, so small "
+            "updates are lost. Use stage 1 or 2, or leave deepspeed out."
+        )
+    if value_of(config, "zero_optimization.offload_optimizer.device", "none") != "none":
+        _prepare_to_compile("cpu_adam")
     return config
 
 
@@ -68,6 +92,63 @@ def use_gloo() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
+def end_group() -> None:
+    """Ends the process group, which DeepSpeed would go on to believe in."""
+    dist.destroy_process_group()
+    if "deepspeed" in sys.modules:
+        from deepspeed.comm import comm
+        from deepspeed.utils import groups
+
+        groups._release_process_group_references()
+        comm.cdb = None
+
+
+def _prepare_to_compile(name: str) -> None:
+    """Says that a part of DeepSpeed is compiled first, if it is.
+
+    Raises:
+        ArgumentsError: when there is no compiler.
+    """
+    from deepspeed.git_version_info import installed_ops
+    from torch.utils.cpp_extension import _get_build_directory, get_cxx_compiler
+
+    folder = Path(_get_build_directory(name, verbose=False))
+    if installed_ops.get(name) or any(folder.glob(f"{name}*.so")):
+        return
+    compiler = get_cxx_compiler()  # type: ignore[no-untyped-call]
+    if shutil.which(compiler) is None:
+        raise ArgumentsError(
+            [
+                f"deepspeed: offload_optimizer needs {name}, which is compiled at the first start, "
+                f"and there is no compiler ({compiler}). Install one, or take offload_optimizer "
+                "out."
+            ]
+        )
+    console.info(f"DeepSpeed compiles {name}, once; this takes a minute ({folder})")
+    lock = folder / "lock"
+    if lock.exists():
+        console.warn(
+            f"{lock} says that another process compiles it now. If there is none, remove that "
+            "file: this run would wait for ever."
+        )
+
+
+def settle(trainer: Trainer) -> None:
+    """Puts the model where its checks at the start find it, before there is an engine."""
+    trainer.accelerator.gradient_accumulation_steps = trainer.args.hf_deepspeed_config.config[
+        "gradient_accumulation_steps"
+    ]  # accelerate takes DeepSpeed's in any case, and warns
+    if not has_shards(trainer.model):
+        trainer.model.to(trainer.args.device)
+
+
+def gather_to_evaluate(trainer: Any) -> None:
+    """Makes the engine that gathers weights in parts, for an evaluation without training."""
+    if trainer.deepspeed is None and has_shards(trainer.model):
+        deepspeed_init(trainer, num_training_steps=0, inference=True)
+        trainer.deepspeed = trainer.model_wrapped = trainer.accelerator.prepare(trainer.model)
+
+
 def backward(engine: Any, loss: Tensor, *, is_last: bool) -> None:
     """Adds the gradient of a micro-batch; DeepSpeed divides it by nothing but the ranks.
 
@@ -81,16 +162,27 @@ def backward(engine: Any, loss: Tensor, *, is_last: bool) -> None:
     engine.backward(loss, scale_wrt_gas=False)
 
 
-def step(engine: Any) -> float | None:
+def step(engine: Any, accepts: Callable[[float | None], bool] = lambda _: True) -> float | None:
     """Clips the gradient, updates the weights and clears the gradient.
+
+    Args:
+        engine: the wrapped model.
+        accepts: told the norm; drops the gradient or ends the run where it is not finite. Stages 1
+            to 3 leave such a step out by themselves, so there it is told afterwards.
 
     Returns:
         The gradient's norm before it was clipped, of all ranks together.
     """
-    own = None if engine.zero_optimization() or _holds_half(engine) else _norm(engine)
-    engine.step()
-    norm = engine.get_global_grad_norm() if own is None else own
-    return None if norm is None else float(norm)
+    if engine.zero_optimization() or _holds_half(engine):
+        engine.step()
+        told = engine.get_global_grad_norm()
+        norm = None if told is None else float(told)
+        accepts(norm)
+        return norm
+    norm = float(_norm(engine))
+    if accepts(norm):
+        engine.step()
+    return norm
 
 
 def _holds_half(engine: Any) -> bool:

@@ -121,6 +121,8 @@ def complete(config: Config, arguments: Arguments) -> tuple[Config, list[str]]:
         if section.setdefault("enabled", "auto") is True and not getattr(training, name):
             section["enabled"] = False
             lines.append(f"deepspeed: {name}.enabled = false (the run computes in float32)")
+    # a step whose gradient is not finite is left out in bfloat16 as well
+    config["bf16"].setdefault("check_grad_overflow", True)
     gathers = "stage3_gather_16bit_weights_on_model_save"
     if stage_of(config) == 3 and zero.get(gathers) is not True:
         zero[gathers] = True
