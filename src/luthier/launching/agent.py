@@ -26,8 +26,8 @@ FINAL = frozenset({2, 3, 28, 65, 75})
 LOST = 70
 """The exit code where a process was killed, but not by us."""
 
-STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Signals that ask a run to end."""
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+"""Signals that ask a run to end; the last is what SLURM can be told to send ahead of the end."""
 
 SET_BY_TORCH = (*STOPS, signal.SIGQUIT)
 
@@ -103,7 +103,7 @@ class Agent(LocalElasticAgent):
         if Agent.signals > PATIENCE:
             self._send(signal.SIGKILL)
         else:
-            # a closed terminal is no reason to end without saving
+            # before a run listens, a process would end by any other
             self._send(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
     def _send(self, number: signal.Signals) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from luthier import console
 from luthier.collector import resting_collector
 from luthier.errors import LaunchError
+from luthier.launching.orphan import PARENT
 from luthier.launching.plan import Launch
 
 
@@ -33,7 +34,7 @@ def start(launch: Launch, command: Sequence[str]) -> int:
     """
     for note in launch.notes:
         console.info(note)
-    os.environ.update(launch.environment)
+    os.environ.update(launch.environment, **{PARENT: str(os.getpid())})
     with resting_collector():
         from luthier.launching.agent import run_agent
     if "LOGLEVEL" not in os.environ:  # torch's own variable for its launcher's lines
