@@ -105,33 +105,28 @@ def started(words: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]
         process = subprocess.Popen(
             list(words), env=fresh, stdout=file, stderr=file, start_new_session=True
         )
-    seen: set[psutil.Process] = set()
     try:
-        seen |= {psutil.Process(process.pid)}
         yield process
     finally:
-        for each in (*seen, *descendants(process.pid)):
+        for each in descendants(process.pid):
             with suppress(psutil.Error):
                 each.kill()
+        process.kill()
         process.wait()
 
 
-def descendants(pid: int) -> set[psutil.Process]:
+def descendants(pid: int) -> list[psutil.Process]:
     """All processes that one has started, and theirs."""
     with suppress(psutil.Error):
-        return set(psutil.Process(pid).children(recursive=True))
-    return set()
+        return psutil.Process(pid).children(recursive=True)
+    return []
 
 
 def find_rank(launcher: subprocess.Popen[bytes], rank: int) -> psutil.Process:
-    """The process of a rank."""
+    """The process of a rank: the first whose environment says so; what it starts comes later."""
     for each in descendants(launcher.pid):
         with suppress(psutil.Error):
-            environment = each.environ()
-            is_rank = environment.get("RANK") == str(rank) and "LOCAL_RANK" in environment
-            if is_rank and each.parent() is not None and "train.py" in " ".join(each.cmdline()):
-                return each
-            if is_rank and "luthier" in " ".join(each.cmdline()):
+            if each.environ().get("RANK") == str(rank):
                 return each
     raise AssertionError(f"no process of rank {rank}")
 
@@ -161,7 +156,7 @@ def strike(launcher: subprocess.Popen[bytes], rank: int, number: signal.Signals)
         launcher.wait(LONGEST_RUN_S)
     except subprocess.TimeoutExpired:
         return float("inf")
-    _, alive = psutil.wait_procs(list(processes), timeout=GONE_WITHIN_S)
+    _, alive = psutil.wait_procs(processes, timeout=GONE_WITHIN_S)
     return float("inf") if alive else time.monotonic() - begun
 
 

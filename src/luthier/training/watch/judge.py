@@ -32,13 +32,18 @@ class Limits:
     stalled_s: float
 
     @classmethod
-    def within(cls, ddp_timeout_s: float) -> Limits:
+    def within(cls, ddp_timeout_s: float, *, is_abrupt: bool = False) -> Limits:
         """The limits that follow from how long collectives may take.
 
-        A stall ends five seconds after the collective would have, which can say more of itself.
+        Args:
+            ddp_timeout_s: that time.
+            is_abrupt: whether a collective that takes longer ends its process at once, as NCCL's
+                does: then a stall is told before. Else it raises an error, which says more, and a
+                stall is told where none has come.
         """
         longest = max(ddp_timeout_s, SHORTEST_S)
-        return cls(min(longest, 60.0), min(longest, 300.0), longest + 5.0)
+        stalled_s = max(0.99 * longest, SHORTEST_S) if is_abrupt else longest + 5.0
+        return cls(min(longest, 60.0), min(longest, 300.0), stalled_s)
 
     def once_talk_failed(self) -> Limits:
         """The limits when the ranks' talk has already failed, so that one of them is suspect."""

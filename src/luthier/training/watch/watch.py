@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import torch.distributed as dist
 
-from luthier.errors import LuthierError
+from luthier.errors import Stopped
 from luthier.training.watch.beat import Beat, Pulse, stack_of
 from luthier.training.watch.board import Board
 from luthier.training.watch.ending import Terminations, end_process
@@ -59,6 +59,7 @@ class Watch:
         folder: the run's, named in the advice.
         secrets: what no line may show.
         holds_store: whether the store ends with this process.
+        is_abrupt: whether a collective that takes too long ends its process.
     """
 
     def __init__(
@@ -71,9 +72,10 @@ class Watch:
         *,
         secrets: Iterable[str] = (),
         holds_store: bool = False,
+        is_abrupt: bool = False,
     ) -> None:
         self.pulse = Pulse(rank)
-        self.limits = Limits.within(ddp_timeout_s)
+        self.limits = Limits.within(ddp_timeout_s, is_abrupt=is_abrupt)
         self.interval_s = max(1.0, num_ranks / 256)
         self._rank, self._num_ranks, self._folder = rank, num_ranks, folder
         self._secrets, self._holds_store = tuple(secrets), holds_store
@@ -310,5 +312,5 @@ def is_of_talk(problem: BaseException) -> bool:
 def _is_asked_for(problem: BaseException) -> bool:
     """Whether all ranks end this way because somebody asked them to."""
     if isinstance(problem, SystemExit):
-        return problem.code in (0, None, 75)
-    return isinstance(problem, LuthierError) and problem.exit_code == 75
+        return problem.code in (0, None, Stopped.exit_code)
+    return isinstance(problem, Stopped)

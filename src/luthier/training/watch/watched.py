@@ -47,6 +47,7 @@ class Watched:
             str(arguments.training.output_dir),
             secrets=_secrets(arguments),
             holds_store=rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+            is_abrupt="gloo" not in dist.get_backend(),
         )
         self._watch.start()
         return [Marks(self._watch)]
