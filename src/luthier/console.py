@@ -18,9 +18,9 @@ def info(text: str) -> None:
     _write(text, "")
 
 
-def warn(text: str) -> None:
+def warn(text: str, *, on_every_rank: bool = False) -> None:
     """States a fact that the reader can act on, in yellow where there is a terminal."""
-    _write(f"warning: {text}", "\x1b[33m")
+    _write(f"warning: {text}", "\x1b[33m", on_every_rank)
 
 
 def error(text: str) -> None:

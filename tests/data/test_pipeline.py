@@ -95,6 +95,7 @@ def test_rows_arrive_encoded_with_counts_and_origins(folder):
         "num_tokens",
         "num_learned",
         "origin",
+        "row",
     ]
     assert origins(found.train) == [f"rows.jsonl:{line}" for line in range(1, 41)]
     row = found.train[7]

@@ -127,6 +127,11 @@ _file(
 )
 _file(
     "accepted without effect",
+    "A loss that is no number is logged as it is; `on_nonfinite` says what becomes of the step.",
+    logging_nan_inf_filter=True,
+)
+_file(
+    "accepted without effect",
     "`max_new_tokens` limits answers, or `max_length` prompt and answer together.",
     generation_max_length=None,
 )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, Protocol
+
+NUM_REMEMBERED = 8
+"""How many groups of rows, asked for together, are remembered by where they come from."""
 
 
 class ExampleStream(Protocol):
@@ -25,6 +29,7 @@ class StreamedTable:
     def __init__(self, stream: ExampleStream, num_rows: int) -> None:
         self.stream, self.num_rows = stream, num_rows
         self._next: int | None = None
+        self._origins: deque[tuple[int, list[str]]] = deque(maxlen=NUM_REMEMBERED)
 
     def __len__(self) -> int:
         return self.num_rows
@@ -33,4 +38,14 @@ class StreamedTable:
         first = indices[0] if self._next is None else self._next
         assert list(indices) == list(range(first, first + len(indices))), "a stream has one order"
         self._next = first + len(indices)
-        return self.stream.take(len(indices))
+        found = self.stream.take(len(indices))
+        if "origin" in found.column_names:
+            self._origins.append((first, found["origin"].to_pylist()))
+        return found
+
+    def origin(self, row: int) -> str | None:
+        """Where one of the last rows comes from; None for others."""
+        for first, origins in self._origins:
+            if first <= row < first + len(origins):
+                return origins[row - first]
+        return None

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from luthier.data.origins import join_origins
 from luthier.errors import DataError
 from luthier.records import IGNORE_INDEX
 
@@ -32,7 +33,7 @@ class Block(NamedTuple):
         input_ids: their tokens, one sequence after the other.
         labels: as many; IGNORE_INDEX on BOS and on what is only context.
         sequence_lengths: tokens of each sequence.
-        origin: where its first document stands.
+        origin: where its documents stand.
         num_documents: how many have tokens in it.
     """
 
@@ -126,6 +127,8 @@ def _cut_stream(documents: Iterable[Document], options: BlockOptions) -> Iterato
                 growing.begin(document.origin)
                 if context is not None:
                     growing.add(context, is_new=False)
+            else:
+                growing.origins.append(document.origin)
             taken = min(growing.room, len(tokens) - start)
             growing.add(tokens[start : start + taken], is_new=True)
             growing.num_documents += 1
@@ -152,7 +155,7 @@ class _Growing:
         self.pieces: list[tuple[Tokens, bool]] = []
         self.lengths: list[int] = []
         self.size = 0
-        self.origin = ""
+        self.origins: list[str] = []
         self.num_documents = 0
 
     @property
@@ -162,8 +165,7 @@ class _Growing:
 
     def begin(self, origin: str) -> None:
         """Begins a sequence, with BOS where the tokenizer wants it."""
-        if not self.size:
-            self.origin = origin
+        self.origins.append(origin)
         self.lengths.append(0)
         self.add(self.bos, is_new=False)
 
@@ -184,6 +186,8 @@ class _Growing:
             if not is_new:
                 labels[at : at + len(tokens)] = IGNORE_INDEX
             at += len(tokens)
-        block = Block(input_ids, labels, self.lengths, self.origin, self.num_documents)
+        block = Block(
+            input_ids, labels, self.lengths, join_origins(self.origins), self.num_documents
+        )
         self._clear()
         return block

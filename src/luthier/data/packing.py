@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from luthier.data.best_fit import best_fit
 from luthier.data.blocks import Block, BlockOptions, Document, cut_blocks
 from luthier.data.cache import Store, get_or_build, write_shard
+from luthier.data.origins import join_origins, place
 from luthier.data.report import Packing
 from luthier.data.table import lists_of
 from luthier.records import IGNORE_INDEX
@@ -99,12 +100,12 @@ class RowPacker:
 
         lengths = dataset.with_format("numpy")["num_tokens"][:].tolist()
         groups = best_fit(lengths, self.size)
-        table = dataset.with_format("arrow", columns=["input_ids", "labels", "origin"])
+        table = dataset.with_format("arrow")
         waiting = iter(groups)
         while together := list(islice(waiting, max(TOKENS_TOGETHER // self.size, 1))):
             found = table[[number for group in together for number in group]]
             ids, labels = (_unpack(found[name]) for name in ("input_ids", "labels"))
-            origins = found["origin"].to_pylist()
+            origins = _places(found)
             start = 0
             for group in together:
                 here = slice(start, start + len(group))
@@ -112,7 +113,7 @@ class RowPacker:
                     numpy.concatenate(ids[here]),
                     numpy.concatenate(labels[here]),
                     [len(one) for one in ids[here]],
-                    origins[start],
+                    join_origins(origins[here]),
                     len(group),
                 )
                 start += len(group)
@@ -251,11 +252,18 @@ def _documents(dataset: datasets.Dataset) -> Iterator[Document]:
     lengths = dataset.with_format("numpy")["num_tokens"][:]
     groups = numpy.cumsum(lengths, dtype=numpy.int64) // TOKENS_TOGETHER
     limits = [0, *(numpy.flatnonzero(numpy.diff(groups)) + 1).tolist(), len(lengths)]
-    table = dataset.with_format("arrow", columns=["input_ids", "origin"])
+    table = dataset.with_format("arrow")
     for start, end in pairwise(limits):
         found = table[start:end]
-        ids, origins = _unpack(found["input_ids"]), found["origin"].to_pylist()
-        yield from map(Document, ids, origins)
+        yield from map(Document, _unpack(found["input_ids"]), _places(found))
+
+
+def _places(rows: Any) -> list[str]:
+    """Where the rows of an Arrow table stand; those of a stream do not know their number."""
+    origins: list[str] = rows["origin"].to_pylist()
+    if "row" not in rows.column_names:
+        return origins
+    return [*map(place, origins, rows["row"].to_pylist())]
 
 
 def _unpack(column: Any) -> list[NDArray[numpy.int32]]:

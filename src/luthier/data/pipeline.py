@@ -58,6 +58,7 @@ COLUMNS = [
     "num_tokens",
     "num_learned",
     "origin",
+    "row",
 ]
 PROMPT_COLUMNS = ["input_ids", "labels", "origin"]
 
@@ -67,9 +68,9 @@ class EncodedDatasets:
     """What a run trains, evaluates and predicts on.
 
     Attributes:
-        train: columns input_ids, labels, num_tokens, num_learned, origin, and sequence_lengths
-            where examples are packed, or weights (of each token, or null) where some rows have
-            any; a stream of such rows; None without training.
+        train: columns input_ids, labels, num_tokens, num_learned, origin, row (its number in its
+            data set), and sequence_lengths where examples are packed, or weights (of each token, or
+            null) where some rows have any; a stream of such rows; None without training.
         eval: the same by the name of the set; the name is empty for a single one.
         predict: input_ids (the prompt), labels (the answer) and origin, by the same names.
         report: what became of the rows.

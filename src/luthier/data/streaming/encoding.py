@@ -118,5 +118,6 @@ class Encoding:
         import datasets
         import pyarrow
 
-        blocks = list(self.packer.blocks(datasets.Dataset(table.combine_chunks())))
+        rows = table.drop_columns(["row"]).combine_chunks()  # its numbers are those of a chunk
+        blocks = list(self.packer.blocks(datasets.Dataset(rows)))
         return pyarrow.Table.from_batches([as_batch(blocks)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from luthier import console
 from luthier.training.callbacks.pace import Pace, clock
 from luthier.training.files import finite, write_whole
 
@@ -31,6 +29,7 @@ RENAMED = {
     "tokens_per_second": "throughput",
     "mfu": "mfu",
     "total_tokens": "total_tokens",
+    "skipped_steps": "skipped_steps",
 }
 """Names in a trainer's log -> keys of a line, as LLaMA-Factory's readers know them."""
 
@@ -48,7 +47,6 @@ class LogFileCallback(TrainerCallback):
 
     def __init__(self) -> None:
         self._pace = Pace(0)
-        self._has_warned = False
 
     def on_train_begin(
         self,
@@ -80,15 +78,7 @@ class LogFileCallback(TrainerCallback):
         logs: Mapping[str, float] | None = None,
         **others: Any,
     ) -> None:
-        """Writes one line, null for a number that is none; the first such loss is told."""
-        loss = 0.0 if logs is None else logs.get("loss", 0.0)
-        if not math.isfinite(loss) and not self._has_warned:
-            self._has_warned = True
-            console.warn(
-                f"the loss is {loss} at step {state.global_step:,}, and the weights are likely "
-                "lost. Go on from an earlier checkpoint with a lower learning_rate, or with bf16 "
-                "in place of fp16."
-            )
+        """Writes one line, null for a number that is none."""
         if not args.should_save or not logs:
             return
         path = Path(args.output_dir) / FILE_NAME

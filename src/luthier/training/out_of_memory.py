@@ -1,0 +1,228 @@
+"""Memory that runs out: the step is computed again in smaller pieces, and so are later ones."""
+
+from __future__ import annotations
+
+import gc
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from luthier import console
+from luthier.batching.batch import MicroBatch, Step
+from luthier.batching.recut import rebuild, recut
+from luthier.errors import OutOfMemory
+from luthier.modeling.ranks import num_ranks, rank
+from luthier.training.random_state import RandomState
+
+SAYINGS = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""How libraries say it that do not raise torch's own error."""
+
+T = TypeVar("T")
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether an error says that a device, or the machine, has no memory left."""
+    if isinstance(problem, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(problem, RuntimeError) and any(each in str(problem) for each in SAYINGS)
+
+
+class MemoryKeeper:
+    """Computes micro-batches, and smaller ones where memory has run out.
+
+    What a rank computes in smaller pieces is its own share of a step, so it needs to ask nobody:
+    ranks exchange gradients with the last micro-batch only, and wait there for whoever is late.
+    That last one must not fail, since the others are in the exchange by then. So it is one whose
+    size was computed before, or an idle one of one token that is put behind the others.
+
+    Args:
+        can_retry: whether nothing else is exchanged within a step: one process, or DDP.
+        exchanges: whether gradients are exchanged at all.
+        pad_token_id: fills rectangles.
+        remedies: what to say when nothing can be made smaller, see `remedies.py`; given the tokens
+            of the micro-batch, and whether smaller ones are possible.
+
+    Attributes:
+        tokens: the most tokens that a micro-batch computes; None before memory has run out.
+        share_prefixes: whether trees share prefixes.
+        latest: the last step of training as it was computed; None before there is any.
+    """
+
+    def __init__(
+        self,
+        *,
+        can_retry: bool,
+        exchanges: bool,
+        pad_token_id: int,
+        remedies: Callable[[int, bool], str],
+    ) -> None:
+        self.can_retry, self.exchanges = can_retry, exchanges
+        self.pad_token_id, self.remedies = pad_token_id, remedies
+        self.tokens: int | None = None
+        self.share_prefixes = False
+        self.latest: Step | None = None
+        self._largest_computed = 0
+        self._is_exchanging = False
+        self._current: MicroBatch | None = None
+
+    def restore(self, tokens_of_ranks: Sequence[int | None]) -> None:
+        """Goes on with the limit that a checkpoint holds: this rank's, or the least of other ranks.
+
+        Args:
+            tokens_of_ranks: `tokens` of each rank that took part in it.
+        """
+        if len(tokens_of_ranks) == num_ranks():
+            self.tokens = tokens_of_ranks[rank()]
+        else:
+            self.tokens = min((each for each in tokens_of_ranks if each is not None), default=None)
+        if self.tokens is not None:
+            console.info(
+                f"micro-batches have {self.tokens:,} tokens at most, since memory ran out before"
+            )
+
+    def fit(self, step: Step) -> Step:
+        """The step in micro-batches that are known to be small enough."""
+        if self.tokens is None or all(map(self._fits, step.micro_batches)):
+            return step
+        return recut(step, self.tokens, self.pad_token_id, share_prefixes=self.share_prefixes)
+
+    def train(
+        self, model: nn.Module, step: Step, device: torch.device, compute: Callable[[Step], T]
+    ) -> T:
+        """The result of a step, computed until memory is enough.
+
+        Args:
+            model: as it is wrapped; it holds no gradient before the step.
+            step: as it was built.
+            device: of the run.
+            compute: does all micro-batches, each inside of `computing`, the last one exchanging.
+
+        Raises:
+            OutOfMemory: when the pieces cannot be smaller, or ranks cannot compute anything anew.
+        """
+        random = RandomState.take(device)
+        step = self.fit(step)
+        while True:
+            self.latest = step
+            try:
+                return compute(self._with_safe_end(step))
+            except (RuntimeError, MemoryError) as problem:
+                if not is_out_of_memory(problem):
+                    raise
+                said = str(problem).partition("\n")[0]
+            # out of the handler, so that nothing holds the frames of the failed pass
+            model.zero_grad()
+            release(device)
+            if isinstance(model, DistributedDataParallel):
+                model.require_forward_param_sync = False  # buffers were sent in the failed pass
+            self._lower(said)
+            random.restore()
+            step = self.fit(step)
+
+    @contextmanager
+    def computing(self, micro_batch: MicroBatch, *, is_last: bool) -> Iterator[None]:
+        """Around the forward and backward pass of a micro-batch; an idle one draws no numbers."""
+        self._current, self._is_exchanging = micro_batch, is_last and self.exchanges
+        is_idle = not micro_batch.num_tokens
+        with torch.random.fork_rng(_devices()) if is_idle else nullcontext():
+            yield
+        self._largest_computed = max(self._largest_computed, micro_batch.num_computed)
+        self._current, self._is_exchanging = None, False
+
+    def each(self, step: Step, compute: Callable[[MicroBatch], T]) -> Iterator[T]:
+        """What comes out of each micro-batch, none of which depends on another.
+
+        Args:
+            step: as it was built.
+            compute: one micro-batch, without gradient.
+
+        Raises:
+            OutOfMemory: as `train` does.
+        """
+        waiting = deque(self.fit(step).micro_batches)
+        while waiting:
+            self._current = waiting.popleft()
+            try:
+                result = compute(self._current)
+            except (RuntimeError, MemoryError) as problem:
+                if not is_out_of_memory(problem):
+                    raise
+                said = str(problem).partition("\n")[0]
+            else:
+                yield result
+                continue
+            failed = self._current
+            release(failed.input_ids.device)
+            self._lower(said)
+            pieces = self.fit(replace(step, micro_batches=(failed,), rows=()))
+            waiting.extendleft(reversed(pieces.micro_batches))
+
+    def _fits(self, micro_batch: MicroBatch) -> bool:
+        assert self.tokens is not None
+        return micro_batch.num_computed <= self.tokens or micro_batch.ends.numel() < 2
+
+    def _with_safe_end(self, step: Step) -> Step:
+        """The step with an idle micro-batch at its end, if the last one might fail."""
+        if not (self.exchanges and self.can_retry):
+            return step
+        *others, last = [each.num_computed for each in step.micro_batches]
+        if last <= max([self._largest_computed, *others]):
+            return step
+        idle = rebuild([], step.micro_batches[-1], self.pad_token_id, share_prefixes=False)
+        return replace(
+            step,
+            micro_batches=(*step.micro_batches, idle),
+            rows=(*step.rows, ()) if step.rows else (),
+        )
+
+    def _lower(self, said: str) -> None:
+        """Halves the most tokens of a micro-batch, from those that were too many.
+
+        Raises:
+            OutOfMemory: if the micro-batch that failed cannot be cut, or not computed again.
+        """
+        failed, self._current = self._current, None
+        where = f"rank {rank()} has run out of memory" if num_ranks() > 1 else "memory has run out"
+        if failed is None:
+            raise OutOfMemory(f"{where}: {said}\n{self.remedies(0, True)}")
+        where += f" in a micro-batch of {failed.num_computed:,} tokens"
+        is_single = failed.ends.numel() < 2
+        if self._is_exchanging or not self.can_retry:
+            raise OutOfMemory(
+                f"{where}, in which ranks wait for each other: no rank can compute it again alone. "
+                f"{said}\n{self.remedies(failed.num_computed, not is_single)}"
+            )
+        if is_single:
+            raise OutOfMemory(
+                f"{where}, which is one example and cannot be cut. {said}\n"
+                + self.remedies(failed.num_computed, False)
+            )
+        self.tokens = max(min(failed.num_computed, self.tokens or failed.num_computed) // 2, 1)
+        console.warn(
+            f"{where}; from here on they have {self.tokens:,} at most, with the same result. Set "
+            f"tokens_per_micro_batch: {self.tokens} to have it so from the start.",
+            on_every_rank=True,
+        )
+
+
+def release(device: torch.device) -> None:
+    """Gives back what is no longer used."""
+    gc.collect()
+    if device.type != "cpu":
+        torch.accelerator.empty_cache()
+
+
+def _devices() -> list[int]:
+    return [torch.accelerator.current_device_index()] if torch.accelerator.is_available() else []
