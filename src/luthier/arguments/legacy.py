@@ -112,6 +112,11 @@ _file(
 )
 _file(
     "accepted without effect",
+    "FSDP2 holds a layer at a time, whatever its size.",
+    fsdp_min_num_params=0,
+)
+_file(
+    "accepted without effect",
     "Tokens and tokens per second are always counted and stand in every logged line.",
     include_tokens_per_second=False,
     include_num_input_tokens_seen=False,
@@ -308,7 +313,8 @@ _file(
 )
 _file(
     "not yet",
-    "Training over several processes is not in this version; start one process.",
+    "Layers and sequences split over devices are not in this version; fsdp and deepspeed hold "
+    "weights in parts.",
     parallelism_config=None,
 )
 _file(

@@ -556,13 +556,6 @@ class TrainingArguments(Section):
         "whole and checkpoints hold whole weights.",
         status="honoured otherwise",
     )
-    fsdp_min_num_params: int = knob(
-        0,
-        "Parameters of a module above which FSDP holds it for itself. By default layers are held "
-        "so, whatever their size.",
-        status="honoured otherwise",
-        ge=0,
-    )
     fsdp_transformer_layer_cls_to_wrap: CommaList = knob(
         (),
         "Classes of layers that FSDP holds for themselves, a comma list. By default those that "

@@ -16,7 +16,6 @@ from accelerate.state import PartialState
 from accelerate.utils import (
     DistributedType,
     FullyShardedDataParallelPlugin,
-    enable_fsdp_ram_efficient_loading,
     load_fsdp_model,
     save_fsdp_model,
     save_fsdp_optimizer,
@@ -98,6 +97,9 @@ def fsdp_settings(arguments: Arguments, *, on_cpu: bool) -> dict[str, Any]:
                     'leave it alone. Hide it, too (CUDA_VISIBLE_DEVICES=""), or leave use_cpu.'
                 ]
             )
+        elif sharding.cpu_offload:
+            console.info("fsdp: cpu_offload has no effect: the weights are on the CPU")
+            sharding = replace(sharding, cpu_offload=False)
     _write_variables(sharding)
     if sharding is None:
         return {}
@@ -114,8 +116,6 @@ def _write_variables(sharding: Sharding | None) -> None:
             "FSDP_OFFLOAD_PARAMS": str(sharding.cpu_offload).lower(),
             "FSDP_STATE_DICT_TYPE": sharding.state_dict_type,
         }
-        if sharding.cpu_ram_efficient_loading:
-            enable_fsdp_ram_efficient_loading()
 
 
 def with_sharding(arguments: Arguments, library: LibraryArguments) -> Arguments:

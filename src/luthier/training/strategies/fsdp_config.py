@@ -36,10 +36,8 @@ class Sharding:
         reshard_after_forward: whether a layer's weights are given back after its forward and
             gathered again for its backward.
         cpu_offload: whether the parts lie in the CPU's memory while they rest.
-        auto_wrap_policy: what is whole at a time: a layer, a module of some size, or all.
-        min_num_params: parameters of such a module.
+        auto_wrap_policy: what is whole at a time: a layer, or all.
         transformer_layer_cls_to_wrap: classes of layers; empty for those that the model names.
-        cpu_ram_efficient_loading: whether the first rank alone reads the weights.
         state_dict_type: whether checkpoints hold the weights whole or in parts.
         activation_checkpointing: whether activations are computed again.
     """
@@ -47,9 +45,7 @@ class Sharding:
     reshard_after_forward: bool = True
     cpu_offload: bool = False
     auto_wrap_policy: str = BY_LAYER
-    min_num_params: int = 0
     transformer_layer_cls_to_wrap: tuple[str, ...] = ()
-    cpu_ram_efficient_loading: bool = False
     state_dict_type: str = FULL
     activation_checkpointing: bool = False
 
@@ -92,12 +88,12 @@ def read_sharding(arguments: Arguments, environment: Mapping[str, str]) -> Readi
     training = arguments.training
     is_launched_so = environment.get(SWITCH, "").lower() in TRUE
     if not training.fsdp and not is_launched_so:
-        idle = [name for name in OF_FSDP if getattr(training, name)]
+        idle = [name for name in ("fsdp_config", LAYERS) if getattr(training, name)]
         if idle:
             reading.notes.append(f"fsdp is not set: {', '.join(idle)} have no effect")
         return reading
     said: Said = {}
-    for source in (_words(training.fsdp), _config(training.fsdp_config), _companions(arguments)):
+    for source in (_words(training.fsdp), _config(training.fsdp_config), _layers(arguments)):
         try:
             _merge(said, source, reading)
         except _Wrong as wrong:
@@ -128,10 +124,8 @@ def said_by_launcher() -> Mapping[str, str]:
     return {name: value for name, value in os.environ.items() if is_of_fsdp(name)}
 
 
-NEED_WEIGHTS = ("adapter_name_or_path", "pissa_init", "train_from_scratch")
-"""Arguments that compute with a model's weights while it is loaded."""
-
-OF_FSDP = ("fsdp_config", "fsdp_min_num_params", "fsdp_transformer_layer_cls_to_wrap")
+LAYERS = "fsdp_transformer_layer_cls_to_wrap"
+"""The argument that names layers, from before there was `fsdp_config`."""
 
 
 class _Wrong(Exception):
@@ -159,11 +153,10 @@ def _config(given: str | Mapping[str, Any] | None) -> Iterator[tuple[str, Any, s
             yield str(name).removeprefix("fsdp_"), value, f"fsdp_config: {name}"
 
 
-def _companions(arguments: Arguments) -> Iterator[tuple[str, Any, str]]:
-    for name in OF_FSDP[1:]:
-        value = getattr(arguments.training, name)
-        if value:
-            yield name.removeprefix("fsdp_"), value, name
+def _layers(arguments: Arguments) -> Iterator[tuple[str, Any, str]]:
+    layers = arguments.training.fsdp_transformer_layer_cls_to_wrap
+    if layers:
+        yield LAYERS.removeprefix("fsdp_"), layers, LAYERS
 
 
 def _read_file(name: str) -> Mapping[str, Any]:
@@ -187,7 +180,6 @@ def _read_file(name: str) -> Mapping[str, Any]:
 
 LAUNCHER_NAMES = {
     "AUTO_WRAP_POLICY": "auto_wrap_policy",
-    "CPU_RAM_EFFICIENT_LOADING": "cpu_ram_efficient_loading",
     "OFFLOAD_PARAMS": "cpu_offload",
     "STATE_DICT_TYPE": "state_dict_type",
     "TRANSFORMER_CLS_TO_WRAP": "transformer_layer_cls_to_wrap",
@@ -205,8 +197,6 @@ def _launcher(environment: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
         names |= {"VERSION": "version", "SHARDING_STRATEGY": "sharding_strategy"}
     else:
         names["RESHARD_AFTER_FORWARD"] = "reshard_after_forward"
-    if environment.get("FSDP_AUTO_WRAP_POLICY", "").upper() == BY_SIZE:
-        names["MIN_NUM_PARAMS"] = "min_num_params"
     for variable, name in names.items():
         value = environment.get(f"FSDP_{variable}", "")
         if value and value != "None":
@@ -235,8 +225,8 @@ def _merge(said: Said, source: Iterator[tuple[str, Any, str]], reading: Reading)
     for given, raw, where in source:
         name = ALIASES.get(given, given)
         if name in IDLE:
-            if where != "accelerate's configuration":
-                reading.notes.append(f"{where} has no effect: FSDP2 needs no such setting")
+            if str(raw).lower() not in FALSE:
+                reading.notes.append(f"{where} has no effect: {IDLE[name]}")
             continue
         if name in REFUSED:
             if str(raw).lower() not in (*FALSE, "none", "{}"):
@@ -305,13 +295,6 @@ def _policy(name: str, value: Any) -> tuple[str, Any]:
     return name, text
 
 
-def _count(name: str, value: Any) -> tuple[str, Any]:
-    text = str(value).strip()
-    if not text.isdecimal():
-        raise ValueError("expected a number of parameters.")
-    return name, int(text)
-
-
 def _names(name: str, value: Any) -> tuple[str, Any]:
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, list | tuple):
@@ -333,9 +316,7 @@ READERS: dict[str, Callable[[str, Any], tuple[str, Any]]] = {
     "sharding_strategy": _strategy,
     "cpu_offload": _switch,
     "auto_wrap_policy": _policy,
-    "min_num_params": _count,
     "transformer_layer_cls_to_wrap": _names,
-    "cpu_ram_efficient_loading": _switch,
     "state_dict_type": _state_dict_type,
     "activation_checkpointing": _switch,
 }
@@ -346,17 +327,25 @@ ALIASES = {
     "transformer_cls_names_to_wrap": "transformer_layer_cls_to_wrap",
 }
 
-IDLE = frozenset(
-    {
+IDLE = dict.fromkeys(
+    (
         "backward_prefetch",
         "backward_prefetch_policy",
         "forward_prefetch",
         "limit_all_gathers",
         "sync_module_states",
         "use_orig_params",
-    }
-)
-"""Settings of FSDP1 on which no result depends and which FSDP2 does not have."""
+    ),
+    "FSDP2 needs no such setting",
+) | {
+    # accelerate 1.15 takes lists of layers for layers; transformers 5.23: github issue 43749
+    "min_num_params": "layers are held for themselves, whatever their size",
+    "cpu_ram_efficient_loading": "transformers 5 reads the weights on every rank all the same",
+}
+"""Settings on which no result depends, and why nothing follows from them."""
+
+NOT_IN_PARTS = ("adafactor",)
+"""Optimizers that mix whole tensors with parts."""
 
 REFUSED = {
     "activation_checkpointing_offload": "activations kept in the CPU's memory are not in this "
@@ -381,17 +370,11 @@ def _settle(said: Said, arguments: Arguments, reading: Reading) -> None:
         named = [f"reshard_after_forward: {meant[word]}" for word in words if word in meant]
         named += ["cpu_offload: True"] if "offload" in words else []
         reading.notes.append(f"fsdp = true, with {', '.join(named) or 'its defaults'} (FSDP2)")
-    if values.get("min_num_params") and "auto_wrap_policy" not in values:
-        values["auto_wrap_policy"] = BY_SIZE
-        reading.notes.append(f"fsdp: auto_wrap_policy = {BY_SIZE} (min_num_params)")
-    if values.get("cpu_ram_efficient_loading"):
-        whole = [name for name in NEED_WEIGHTS if arguments.flat()[name]]
-        if whole:
-            values["cpu_ram_efficient_loading"] = False
-            reading.notes.append(
-                f"fsdp: cpu_ram_efficient_loading = False ({whole[0]} needs the weights on every "
-                "rank)"
-            )
+    if values.get("auto_wrap_policy") == BY_SIZE:
+        values["auto_wrap_policy"] = BY_LAYER
+        reading.notes.append(
+            f"fsdp: auto_wrap_policy = {BY_LAYER} (modules are not held by their size)"
+        )
     reading.sharding = Sharding(**values)
 
 
@@ -401,13 +384,16 @@ def _contradictions(said: Said, arguments: Arguments) -> Iterator[str]:
     if training.deepspeed is not None:
         yield "fsdp and deepspeed are two ways to the same end; keep one of them."
     policy, layers = values.get("auto_wrap_policy"), values.get("transformer_layer_cls_to_wrap")
-    if layers and (
-        policy in (BY_SIZE, AT_ONCE) or (policy is None and values.get("min_num_params"))
-    ):
-        named = "min_num_params" if policy is None else f"auto_wrap_policy: {policy}"
-        yield f"fsdp: {named} and transformer_layer_cls_to_wrap exclude each other; keep one."
-    if policy == BY_SIZE and not values.get("min_num_params"):
-        yield f"fsdp: auto_wrap_policy: {BY_SIZE} needs min_num_params, a number above 0."
+    if layers and policy in (BY_SIZE, AT_ONCE):
+        yield (
+            f"fsdp: auto_wrap_policy: {policy} and transformer_layer_cls_to_wrap exclude each "
+            "other; keep one."
+        )
+    if training.optim in NOT_IN_PARTS:
+        yield (
+            f"optim: {training.optim} cannot work on weights in parts, as fsdp has them; use "
+            "adamw_torch, or deepspeed."
+        )
     is_off = (
         training.gradient_checkpointing is False or arguments.model.disable_gradient_checkpointing
     )
