@@ -7,14 +7,17 @@ import contextlib
 import peft
 import pytest
 import torch
+import torch.distributed as dist
 import transformers
 
 from luthier.arguments.parse import parse_dict
 from luthier.batching.padded import pad
 from luthier.errors import ModelError
+from luthier.modeling.fused_layers import FusedNorm
 from luthier.modeling.reads import read_nll
 from luthier.training.layout import choose_layout, probe_sequences
 from tests import tiny
+from tests.launched import values_of_ranks
 
 ROWS = [
     {"input_ids": [5, 9, 17, 4, 8, 23, 11, 6], "labels": [5, 9, 17, 4, 8, 23, 11, 6]},
@@ -222,3 +225,50 @@ def test_the_probe_branches_within_a_shared_prefix():
     ]
     assert len({length for length in shared if length}) >= 2
     assert all(len(each) > 1 for each in sequences)
+
+
+def choose_on_a_rank(what: str):
+    """What a rank takes when the model of rank 1 is another one."""
+    dist.init_process_group("gloo")
+    model = tiny.make_llama(vocab_size=97)
+    if dist.get_rank() == 1:
+        PLANTS[what](model)
+    try:
+        layout = choose(model)
+    except (ModelError, KeyError) as problem:
+        return f"{type(problem).__name__}: {problem}"
+    return layout.name, layout.has_idle_weights, isinstance(model.model.norm.forward, FusedNorm)
+
+
+def stumble(model):
+    """Fails in a way that no layout expects."""
+
+    def fail(module, arguments, options):
+        if options.get("position_ids") is not None:
+            raise KeyError("no such string")
+
+    model.model.register_forward_pre_hook(fail, with_kwargs=True)
+
+
+def keep_an_idle_weight(model):
+    model.idle = torch.nn.Parameter(torch.zeros(3))
+
+
+PLANTS = {
+    "state": carry_state,
+    "error": stumble,
+    "idle": keep_an_idle_weight,
+    "nothing": lambda model: None,
+}
+
+
+def test_ranks_take_what_is_right_on_all_of_them():
+    ranks = {what: values_of_ranks(choose_on_a_rank, 2, what) for what in PLANTS}
+
+    assert ranks["nothing"] == [("tree", False, True)] * 2
+    assert [layout for layout, *_ in ranks["state"]] == ["padded"] * 2
+    assert ranks["idle"] == [("tree", True, True)] * 2
+    assert ranks["error"] == [
+        "ModelError: process 1 could not go on: KeyError: 'no such string'",
+        "KeyError: 'no such string'",
+    ]
