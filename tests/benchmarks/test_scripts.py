@@ -28,6 +28,7 @@ SMALL = {
         "--models tiny --parts head --head-tokens 64 --vocabulary 1000",
         ("peak_mib", 2),
     ),
+    "ranks": ("--parts balance --ranks 2 3 --per-rank 1x4", ("slowest_percent", 4)),
     "startup": ("--pairs 1", ("ratio", 1)),
     "streaming": ("--parts resume --sizes 1 --steps 2", ("luthier_s", 1)),
     "tokenize": ("--rows 60 --workers 1 --pairs 1", ("ratio", 1)),
