@@ -137,10 +137,10 @@ def _deal_epoch(sequences: list[Any], ranks: int, split: str, layout: str) -> di
     for start in range(0, len(sequences), size):
         step = sequences[start : start + size]
         lengths = [len(each["input_ids"]) for each in step]
-        begun = time.perf_counter()
+        begun = time.process_time()
         shared = None if is_padded else find_prefixes([each["input_ids"] for each in step])
         plan = plan_step(lengths, ranks, budget, is_padded=is_padded, shared=shared)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.process_time() - begun)
         loads = [sum(computed(step, each) for each in micro_batches) for micro_batches in plan]
         slowest, mean = slowest + max(loads), mean + sum(loads) / ranks
         in_turns = [0] * ranks

@@ -79,7 +79,9 @@ def plan_step(
     if shared is not None and max(shared.common, default=0) >= MIN_SAVED:
         lineup = Lineup.of_tree(shared, lengths)
         cut, cost = lineup.cut, lineup.cost
-        plans += [_cut_evenly(deal, cut, cost, token_budget) for deal in lineup.deals(world_size)]
+        plans.append(
+            _cut_evenly(_lightest(lineup, world_size, token_budget), cut, cost, token_budget)
+        )
     best = min(plans, key=lambda plan: _burden(plan, cost))
     return [
         sorted(map(sorted, micro_batches), key=lambda each: (-cost(each), each))
@@ -87,9 +89,18 @@ def plan_step(
     ]
 
 
+def _lightest(lineup: Lineup, world_size: int, token_budget: int) -> list[list[int]]:
+    """The deal whose busiest rank computes least, when each rank's share is cut."""
+    deals = list(lineup.deals(world_size))
+    if len(deals) == 1:
+        return deals[0]
+    cuts = [[lineup.cut(share, token_budget) for share in deal] for deal in deals]
+    return min(zip(deals, cuts, strict=True), key=lambda pair: _burden(pair[1], lineup.cost))[0]
+
+
 def _burden(plan: list[MicroBatches], cost: Cost) -> tuple[int, int, int]:
     loads = [sum(map(cost, micro_batches)) for micro_batches in plan]
-    return max(loads), sum(loads), len(plan[0])
+    return max(loads), sum(loads), max(map(len, plan))
 
 
 def _cut_padded(share: Sequence[int], lengths: Sequence[int], token_budget: int) -> MicroBatches:
