@@ -12,6 +12,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback
 
 from luthier.batching.steps import StepBuilder
+from luthier.modeling import loader
 from tests.launched import values_of_ranks
 
 SPLITS = {1: (3, 4), 2: (3, 2), 3: (2, 2)}
@@ -55,9 +56,13 @@ def train(configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "per_device_train_batch_size": batch,
             "gradient_accumulation_steps": accumulation,
         }
+        ours = ("stops_after", "has_idle")
         watch = Watch(config.get("stops_after"))
-        known = {name: value for name, value in config.items() if name != "stops_after"}
-        result = luthier.train(known | split, callbacks=[watch])
+        known = {name: value for name, value in config.items() if name not in ours}
+        with pytest.MonkeyPatch.context() as patch:
+            if config.get("has_idle"):
+                patch.setattr(loader, "load_model", load_with_an_idle_weight)
+            result = luthier.train(known | split, callbacks=[watch])
         dist.barrier()
         found.append(
             {
@@ -69,6 +74,12 @@ def train(configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def load_with_an_idle_weight(*args, load_model=loader.load_model, **options):
+    model = load_model(*args, **options)
+    model.idle = torch.nn.Parameter(torch.zeros(3))
+    return model
 
 
 def losses(found: dict[str, Any], name: str = "loss") -> list[float]:
@@ -144,13 +155,18 @@ def cases(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory):
     return {
         "lora": settings | evaluated,
         "full": settings | {"finetuning_type": "full", "gradient_checkpointing": True},
-        "reentrant": settings
-        | {"gradient_checkpointing": True, "use_reentrant_gc": True, "max_steps": 4},
-        "padded": settings | {"layout": "padded", "max_steps": 4},
+        "padded": settings
+        | {
+            "layout": "padded",
+            "gradient_checkpointing": True,
+            "use_reentrant_gc": True,
+            "max_steps": 4,
+        },
         "packed": settings
         | {"dataset": str(texts), "stage": "pt", "cutoff_len": 64, "max_steps": 6},
         "streamed": settings | {"streaming": True, "buffer_size": 16, "max_steps": 7},
         "dropped": settings | {"lora_dropout": 0.5, "max_steps": 2},
+        "idle": settings | {"finetuning_type": "full", "has_idle": True, "max_steps": 3},
     }
 
 
@@ -167,7 +183,7 @@ def trained(cases, tmp_path_factory: pytest.TempPathFactory):
     return found
 
 
-EQUAL = [(2, name) for name in ("lora", "full", "reentrant", "padded", "packed", "streamed")]
+EQUAL = [(2, name) for name in ("lora", "full", "padded", "packed", "streamed", "idle")]
 
 
 @pytest.mark.slow
