@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -78,11 +78,13 @@ def losses_through(change: Callable):
         yield
 
 
-def train(config: dict[str, object], change: Callable) -> RunResult:
+def train(
+    config: dict[str, object], change: Callable, callbacks: Sequence[TrainerCallback] = ()
+) -> RunResult:
     """A run in which `change(loss, batch, step)` gives the loss of each micro-batch."""
     clock = Clock()
     with losses_through(lambda loss, batch: change(loss, batch, clock.step)):
-        return luthier.train(config, callbacks=[clock])
+        return luthier.train(config, callbacks=[clock, *callbacks])
 
 
 def out_of_memory_at(step: int, above: int) -> Callable:

@@ -121,15 +121,15 @@ def make_keeper(**options):
     return MemoryKeeper(**settings | options, remedies=lambda tokens, divisible: "remedies")
 
 
-def fail_in(keeper, *, is_last=False, once=True):
-    """A computation whose first micro-batch fails."""
+def fail_in(keeper):
+    """A computation whose first micro-batch fails once."""
     state = {"failed": 0}
 
     def compute(step):
         for micro_batch in step.micro_batches:
-            with keeper.computing(micro_batch, is_last=is_last):
+            with keeper.computing(micro_batch):
                 torch.rand(3)
-                if not (once and state["failed"]):
+                if not state["failed"]:
                     state["failed"] += 1
                     raise torch.OutOfMemoryError(faults.TOO_MUCH)
         return step, torch.rand(1).item()
@@ -151,15 +151,12 @@ def test_the_second_attempt_draws_the_numbers_of_the_first():
     assert drawn == expected
 
 
-@pytest.mark.parametrize("options", [{"can_retry": False}, {"exchanges": True}])
-def test_what_ranks_do_together_is_not_repeated(options):
+def test_what_ranks_do_together_is_not_repeated():
     step = StepBuilder(make_dataset(8), "num_learned", 0, 1000, layout="tree")(range(8))
-    keeper = make_keeper(**options)
+    keeper = make_keeper(can_retry=False)
 
     with pytest.raises(OutOfMemory, match="ranks wait for each other"):
-        keeper.train(
-            torch.nn.Linear(1, 1), step, torch.device("cpu"), fail_in(keeper, is_last=True)
-        )
+        keeper.train(torch.nn.Linear(1, 1), step, torch.device("cpu"), fail_in(keeper))
 
 
 def test_gradients_are_exchanged_with_a_micro_batch_whose_size_was_computed_before():
@@ -167,9 +164,8 @@ def test_gradients_are_exchanged_with_a_micro_batch_whose_size_was_computed_befo
     keeper, cpu, sizes = make_keeper(exchanges=True), torch.device("cpu"), []
 
     def compute(step):
-        last = len(step.micro_batches) - 1
-        for index, each in enumerate(step.micro_batches):
-            with keeper.computing(each, is_last=index == last):
+        for each in step.micro_batches:
+            with keeper.computing(each):
                 before = torch.get_rng_state()
                 torch.rand(1)
             assert bool(each.num_tokens) != torch.equal(before, torch.get_rng_state())

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -43,9 +43,9 @@ class MemoryKeeper:
     """Computes micro-batches, and smaller ones where memory has run out.
 
     What a rank computes in smaller pieces is its own share of a step, so it needs to ask nobody:
-    ranks exchange gradients with the last micro-batch only, and wait there for whoever is late.
-    That last one must not fail, since the others are in the exchange by then. So it is one whose
-    size was computed before, or an idle one of one token that is put behind the others.
+    ranks exchange gradients in the last backward pass only, and wait there for whoever is late.
+    That pass must not fail, since the others are in the exchange by then. So it is that of a
+    micro-batch whose size was computed before, or of an idle one of one token behind the others.
 
     Args:
         can_retry: whether nothing else is exchanged within a step: one process, or DDP.
@@ -114,6 +114,17 @@ class MemoryKeeper:
         """
         random = RandomState.take(device)
         step = self.fit(step)
+        is_wrapped = isinstance(model, DistributedDataParallel)
+        hook = model.register_forward_hook(self._end_forward) if is_wrapped else None
+        try:
+            return self._train(model, step, random, compute)
+        finally:
+            if hook is not None:
+                hook.remove()
+
+    def _train(
+        self, model: nn.Module, step: Step, random: RandomState, compute: Callable[[Step], T]
+    ) -> T:
         while True:
             self.latest = step
             try:
@@ -124,7 +135,7 @@ class MemoryKeeper:
                 said = str(problem).partition("\n")[0]
             # out of the handler, so that nothing holds the frames of the failed pass
             model.zero_grad()
-            release(device)
+            release(random.device)
             if isinstance(model, DistributedDataParallel):
                 model.require_forward_param_sync = False  # buffers were sent in the failed pass
             self._lower(said)
@@ -132,14 +143,18 @@ class MemoryKeeper:
             step = self.fit(step)
 
     @contextmanager
-    def computing(self, micro_batch: MicroBatch, *, is_last: bool) -> Iterator[None]:
+    def computing(self, micro_batch: MicroBatch) -> Iterator[None]:
         """Around the forward and backward pass of a micro-batch; an idle one draws no numbers."""
-        self._current, self._is_exchanging = micro_batch, is_last and self.exchanges
+        self._current = micro_batch
         is_idle = not micro_batch.num_tokens
         with torch.random.fork_rng(_devices()) if is_idle else nullcontext():
             yield
         self._largest_computed = max(self._largest_computed, micro_batch.num_computed)
         self._current, self._is_exchanging = None, False
+
+    def _end_forward(self, model: nn.Module, inputs: Any, output: Any) -> None:
+        """From the end of the last forward pass on, DDP expects the exchange of gradients."""
+        self._is_exchanging = bool(model.require_backward_grad_sync)
 
     def each(self, step: Step, compute: Callable[[MicroBatch], T]) -> Iterator[T]:
         """What comes out of each micro-batch, none of which depends on another.

@@ -303,7 +303,7 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
         self.accelerator.gradient_state._set_sync_gradients(is_last)
         waits = not (is_last or is_deepspeed)
         with (
-            self.memory.computing(micro_batch, is_last=is_last),
+            self.memory.computing(micro_batch),
             self.accelerator.no_sync(model) if waits else contextlib.nullcontext(),
         ):
             total = self._micro_loss(model, micro_batch, with_accuracy=False).total
