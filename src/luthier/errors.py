@@ -81,6 +81,7 @@ class SaveError(CheckpointError):
     """Checkpoints or the model cannot be written: a full disk, most often."""
 
     exit_code = 28
+    is_common = True
 
 
 class NonFiniteError(LuthierError):

@@ -56,7 +56,7 @@ def test_the_oldest_go_by_step_and_not_by_age(tmp_path):
     for step in (20, 3, 100):
         made.checkpoint(tmp_path, step)
 
-    rotate(tmp_path, 2, [tmp_path / "checkpoint-100"])
+    rotate(tmp_path, 2, tmp_path / "checkpoint-100", [])
 
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-20", "checkpoint-100"]
 
@@ -67,16 +67,28 @@ def test_the_last_good_one_and_the_best_stay_whatever_the_limit(tmp_path):
     (tmp_path / "checkpoint-4" / "optimizer.pt").unlink()
     good = newest_valid(tmp_path)
 
-    rotate(tmp_path, 1, [good, tmp_path / "checkpoint-1"])
+    rotate(tmp_path, 1, good, [tmp_path / "checkpoint-1"])
 
     assert good == tmp_path / "checkpoint-3"
     assert list_checkpoints(tmp_path) == [tmp_path / "checkpoint-1", good]
 
 
+def test_damaged_ones_of_later_steps_go_before_good_ones(tmp_path):
+    for step in (2, 4, 6, 20):
+        made.checkpoint(tmp_path, step)
+
+    rotate(tmp_path, 3, tmp_path / "checkpoint-6", [])
+
+    assert [path.name for path in list_checkpoints(tmp_path)] == [
+        f"checkpoint-{step}" for step in (2, 4, 6)
+    ]
+
+
 def test_without_a_limit_all_stay(tmp_path):
     made.checkpoint(tmp_path, 1)
 
-    assert rotate(tmp_path, None, []) == []
+    rotate(tmp_path, None, None, [])
+
     assert len(list_checkpoints(tmp_path)) == 1
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from luthier.arguments.parse import parse_dict
-from luthier.errors import CheckpointError, NoValidCheckpoint
+from luthier.errors import ArgumentsError, CheckpointError, NoValidCheckpoint
 from luthier.training.checkpoints import precheck
-from luthier.training.checkpoints.resume import choose_checkpoint
+from luthier.training.checkpoints.folders import list_checkpoints
+from luthier.training.checkpoints.identity import identify
+from luthier.training.checkpoints.resume import choose_checkpoint, go_on
+from luthier.training.strategies.strategy import Strategy
 from tests.training.checkpoints import made
 
 
@@ -83,3 +87,18 @@ def test_a_path_that_is_no_checkpoint_is_refused_at_once(tmp_path):
     wrong = arguments(tmp_path, resume_from_checkpoint=str(tmp_path / "nowhere"))
 
     assert "is no checkpoint" in next(precheck.find_problems(wrong))
+
+
+def test_going_on_from_an_earlier_one_leaves_the_later_ones_behind(run, capsys):
+    asked = arguments(run, resume_from_checkpoint=str(run / "checkpoint-2"))
+    now = identify(asked, Strategy("single"), 1)
+
+    with pytest.raises(ArgumentsError, match="examples of a step: 4 then, 8 now"):
+        go_on(asked, now)
+    assert len(list_checkpoints(run)) == 3
+    checkpoint, found = go_on(asked, replace(now, examples_per_step=4))
+
+    assert checkpoint == run / "checkpoint-2"
+    assert found.run_id == made.manifest(2).run_id
+    assert list_checkpoints(run) == [checkpoint]
+    assert len(list(run.glob("checkpoint-*.old-*"))) == 2

@@ -90,7 +90,7 @@ def holds_run(folder: Path) -> bool:
 
 def _moved_aside(folder: Path, lock: OutputLock, launch: str) -> OutputLock:
     place = folder.resolve()
-    aside = _free_name(place)
+    aside = free_name(place)
     try:
         place.rename(aside)
     except OSError as problem:
@@ -106,7 +106,8 @@ def _moved_aside(folder: Path, lock: OutputLock, launch: str) -> OutputLock:
     return ours
 
 
-def _free_name(place: Path) -> Path:
+def free_name(place: Path) -> Path:
+    """A name beside a folder that says when it was moved away."""
     name = f"{place.name}.old-{datetime.now():%Y-%m-%d-%H%M%S}"
     aside = place.with_name(name)
     number = 1

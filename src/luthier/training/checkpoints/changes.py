@@ -37,8 +37,7 @@ ELSEWHERE = frozenset(
     default_system enable_thinking preserve_thinking tokenized_path max_bad_rows
     per_device_train_batch_size gradient_accumulation_steps nproc
     max_steps num_train_epochs
-    deepspeed fsdp fsdp_config fsdp_min_num_params
-    fsdp_transformer_layer_cls_to_wrap accelerator_config
+    deepspeed fsdp fsdp_config accelerator_config
     """.split()
 )
 

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from transformers import EarlyStoppingCallback, TrainerState
 
 from luthier import console
 from luthier.training.callbacks.requests import owes_evaluation
 from luthier.training.checkpoints.final import finished_model
+from luthier.training.checkpoints.subject import Subject
 from luthier.training.checkpoints.verify import STATE, saved_entry
 
-if TYPE_CHECKING:
-    from luthier.training.trainer import LuthierTrainer
+RESULTS = "train_results.json"
 
 Left: TypeAlias = Literal["nothing", "model", "steps"]
 """Nothing; only the model has to be written, since the run was cut off behind its last step; or
 steps have to be made."""
 
 
-def what_is_left(trainer: LuthierTrainer, checkpoint: Path) -> Left:
+def what_is_left(trainer: Subject, checkpoint: Path) -> Left:
     """What a run has to do that goes on from a checkpoint; said, when it is not to train."""
     folder = Path(trainer.args.output_dir)
     state = TrainerState.load_from_json(str(checkpoint / STATE))
     *_, max_steps = trainer.set_initial_training_values(
         trainer.args, trainer.get_train_dataloader()
     )
-    model = finished_model(folder)
+    # the last file that training leaves; who was cut off before it does the end again
+    is_told = (folder / RESULTS).is_file()
+    model = finished_model(folder) if is_told else None
     if model is not None and (
         (model.end == "steps" and model.step >= max_steps)
         or (model.end == "patience" and _is_patience_used_up(trainer, state))
@@ -48,7 +50,7 @@ def what_is_left(trainer: LuthierTrainer, checkpoint: Path) -> Left:
     return "steps"
 
 
-def why_over(trainer: LuthierTrainer) -> str:
+def why_over(trainer: Subject) -> str:
     """Why training ended, in the words of `Manifest.end`."""
     if trainer.state.global_step >= trainer.state.max_steps:
         return "steps"
@@ -59,7 +61,7 @@ def why_over(trainer: LuthierTrainer) -> str:
     return "patience" if used_up else "stopped"
 
 
-def take_up_end(trainer: LuthierTrainer, checkpoint: Path) -> dict[str, float]:
+def take_up_end(trainer: Subject, checkpoint: Path) -> dict[str, float]:
     """Puts a trainer where it was behind its last step, with the best weights if those are asked.
 
     Returns:
@@ -77,7 +79,7 @@ def take_up_end(trainer: LuthierTrainer, checkpoint: Path) -> dict[str, float]:
     return {} if total is None else {"train_loss": total / steps, "epoch": trainer.state.epoch or 0}
 
 
-def take_up_finished(trainer: LuthierTrainer) -> None:
+def take_up_finished(trainer: Subject) -> None:
     """Puts a trainer where the run in its folder has ended, with the weights there."""
     folder = Path(trainer.args.output_dir)
     if (folder / STATE).is_file():
@@ -85,7 +87,7 @@ def take_up_finished(trainer: LuthierTrainer) -> None:
     load_weights(trainer, folder)
 
 
-def load_weights(trainer: LuthierTrainer, folder: Path) -> None:
+def load_weights(trainer: Subject, folder: Path) -> None:
     """Reads weights in the way of the run's strategy, without the optimizer's moments."""
     if not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
         trainer._load_from_checkpoint(str(folder))
@@ -99,7 +101,7 @@ def load_weights(trainer: LuthierTrainer, folder: Path) -> None:
     trainer.state = state
 
 
-def find_best_again(trainer: LuthierTrainer) -> None:
+def find_best_again(trainer: Subject) -> None:
     """Names the best checkpoint where it is now, if the run's folder was moved."""
     state = trainer.state
     if state.best_global_step and state.best_model_checkpoint is None:
@@ -108,12 +110,12 @@ def find_best_again(trainer: LuthierTrainer) -> None:
             state.best_model_checkpoint = str(moved)
 
 
-def _is_patience_used_up(trainer: LuthierTrainer, state: TrainerState) -> bool:
+def _is_patience_used_up(trainer: Subject, state: TrainerState) -> bool:
     saved = (state.stateful_callbacks or {}).get(EarlyStoppingCallback.__name__)
     counter = saved["attributes"]["early_stopping_patience_counter"] if saved else 0
     return any(counter >= callback.early_stopping_patience for callback in _stoppers(trainer))
 
 
-def _stoppers(trainer: LuthierTrainer) -> list[EarlyStoppingCallback]:
+def _stoppers(trainer: Subject) -> list[EarlyStoppingCallback]:
     callbacks = trainer.callback_handler.callbacks
     return [each for each in callbacks if isinstance(each, EarlyStoppingCallback)]

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from luthier import console
 from luthier.arguments.record import Arguments
 from luthier.errors import ArgumentsError, CheckpointError, NoValidCheckpoint
-from luthier.training.checkpoints.aside import output_folder, starts_anew
+from luthier.training.checkpoints.aside import free_name, output_folder, starts_anew
 from luthier.training.checkpoints.changes import compare, compare_settings
-from luthier.training.checkpoints.folders import list_checkpoints, size_of
+from luthier.training.checkpoints.folders import list_checkpoints, size_of, step_of
 from luthier.training.checkpoints.identity import Identity, settings_of
 from luthier.training.checkpoints.manifest import FILE_NAME, Manifest, read_manifest
 from luthier.training.checkpoints.verify import Problem, verify_once
@@ -133,8 +133,11 @@ def go_on(arguments: Arguments, now: Identity) -> tuple[Path | None, Identity]:
             f"{checkpoint} has no {FILE_NAME}, so another program wrote it. Its files look whole; "
             "whether they are as they were written cannot be seen."
         )
-        return checkpoint, replace(now, run_id=run_id)
-    return checkpoint, replace(now, run_id=_compared(arguments, checkpoint, manifest, now))
+    else:
+        run_id = _compared(arguments, checkpoint, manifest, now)
+    if rank() == 0:
+        _leave_later_ones(arguments, checkpoint)
+    return checkpoint, replace(now, run_id=run_id)
 
 
 def announce(checkpoint: Path) -> None:
@@ -146,6 +149,22 @@ def announce(checkpoint: Path) -> None:
             "learning rate's schedule begin anew, so the run is not the one it was. Set "
             "overwrite_output_dir: true to train from the start."
         )
+
+
+def _leave_later_ones(arguments: Arguments, checkpoint: Path | None) -> None:
+    """Renames the later checkpoints of a run that is told to go on from before them.
+
+    They are of a past that this run does not have; the next start would take the newest of them.
+    """
+    folder = output_folder(arguments)
+    is_named = arguments.training.resume_from_checkpoint not in ("auto", "true", "false")
+    if checkpoint is None or not is_named or checkpoint.resolve().parent != folder.resolve():
+        return
+    for other in list_checkpoints(folder):
+        if (step_of(other) or 0) > (step_of(checkpoint) or 0):
+            aside = free_name(other)
+            other.rename(aside)
+            console.info(f"{other} is later than {checkpoint.name}, and is now {aside.name}")
 
 
 def _compared(arguments: Arguments, checkpoint: Path, manifest: Manifest, now: Identity) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from luthier import console
 from luthier.errors import SaveError
@@ -17,22 +16,22 @@ from luthier.training.checkpoints.folders import (
     size_of,
     stage_folder,
 )
+from luthier.training.checkpoints.hub import push_checkpoint
 from luthier.training.checkpoints.identity import Identity
 from luthier.training.checkpoints.publish import publish
 from luthier.training.checkpoints.rotate import rotate
 from luthier.training.checkpoints.space import (
     BESIDE_TENSORS,
     MARGIN,
+    OF_A_TOKEN,
     bytes_of_state,
     check_space,
     describe,
     is_write_failure,
 )
+from luthier.training.checkpoints.subject import Subject
 from luthier.training.checkpoints.verify import newest_valid
 from luthier.training.checkpoints.writing import name_best, write_checkpoint
-
-if TYPE_CHECKING:
-    from luthier.training.trainer import LuthierTrainer
 
 TOKEN = ".first-rank"
 """A file that the first rank puts into a stage: who sees it shares its file system."""
@@ -53,7 +52,7 @@ class CheckpointSaver:
         last_published: the newest checkpoint that this process knows to be good.
     """
 
-    def __init__(self, trainer: LuthierTrainer, identity: Identity) -> None:
+    def __init__(self, trainer: Subject, identity: Identity) -> None:
         self._trainer = trainer
         self._identity = identity
         self._output_dir = Path(trainer.args.output_dir)
@@ -90,7 +89,7 @@ class CheckpointSaver:
         if self._publishes:
             self._rotate(self._limit, folder)
         if trainer.args.push_to_hub:
-            trainer._push_from_checkpoint(str(folder))
+            push_checkpoint(trainer, folder)
         return folder
 
     def save_model(self, write: Callable[[str], None], end: str) -> None:
@@ -156,11 +155,13 @@ class CheckpointSaver:
                 raise
             failure = describe(problem)
             if is_collective and self._is_sharded:
-                raise SaveError(
+                alone = SaveError(
                     f"rank {self._trainer.args.process_index} cannot write its part of a "
                     f"checkpoint to {self._output_dir}: {failure}. Others wait for it, so the run "
                     f"ends. {self._last_good()}"
-                ) from problem
+                )
+                alone.is_common = False
+                raise alone from problem
         return next((each for each in gather_objects(failure) if each is not None), None)
 
     @property
@@ -193,7 +194,8 @@ class CheckpointSaver:
             self._last_size = size_of(self.last_published)
         if self._last_size is None:
             trainer = self._trainer
-            self._last_size = BESIDE_TENSORS + bytes_of_state(
+            beside = BESIDE_TENSORS + OF_A_TOKEN * len(trainer.processing_class)
+            self._last_size = beside + bytes_of_state(
                 trainer.model,
                 trainer.optimizer,
                 only_model=trainer.args.save_only_model,
@@ -230,9 +232,8 @@ class CheckpointSaver:
                 stage.rmdir()
 
     def _rotate(self, limit: int | None, good: Path | None) -> None:
-        best = [self._trainer.state.best_model_checkpoint, self._best_before]
-        kept = [Path(each) for each in (good, *best) if each is not None]
-        rotate(self._output_dir, limit, kept)
+        best = {self._trainer.state.best_model_checkpoint, self._best_before}
+        rotate(self._output_dir, limit, good, [Path(each) for each in best if each is not None])
 
     def _remove(self, stage: Path) -> None:
         if self._trainer.args.local_process_index == 0:

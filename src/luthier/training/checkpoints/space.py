@@ -15,8 +15,8 @@ from luthier.errors import SaveError
 MARGIN = 1.2
 """A checkpoint may be so much larger than the one before it, or than its tensors."""
 
-BESIDE_TENSORS = 32 << 20
-"""Bytes for the tokenizer, states and small files of a first checkpoint."""
+BESIDE_TENSORS, OF_A_TOKEN = 1 << 20, 80
+"""Bytes of states and small files of a checkpoint, and of each token in a tokenizer's files."""
 
 TORCH_WORDS = ("iostream error", "PytorchStreamWriter", "unexpected pos", "file write failed")
 """How torch's writer says in a RuntimeError that a file could not be written."""

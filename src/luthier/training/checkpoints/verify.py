@@ -40,7 +40,12 @@ HAS_MANIFEST = "has_manifest"
 STATE_ENTRY = "LuthierTrainer"
 """Where trainer_state.json keeps, among the callbacks' states, what the library forgets."""
 
-WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "pytorch_model.bin")
+WEIGHTS = (
+    "adapter_model.safetensors",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model_fsdp.bin",
+)
 
 INDEX = "model.safetensors.index.json"
 
@@ -184,12 +189,12 @@ def _look_whole(folder: Path) -> Iterator[Problem]:
     is_sharded = any(path.is_dir() for path in folder.iterdir())  # DeepSpeed, FSDP
     random_states = list(folder.glob("rng_state*.pth"))
     if random_states and not is_sharded:  # else only weights were asked for
-        for name in ("optimizer.pt", "scheduler.pt"):
-            if not (folder / name).is_file():
+        for name, other in (("optimizer.pt", "optimizer.bin"), ("scheduler.pt", "scheduler.pt")):
+            if not ((folder / name).is_file() or (folder / other).is_file()):
                 yield Problem(name, "is missing")
     if (folder / "optimizer.pt").is_file() and not random_states:
         yield Problem("rng_state.pth", "is missing")
-    for path in [*folder.glob("*.pt"), *folder.glob("*.pth")]:
+    for path in [*folder.glob("*.pt"), *folder.glob("*.pth"), *folder.glob("*.bin")]:
         if not _is_whole_archive(path):
             yield Problem(path.name, "is damaged")
 

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from transformers.trainer_callback import ExportableState
 
 from luthier.training.checkpoints.folders import checkpoint_folder
+from luthier.training.checkpoints.subject import Subject
 from luthier.training.checkpoints.verify import STATE
 
-if TYPE_CHECKING:
-    from luthier.training.trainer import LuthierTrainer
 
-
-def write_checkpoint(trainer: LuthierTrainer, stage: Path) -> None:
+def write_checkpoint(trainer: Subject, stage: Path) -> None:
     """What transformers' `_save_checkpoint` writes, to a stage; every rank its own part.
 
     Its trainer_state.json names checkpoints by where they will be published.
     """
     folder = str(stage)
-    trainer.save_model(folder, _internal_call=True)
+    trainer.save_model_of_checkpoint(folder)
     if not trainer.args.save_only_model:
         trainer._save_optimizer_and_scheduler(folder)
         trainer._save_scaler(folder)
@@ -30,7 +27,7 @@ def write_checkpoint(trainer: LuthierTrainer, stage: Path) -> None:
         trainer.state.save_to_json(str(stage / STATE))
 
 
-def name_best(trainer: LuthierTrainer, output_dir: Path) -> None:
+def name_best(trainer: Subject, output_dir: Path) -> None:
     """Notes where the best model is, as soon as a checkpoint of its step is there or being made."""
     state = trainer.state
     best = state.best_global_step
@@ -41,7 +38,7 @@ def name_best(trainer: LuthierTrainer, output_dir: Path) -> None:
         state.best_model_checkpoint = str(folder)
 
 
-def keep_callback_states(trainer: LuthierTrainer) -> None:
+def keep_callback_states(trainer: Subject) -> None:
     """Puts the counters of callbacks into the state that is saved."""
     states = trainer.state.stateful_callbacks
     assert states is not None
