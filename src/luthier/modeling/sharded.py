@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 OF_THE_HOOKS = ("pre_bwd_fn", "post_bwd_fn")
 """What DeepSpeed leaves at a module whose weights it gathers."""
@@ -21,6 +22,11 @@ def is_sharded(parameter: Any) -> bool:
 def has_shards(model: nn.Module) -> bool:
     """Whether any weight of a model is held in parts."""
     return any(is_sharded(each) for each in model.parameters())
+
+
+def holds_parts(model: nn.Module) -> bool:
+    """Whether DeepSpeed or FSDP2 holds any weight of a model in parts."""
+    return any(is_sharded(each) or isinstance(each, DTensor) for each in model.parameters())
 
 
 def full_numel(parameter: Any) -> int:

@@ -397,7 +397,12 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
     def _prepare_for_training(self, max_steps: int, *args: Any, **options: Any) -> Any:
         if self.is_deepspeed_enabled:  # a scheduler of its own asks for it before ours is made
             self.args.warmup_steps, _ = resolve_warmup_steps(self.arguments.training, max_steps)
-        prepared = super()._prepare_for_training(max_steps, *args, **options)
+        with (
+            deepspeed.reading_plain_data()
+            if self.is_deepspeed_enabled
+            else contextlib.nullcontext()
+        ):
+            prepared = super()._prepare_for_training(max_steps, *args, **options)
         if (
             isinstance(self.model_wrapped, DistributedDataParallel)
             and self.args.ddp_broadcast_buffers is None
@@ -592,8 +597,6 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
             return
         refuse_nonfinite(self.model, self.state.global_step)
         self.saver.save_model(lambda stage: self.save_model(stage, True), why_over(self))
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def save_state(self) -> None:
         """Writes trainer_state.json to the run's folder, whole."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from collections.abc import Iterator
@@ -19,9 +20,9 @@ from luthier.optional import need
 from luthier.training.launched import World, count_cores, launch_problems, launched_world
 from luthier.training.library_arguments import has_accelerator, is_on_cpu
 from luthier.training.restarted import meet_anew
-from luthier.training.strategies.deepspeed import end_group, use_gloo
+from luthier.training.strategies.deepspeed import use_gloo
 
-__all__ = ["World", "check_world", "join_world", "membership"]
+__all__ = ["World", "check_launch", "check_world", "join_world", "membership"]
 
 MEETING_TIMEOUT = timedelta(minutes=30)
 """How long a process that is done waits for those that still write."""
@@ -30,7 +31,21 @@ PROBLEM_TIMEOUT = timedelta(seconds=5)
 """How long processes wait for each other to compare what went wrong."""
 
 LEAVING_TIMEOUT_S = 10.0
-"""How long a process that failed tries to leave the group of a GPU in good order."""
+"""How long a process tries to leave the group of a GPU in good order."""
+
+_num_runs = 0
+"""Runs that this process has begun; each has names of its own in the group's store."""
+
+
+def check_launch(arguments: Arguments) -> None:
+    """Compares what the launcher said with the arguments and with this machine.
+
+    Raises:
+        ArgumentsError: if it cannot be, or asks for what is not there.
+    """
+    problems = list(launch_problems()) or list(_problems(arguments))
+    if problems:
+        raise ArgumentsError(problems)
 
 
 def join_world(arguments: Arguments) -> World:
@@ -41,31 +56,12 @@ def join_world(arguments: Arguments) -> World:
     the library's arguments are made. `check_world` then compares.
 
     Args:
-        arguments: resolved, so that `ddp_timeout` is one that ends.
-
-    Raises:
-        ArgumentsError: if what the launcher said cannot be, or asks for what is not there.
+        arguments: resolved, so that `ddp_timeout` is one that ends; `check_launch` has seen them.
     """
-    problems = list(launch_problems())
-    world = launched_world()
-    training = arguments.training
-    if not world.is_launched and (training.nproc or 1) > 1:
-        problems.append(
-            f"nproc: {training.nproc} processes are asked for, and this run was started in one. "
-            "`luthier train` starts as many as nproc says; from Python, start the script by "
-            "torchrun."
-        )
-    on_cpu = is_on_cpu(arguments)
-    if world.is_launched and on_cpu and training.ddp_backend not in (None, "gloo"):
-        problems.append(
-            f"ddp_backend: {training.ddp_backend} needs devices that are not here; on a CPU "
-            "processes talk by gloo. Leave it out."
-        )
-    if problems:
-        raise ArgumentsError(problems)
+    world, on_cpu = launched_world(), is_on_cpu(arguments)
     if "LOCAL_SIZE" in os.environ:  # deepspeed's launcher says it by this name
         os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ["LOCAL_SIZE"])
-    timeout = timedelta(seconds=training.ddp_timeout)
+    timeout = timedelta(seconds=arguments.training.ddp_timeout)
     if world.is_launched and not dist.is_initialized():
         meet_anew(world, timeout)
     if world.is_launched and on_cpu and not dist.is_initialized():
@@ -79,6 +75,37 @@ def join_world(arguments: Arguments) -> World:
         else:
             dist.init_process_group("gloo", timeout=timeout)
     return world
+
+
+def _problems(arguments: Arguments) -> Iterator[str]:
+    """What the arguments, the launcher and this machine say against each other."""
+    world, training = launched_world(), arguments.training
+    if not world.is_launched and (training.nproc or 1) > 1:
+        yield (
+            f"nproc: {training.nproc} processes are asked for, and this run was started in one. "
+            "`luthier train` starts as many as nproc says; from Python, start the script by "
+            "torchrun."
+        )
+    if world.is_launched and is_on_cpu(arguments):
+        if training.ddp_backend not in (None, "gloo"):
+            yield (
+                f"ddp_backend: {training.ddp_backend} needs devices that are not here; on a CPU "
+                "processes talk by gloo. Leave it out."
+            )
+    elif world.is_launched and world.local_rank >= torch.accelerator.device_count():
+        yield (
+            f"the launcher started process {world.local_rank} on this machine (counted from 0), "
+            f"and {torch.accelerator.device_count()} accelerators are visible. Start one process "
+            "for each."
+        )
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    ours = "bf16" if training.bf16 else "fp16" if training.fp16 else "no"
+    if precision not in ("no", ours):
+        yield (
+            f"mixed_precision: accelerate's launcher says {precision}, and this run says "
+            f"{'neither bf16 nor fp16' if ours == 'no' else ours}. Set {precision}: true in the "
+            "run's arguments, or mixed_precision: 'no' for accelerate; the arguments decide."
+        )
 
 
 def check_world(world: World, library: LibraryArguments) -> None:
@@ -106,38 +133,47 @@ def check_world(world: World, library: LibraryArguments) -> None:
 
 
 @contextmanager
-def membership() -> Iterator[None]:
-    """Leaves, when the block ends, the group that was joined in it.
+def membership(*, owns_process: bool) -> Iterator[None]:
+    """Ends a run among others, whatever its end is.
 
     At a good end processes that are done wait for those that still write, and so they do where all
-    of them raise the same. One that failed alone leaves at once: the others may never come.
+    of them raise the same. One that failed alone does not: the others may never come. The group
+    that was joined in the block is left, if the process ends with the run; in a process that goes
+    on it stays, for the next run.
+
+    Args:
+        owns_process: whether the process ends with the run.
     """
+    global _num_runs
+    _num_runs += 1
     was_member = dist.is_initialized()
     try:
         yield
+        if dist.is_initialized():
+            _meet()
     except LuthierError as problem:
-        if dist.is_initialized() and not was_member:
+        if dist.is_initialized():
             if problem.is_common:
                 _meet()
             else:
                 problem.is_common = _is_said_by_first(str(problem))
-            _leave_others_behind()
         raise
-    except BaseException:
+    finally:
         if dist.is_initialized() and not was_member:
-            _leave_others_behind()
-        raise
-    if dist.is_initialized() and not was_member:
-        _meet()
-        end_group()
+            if owns_process:
+                _leave()
+            else:
+                atexit.register(_leave)
 
 
-def _leave_others_behind() -> None:
+def _leave() -> None:
+    if not dist.is_initialized():
+        return
     if not has_accelerator():
-        end_group()
+        dist.destroy_process_group()
         return
     # a device's group may wait for work that the other processes will never do
-    leaving = threading.Thread(target=end_group, daemon=True)
+    leaving = threading.Thread(target=dist.destroy_process_group, daemon=True)
     leaving.start()
     leaving.join(LEAVING_TIMEOUT_S)
 
@@ -145,10 +181,10 @@ def _leave_others_behind() -> None:
 def _meet() -> None:
     """Waits until every process has come here; without a collective, whose time may be short."""
     store = dist.distributed_c10d._get_default_store()
-    names = [f"luthier/done/{rank}" for rank in range(dist.get_world_size())]
     try:
-        store.set(names[dist.get_rank()], "")
-        store.wait(names, MEETING_TIMEOUT)
+        store.set(_names("done")[dist.get_rank()], "")
+        store.wait(_names("done"), MEETING_TIMEOUT)
+        _part(store)
     except dist.DistError as problem:
         console.warn(f"not all processes came to the end of the run: {problem}")
 
@@ -156,14 +192,29 @@ def _meet() -> None:
 def _is_said_by_first(text: str) -> bool:
     """Whether the first process has the same to say; for which it is given a moment."""
     store = dist.distributed_c10d._get_default_store()
-    names = [f"luthier/problem/{rank}" for rank in range(dist.get_world_size())]
-    try:
-        store.set(names[dist.get_rank()], text)
-        with suppress(dist.DistStoreError):  # some have nothing to say
-            store.wait(names, PROBLEM_TIMEOUT)
-        return bool(store.check(names[:1])) and store.get(names[0]).decode() == text
-    except dist.DistError:  # the process that kept the store is gone
-        return False
+    first = _names("problem")[0]
+    is_same = dist.get_rank() == 0
+    with suppress(dist.DistError):  # the others have nothing to say, or the store is gone
+        if is_same:
+            store.set(first, text)
+        else:
+            store.wait([first], PROBLEM_TIMEOUT)
+            is_same = store.get(first).decode() == text
+        _part(store)
+    return is_same
+
+
+def _part(store: dist.Store) -> None:
+    """Lets the first process, which may keep the store, outlive the others' last look into it."""
+    if dist.get_rank() == 0:
+        store.wait(_names("read")[1:], PROBLEM_TIMEOUT)
+    else:
+        store.set(_names("read")[dist.get_rank()], "")
+
+
+def _names(what: str) -> list[str]:
+    """Where in the store each process says something about this run."""
+    return [f"luthier/{_num_runs}/{what}/{rank}" for rank in range(dist.get_world_size())]
 
 
 def _is_deepspeed(arguments: Arguments) -> bool:

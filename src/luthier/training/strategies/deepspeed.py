@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from transformers import Trainer
 from transformers import TrainingArguments as LibraryArguments
@@ -29,6 +28,12 @@ from luthier.training.strategies.deepspeed_config import (
     value_of,
 )
 from luthier.training.strategies.strategy import DEEPSPEED_STAGES, WORDS
+
+PLAIN_DATA = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+"""The variable by which torch reads nothing but tensors and plain values, whatever it is told."""
+
+_stages: list[int] = []
+"""Of the runs that this process has made."""
 
 
 def deepspeed_settings(arguments: Arguments) -> Config | None:
@@ -53,6 +58,14 @@ def deepspeed_settings(arguments: Arguments) -> Config | None:
         )
     config, lines = complete(read_config(given), arguments)
     stage = stage_of(config)
+    if _stages:
+        raise ArgumentsError(
+            [
+                "deepspeed: this process has made a run with DeepSpeed before, whose groups live "
+                "on in it. Start another process for another run."
+            ]
+        )
+    _stages.append(stage)
     console.info(WORDS[DEEPSPEED_STAGES[stage]])
     for line in lines:
         console.info(line)
@@ -61,8 +74,12 @@ def deepspeed_settings(arguments: Arguments) -> Config | None:
             "deepspeed: stage 0 keeps no float32 copy of weights in half precision, so small "
             "updates are lost. Use stage 1 or 2, or leave deepspeed out."
         )
-    if value_of(config, "zero_optimization.offload_optimizer.device", "none") != "none":
-        _prepare_to_compile("cpu_adam")
+    is_offloaded = value_of(config, "zero_optimization.offload_optimizer.device", "none") != "none"
+    brings_adam = "adam" in str(value_of(config, "optimizer.type", "")).lower()
+    if brings_adam and value_of(config, "optimizer.params.torch_adam") is True:
+        return config
+    if is_offloaded or brings_adam:
+        _prepare_to_compile("cpu_adam" if is_offloaded else "fused_adam")
     return config
 
 
@@ -90,17 +107,6 @@ def use_gloo() -> None:
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def end_group() -> None:
-    """Ends the process group, which DeepSpeed would go on to believe in."""
-    dist.destroy_process_group()
-    if "deepspeed" in sys.modules:
-        from deepspeed.comm import comm
-        from deepspeed.utils import groups
-
-        groups._release_process_group_references()
-        comm.cdb = None
 
 
 def _prepare_to_compile(name: str) -> None:
@@ -147,6 +153,28 @@ def gather_to_evaluate(trainer: Any) -> None:
     if trainer.deepspeed is None and has_shards(trainer.model):
         deepspeed_init(trainer, num_training_steps=0, inference=True)
         trainer.deepspeed = trainer.model_wrapped = trainer.accelerator.prepare(trainer.model)
+
+
+@contextmanager
+def reading_plain_data() -> Iterator[None]:
+    """While open, a checkpoint is read as tensors and plain values, and none of its code is run.
+
+    DeepSpeed reads its parts by pickle; what they need beside tensors are the classes named here.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    needed: list[Any] = [ZeroStageEnum, fragment_address, LossScaler, DynamicLossScaler]
+    before = os.environ.get(PLAIN_DATA)
+    os.environ[PLAIN_DATA] = "1"
+    try:
+        with torch.serialization.safe_globals(needed):
+            yield
+    finally:
+        os.environ.pop(PLAIN_DATA)
+        if before is not None:
+            os.environ[PLAIN_DATA] = before
 
 
 def backward(engine: Any, loss: Tensor, *, is_last: bool) -> None:
