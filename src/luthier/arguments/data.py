@@ -31,6 +31,12 @@ class DataArguments(Section):
         "to take that file from a data set there, or (from Python) its content. By default "
         "`data`.",
     )
+    allow_outside: bool = knob(
+        False,
+        "Whether `dataset_info.json` may name data that is not in its folder: absolute paths, "
+        "`..`, links that lead out. By default not; a path that is given as `dataset` itself may "
+        "always be anywhere.",
+    )
     cutoff_len: int = knob(
         2048, "The most tokens of an example; what is longer is cut. By default 2,048.", ge=1
     )

@@ -134,6 +134,7 @@ class Catalog:
         folder: what file names are relative to.
         is_online: whether every name is one of the hub.
         is_remote: whether the file itself comes from the hub and so may not name local files.
+        is_confined: whether its files must lie in `folder`.
         absence: why there are no entries, when there is no file.
         sample_by: what of a text file is a row.
     """
@@ -143,6 +144,7 @@ class Catalog:
     folder: Path
     is_online: bool = False
     is_remote: bool = False
+    is_confined: bool = False
     absence: str = ""
     sample_by: SampleBy = "line"
 
@@ -217,6 +219,8 @@ class Catalog:
             problems.append(f'{where}: "{source}": files named on the hub are not read here.')
         elif _SOURCES[source]:
             problems.append(f'{where}: "{source}": {_SOURCES[source]}')
+        elif self.is_confined and source != "hf_hub_url":
+            problems += self._leaving(str(given[source]), f'{where}: "{source}"')
         if problems or source is None:
             raise DataError("\n".join(problems))
         assert isinstance(columns, Columns)
@@ -243,14 +247,31 @@ class Catalog:
             tags=tags,
         )
 
+    def _leaving(self, location: str, where: str) -> list[str]:
+        """What is wrong with a place that a stranger's file may have named."""
+        if is_url(location) and protocol_of(location) not in LOCAL:
+            return []
+        path = location.partition("://")[2] if is_url(location) else location
+        found, home = (self.folder / path).resolve(), self.folder.resolve()
+        if found.is_relative_to(home):
+            return []
+        return [
+            f"{where} {location!r} leads to {found}, which is not in {home}. Put the data (not a "
+            "link to it) into that folder, name the file itself as the dataset, or set "
+            "allow_outside: true if you trust what the file says."
+        ]
 
-def load_catalog(dataset_dir: str | Path | Mapping[str, Any]) -> Catalog:
+
+def load_catalog(
+    dataset_dir: str | Path | Mapping[str, Any], *, allow_outside: bool = False
+) -> Catalog:
     """Reads the catalog that `dataset_dir` names.
 
     Args:
         dataset_dir: a folder with dataset_info.json (a folder without one has no names, paths
             still work), `ONLINE`, `REMOTE:NAME` of a hub data set that holds the file, or the
             file's content.
+        allow_outside: whether the names of a file may stand for data that is not in its folder.
 
     Raises:
         DataError: if the file cannot be read, or is not an object of objects.
@@ -270,7 +291,8 @@ def load_catalog(dataset_dir: str | Path | Mapping[str, Any]) -> Catalog:
         return Catalog(
             {}, str(path), folder, absence=f"dataset_dir {str(folder)!r} {there} {FILE_NAME}"
         )
-    return Catalog(_parse(path.read_bytes(), str(path)), str(path), folder)
+    entries = _parse(path.read_bytes(), str(path))
+    return Catalog(entries, str(path), folder, is_confined=not allow_outside)
 
 
 def metric_names(names: Sequence[str]) -> list[str]:
@@ -290,7 +312,7 @@ def check_datasets(data_args: DataArguments) -> list[str]:
     try:
         if str(data_args.dataset_dir).startswith("REMOTE:") and not is_offline():
             return []  # the hub is asked once, when the data is loaded
-        catalog = load_catalog(data_args.dataset_dir)
+        catalog = load_catalog(data_args.dataset_dir, allow_outside=data_args.allow_outside)
     except DataError as error:
         names = (*data_args.dataset, *data_args.eval_dataset)
         return [str(error)] if names else []

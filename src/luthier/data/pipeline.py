@@ -424,7 +424,8 @@ class _Loader:
 def _load_catalog(data_args: DataArguments) -> Catalog:
     """The catalog; empty where it cannot be had and the data was encoded elsewhere."""
     try:
-        return replace(load_catalog(data_args.dataset_dir), sample_by=data_args.sample_by)
+        catalog = load_catalog(data_args.dataset_dir, allow_outside=data_args.allow_outside)
+        return replace(catalog, sample_by=data_args.sample_by)
     except DataError as error:
         if not is_written(data_args.tokenized_path):
             raise

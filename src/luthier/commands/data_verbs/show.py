@@ -91,7 +91,8 @@ def _pick(arguments: Arguments, encoder: Encoder, asked: Namespace) -> list[Pick
     from luthier.data.reading import DatasetReader
     from luthier.data.view.pick import pick_by_chance, pick_by_place, pick_first
 
-    data, catalog = arguments.data, load_catalog(arguments.data.dataset_dir)
+    data = arguments.data
+    catalog = load_catalog(data.dataset_dir, allow_outside=data.allow_outside)
     separator = find_tool_separator(encoder.template)
     readers = [
         DatasetReader(arguments, catalog, name, is_evaluated, separator)

@@ -53,7 +53,9 @@ def audit(arguments: Arguments, encoder: Encoder | None, most: int | None) -> Au
 class _Audit:
     def __init__(self, arguments: Arguments, encoder: Encoder | None, most: int | None) -> None:
         self.arguments, self.data, self.encoder = arguments, arguments.data, encoder
-        self.catalog: Catalog = load_catalog(arguments.data.dataset_dir)
+        self.catalog: Catalog = load_catalog(
+            arguments.data.dataset_dir, allow_outside=arguments.data.allow_outside
+        )
         self.findings = Findings(most)
         self.oddities = [*ODDITIES]
         self.tool_separator = "\n"
