@@ -19,11 +19,16 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from luthier import console
 from luthier.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+SKEW_S = 60.0
+"""How much later than another a process of the same run may begin, by any clock."""
 
 MANIFEST, JOURNAL = "manifest.json", "shards.jsonl"
 
@@ -195,7 +200,8 @@ def get_or_build(
         root: the cache.
         key: the hash of all that went into it.
         build: adds the shards that the store does not have, and returns the report.
-        overwrite: whether to build again; only rank 0 does, the result is the same anyway.
+        overwrite: whether to build again what was there before this run; of several processes the
+            first one does, and the others wait for it.
 
     Raises:
         DataError: if the cache cannot be written.
@@ -203,8 +209,8 @@ def get_or_build(
     from filelock import FileLock, Timeout
 
     folder = root / key
-    is_unwanted = overwrite and console.is_main_process()
-    if not is_unwanted and (found := _find_published(folder)) is not None:
+    made_since = _begin_of_run_ns() if overwrite else 0
+    if (found := _find_published(folder, made_since)) is not None:
         return found
     lock = FileLock(root / f"{key}.lock")
     try:
@@ -225,10 +231,10 @@ def get_or_build(
             "folder that can, or XDG_CACHE_HOME."
         ) from error
     try:
-        if is_unwanted:
-            _empty(folder)
-        elif (found := _find_published(folder)) is not None:
+        if (found := _find_published(folder, made_since)) is not None:
             return found
+        if overwrite:
+            _empty(folder)
         store = _take_up(folder)
         return store.publish(build(store))
     except OSError as error:
@@ -241,13 +247,28 @@ def get_or_build(
         lock.release()
 
 
-def _find_published(folder: Path) -> Published | None:
-    """The data set, if its manifest is there and all shards are as it says."""
+def _begin_of_run_ns() -> int:
+    """From when on data counts as made anew: now, and for launched processes since they began.
+
+    Those of a run do not begin at once, and the clock of a file server may be another.
+    """
+    if "RANK" not in os.environ:
+        return time.time_ns()
+    return int((psutil.Process().create_time() - SKEW_S) * 1e9)
+
+
+def _find_published(folder: Path, made_since_ns: int) -> Published | None:
+    """The data set, if its manifest is there, all shards are as it says, and they are new enough.
+
+    Of the processes of a run none removes what another has found here.
+    """
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         shards = [Shard(**one) for one in content["shards"]]
         report = dict(content["report"])
     except (OSError, ValueError, TypeError, KeyError):
+        return None
+    if any(shard.changed_ns < made_since_ns for shard in shards):
         return None
     found = Published(folder, shards, report, was_there=True)
     check_all = console.is_main_process() and found.size <= CHECKED_BYTES

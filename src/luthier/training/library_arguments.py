@@ -53,8 +53,12 @@ def library_arguments(arguments: Arguments) -> LibraryArguments:
     if values["use_cpu"] and not arguments.training.use_cpu:
         reason = "as accelerate's launcher says" if has_accelerator() else "no accelerator found"
         console.info(f"use_cpu = True ({reason})")
+    if values["use_cpu"]:  # where DeepSpeed is installed it is imported, and warns of no other
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # beside use_cpu it only makes accelerate put DeepSpeed's settings aside without a word
     os.environ.pop("ACCELERATE_USE_CPU", None)
+    # transformers would take it where neither bf16 nor fp16 is set
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     # our losses reach every trained weight; where the layout's probe finds another, it says so
     values.setdefault("ddp_find_unused_parameters", False)
     values["disable_tqdm"] = True

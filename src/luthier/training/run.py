@@ -70,6 +70,7 @@ def run(
         from luthier.modeling.loader import load_model
         from luthier.modeling.tokenizer import load_tokenizer
         from luthier.stages.stage import STAGES
+        from luthier.training.checkpoints.hub import push_model
         from luthier.training.checkpoints.identity import identify
         from luthier.training.checkpoints.resume import go_on
         from luthier.training.encoder import fit_template
@@ -78,10 +79,11 @@ def run(
         from luthier.training.strategies.fsdp import with_sharding
         from luthier.training.strategies.strategy import find_strategy
         from luthier.training.watch.watched import Watched
-        from luthier.training.world import check_world, join_world, membership
+        from luthier.training.world import check_launch, check_world, join_world, membership
 
     disable_progress_bar()
-    with claimed(arguments), membership(), Watched() as watched:
+    with claimed(arguments), membership(owns_process=owns_process), Watched() as watched:
+        check_launch(arguments)
         asked, arguments = arguments, without_emulation(arguments)
         training = arguments.training
         set_seed(training.seed)
@@ -130,9 +132,7 @@ def run(
         write_run_record(folder, noted, data.report, trainer.engine)
         metrics: dict[str, float] = {}
         if training.do_train:
-            with trainer.requests.listening(
-                folder, owns_process=owns_process, heard=watched.hurry
-            ):
+            with trainer.requests.listening(folder, owns_process=owns_process, heard=watched.hurry):
                 metrics |= _train(trainer, arguments, checkpoint)
                 trainer.requests.raise_if_asked(trainer.state)
             _plot(trainer, data, arguments)
@@ -141,6 +141,8 @@ def run(
         if training.predict_with_generate and (training.do_predict or training.do_eval):
             metrics |= _predict(trainer, data, arguments, fitted.stop_token_ids)
         write_model_card(folder, arguments, metrics, trainer.state.log_history)
+        if training.push_to_hub and training.do_train:
+            push_model(trainer, "Model save")
         return RunResult(folder, metrics, trainer.state.log_history, trainer.model)
 
 
@@ -224,8 +226,8 @@ def _train(
             announce(checkpoint)
             trainer.saver.last_published = checkpoint
         metrics = trainer.train(None if checkpoint is None else str(checkpoint)).metrics
-    trainer.save_model()
     trainer.save_state()
+    trainer.save_model()
     if is_converted:
         console.info(f"as plain LoRA: {convert_pissa(trainer.model, folder)}")
     if left == "model":
