@@ -80,7 +80,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     from luthier.training import preflight, run
 
     asked: list[object] = []
-    monkeypatch.setattr(run, "run", asked.append)
+    monkeypatch.setattr(run, "run", lambda arguments, **_: asked.append(arguments))
     monkeypatch.setattr(preflight, "is_installed", lambda module: module != "clearml")
     return asked
 
