@@ -1,13 +1,10 @@
-"""A run under FSDP2: what transformers is told of it, and weights between parts and whole."""
+"""A run under FSDP2: what transformers and accelerate are told of it."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,30 +13,19 @@ from accelerate.state import PartialState
 from accelerate.utils import (
     DistributedType,
     FullyShardedDataParallelPlugin,
-    load_fsdp_model,
-    save_fsdp_model,
-    save_fsdp_optimizer,
 )
 from accelerate.utils.dataclasses import get_module_class_from_name
-from peft import PeftModel, get_peft_model_state_dict
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    set_model_state_dict,
-)
+from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments as LibraryArguments
 
 from luthier import console
 from luthier.arguments.record import Arguments
-from luthier.errors import ArgumentsError, CheckpointError
+from luthier.errors import ArgumentsError
 from luthier.modeling.device import free_memory
 from luthier.training.launched import launched_world
 from luthier.training.strategies.fsdp_config import (
-    FULL,
     SHARDED,
     SWITCH,
     Sharding,
@@ -48,16 +34,8 @@ from luthier.training.strategies.fsdp_config import (
     said_by_launcher,
 )
 
-IN_PARTS = "pytorch_model_fsdp_0"
-"""The folder of a checkpoint in which accelerate keeps weights in parts."""
-
-OF_THE_OPTIMIZER = "optimizer_0"
-"""The same for the optimizer's states."""
-
 COMPUTED_IN = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-# Settings
+"""accelerate's word for mixed precision -> the dtype of products."""
 
 
 def fsdp_settings(arguments: Arguments, *, on_cpu: bool) -> dict[str, Any]:
@@ -142,9 +120,6 @@ def with_sharding(arguments: Arguments, library: LibraryArguments) -> Arguments:
     return replace(arguments, training=training, model=model, notes=every)
 
 
-# Before training
-
-
 def take_up(accelerator: Accelerator, library: LibraryArguments) -> None:
     """Gives accelerate's state FSDP where it has left it out, and the dtypes that we compute in.
 
@@ -193,109 +168,9 @@ def place(model: nn.Module, accelerator: Accelerator) -> None:
         console.info(f"the model does not fit whole on {device}: it is probed on the CPU")
 
 
-# Weights
-
-
-def whole_weights(model: Any) -> dict[str, Tensor]:
-    """The weights of a result, whole, by the names they are saved under; every rank has to call it.
-
-    Args:
-        model: in parts. Of a peft model only what learns is gathered.
-
-    Returns:
-        On the first rank, in the CPU's memory; empty on the others.
-    """
-    options = StateDictOptions(
-        full_state_dict=True, cpu_offload=True, ignore_frozen_params=isinstance(model, PeftModel)
-    )
-    weights: dict[str, Any] = get_model_state_dict(model, options=options)
-    if isinstance(model, PeftModel):
-        return weights
-    return {name: weight for name, weight in weights.items() if name not in _tied(model)}
-
-
-def save_state(
-    accelerator: Accelerator, model: Any, optimizer: torch.optim.Optimizer, folder: str | Path
-) -> None:
-    """Writes what a checkpoint needs beside the whole weights; every rank has to call it.
-
-    That is the optimizer's states, and with `SHARDED_STATE_DICT` the weights in parts.
-    """
-    plugin = accelerator.state.fsdp_plugin
-    if holds_parts(accelerator):
-        save_fsdp_model(plugin, accelerator, model, str(folder), adapter_only=True)
-    save_fsdp_optimizer(plugin, accelerator, optimizer, model, str(folder))
-
-
-def load_weights(accelerator: Accelerator, model: Any, folder: str | Path) -> None:
-    """Reads a checkpoint's weights into a model, in parts or whole; every rank has to call it.
-
-    It may have been written by another number of ranks, or by a run without FSDP.
-
-    Raises:
-        CheckpointError: when the folder holds no weights.
-    """
-    folder = Path(folder)
-    if (folder / IN_PARTS).is_dir():
-        with as_saved(accelerator, folder):
-            plugin = accelerator.state.fsdp_plugin
-            load_fsdp_model(plugin, accelerator, model, str(folder), adapter_only=True)
-        return
-    names = _saved_names(model)
-    weights: dict[str, Any] = {}
-    if accelerator.is_main_process:
-        saved = _read_whole(folder)
-        weights = {names[name]: weight for name, weight in saved.items() if name in names}
-    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
-    set_model_state_dict(model, weights, options=options)
-
-
 def holds_parts(accelerator: Accelerator) -> bool:
     """Whether checkpoints of this run hold weights in parts."""
     return SHARDED in str(accelerator.state.fsdp_plugin.state_dict_type)
-
-
-@contextmanager
-def as_saved(accelerator: Accelerator, folder: str | Path) -> Iterator[None]:
-    """While open, accelerate reads a checkpoint in the way it was written."""
-    plugin = accelerator.state.fsdp_plugin
-    names = ("state_dict_type", "state_dict_config", "optim_state_dict_config")
-    own = {name: getattr(plugin, name) for name in names}
-    is_in_parts = (Path(folder) / OF_THE_OPTIMIZER).is_dir() or (Path(folder) / IN_PARTS).is_dir()
-    plugin.state_dict_config = plugin.optim_state_dict_config = None
-    plugin.set_state_dict_type(SHARDED if is_in_parts else FULL)
-    try:
-        yield
-    finally:
-        vars(plugin).update(own)
-
-
-def _saved_names(model: Any) -> dict[str, str]:
-    """The names of weights in a file -> those in the model."""
-    if not isinstance(model, PeftModel):
-        return {name: name for name in model.state_dict()}
-    names = {name: name for name in model.state_dict()}
-    # it looks at names only
-    saved: dict[str, str] = get_peft_model_state_dict(
-        model, state_dict=names, save_embedding_layers=False
-    )
-    return saved
-
-
-def _read_whole(folder: Path) -> dict[str, Tensor]:
-    for pattern in ("adapter_model.safetensors", "model.safetensors", "model-*.safetensors"):
-        files = sorted(folder.glob(pattern))
-        if files:
-            return {name: weight for file in files for name, weight in load_file(file).items()}
-    raise CheckpointError(
-        f"{folder} holds no weights: neither adapter_model.safetensors nor model.safetensors nor "
-        f"{IN_PARTS}. Name another checkpoint, or set overwrite_output_dir: true to start anew."
-    )
-
-
-def _tied(model: Any) -> set[str]:
-    """Second names of weights that a model has under two."""
-    return set(model.all_tied_weights_keys or ())
 
 
 def describe(model: nn.Module) -> str:

@@ -10,14 +10,19 @@ from peft import PeftModel
 from transformers import Trainer
 
 from luthier import console
-from luthier.training.strategies import fsdp
+from luthier.training.strategies import fsdp, fsdp_state
+
+SCHEDULER = "scheduler.pt"
+"""The file of a checkpoint in which transformers keeps the learning rate's schedule."""
 
 
 class FsdpTrainer(Trainer):
     """What transformers' trainer does otherwise when weights are held in parts.
 
     It writes no result with `SHARDED_STATE_DICT`, a second copy of the weights without, and reads
-    only what was written in the way that this run would write.
+    only what was written in the way that this run would write. This one also reads what a run with
+    FSDP has written into a run without, and experts, which transformers 5.23 stores in another form
+    than it trains them in and leaves out when it goes on from a checkpoint.
     """
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -39,46 +44,53 @@ class FsdpTrainer(Trainer):
         return prepared
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes the result whole; in a checkpoint of weights in parts only what goes with them."""
+        """Writes the model whole, from whatever parts it lies in."""
         if not self.is_fsdp_enabled:
             super().save_model(output_dir, _internal_call)
             return
         folder = str(self.args.output_dir if output_dir is None else output_dir)
-        is_in_parts = _internal_call and fsdp.holds_parts(self.accelerator)
-        if is_in_parts and not isinstance(self.model, PeftModel):
-            if self.args.should_save:
-                self.model.config.save_pretrained(folder)
-                self.processing_class.save_pretrained(folder)
-        else:
-            self._save(folder, state_dict=fsdp.whole_weights(self.model))
+        self._save(folder, state_dict=fsdp_state.whole_weights(self.model))
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def save_model_of_checkpoint(self, folder: str) -> None:
+        """Writes the model whole, or in parts where checkpoints are to hold those.
+
+        An adapter is small and always whole.
+        """
+        is_whole = not self.is_fsdp_enabled or isinstance(self.model, PeftModel)
+        if is_whole or not fsdp.holds_parts(self.accelerator):
+            self.save_model(folder, _internal_call=True)
+            return
+        fsdp_state.save_weights(self.model, folder)
+        if self.args.should_save:
+            self.model.config.save_pretrained(folder)
+            self.processing_class.save_pretrained(folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_fsdp_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        fsdp.save_state(self.accelerator, self.model, self.optimizer, output_dir)
+        in_parts = fsdp.holds_parts(self.accelerator)
+        fsdp_state.save_optimizer(self.model, self.optimizer, output_dir, in_parts=in_parts)
         if self.args.should_save:
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if not self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        fsdp.load_weights(self.accelerator, self.model, resume_from_checkpoint)
+        fsdp_state.load_weights(self.model, resume_from_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if not self.is_fsdp_enabled or checkpoint is None:
+        if checkpoint is None or not (self.is_fsdp_enabled or fsdp_state.is_of_fsdp(checkpoint)):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        with fsdp.as_saved(self.accelerator, checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
+        file = Path(checkpoint) / SCHEDULER
+        if file.is_file():  # written beside every optimizer
+            fsdp_state.load_optimizer(self.model, self.optimizer, checkpoint)
+            self.lr_scheduler.load_state_dict(torch.load(file, weights_only=True))
 
     def _load_best_model(self) -> None:
-        if not self.is_fsdp_enabled:
+        if self.is_deepspeed_enabled:
             super()._load_best_model()
             return
-        best = self.state.best_model_checkpoint
-        assert best is not None
-        fsdp.load_weights(self.accelerator, self.model, best)
+        assert self.state.best_model_checkpoint is not None
+        fsdp_state.load_weights(self.model, self.state.best_model_checkpoint)
