@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 OF_THE_HOOKS = ("pre_bwd_fn", "post_bwd_fn")
 """What DeepSpeed leaves at a module whose weights it gathers."""
@@ -24,14 +23,15 @@ def has_shards(model: nn.Module) -> bool:
     return any(is_sharded(each) for each in model.parameters())
 
 
-def holds_parts(model: nn.Module) -> bool:
-    """Whether DeepSpeed or FSDP2 holds any weight of a model in parts."""
-    return any(is_sharded(each) or isinstance(each, DTensor) for each in model.parameters())
-
-
 def full_numel(parameter: Any) -> int:
     """How many numbers a parameter has on all ranks together."""
     return int(parameter.ds_numel if is_sharded(parameter) else parameter.numel())
+
+
+def held_part(parameter: Any) -> torch.Tensor:
+    """What this rank holds of a parameter: all of it, or its part as a flat tensor."""
+    part: torch.Tensor = parameter.ds_tensor if is_sharded(parameter) else parameter
+    return part
 
 
 def full_shape(parameter: Any) -> torch.Size:

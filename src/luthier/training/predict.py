@@ -18,7 +18,6 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from luthier import console
 from luthier.modeling.generation import answering, generation_config, new_token_limit
 from luthier.modeling.ranks import gather_objects, num_ranks, rank
-from luthier.modeling.sharded import holds_parts
 from luthier.records import IGNORE_INDEX
 from luthier.training.files import write_whole
 from luthier.training.metrics import score_texts
@@ -143,19 +142,13 @@ def predict(
             f"{full:,} of {len(rows):,} prompts leave no room for an answer and get an empty one. "
             "Raise max_length, or set max_new_tokens."
         )
-    all_batches = list(_batches(rows, limits, batch_size))
-    batches = all_batches[rank() :: num_ranks()]
-    # where weights are held in parts no rank can answer without the others: those that are done
-    # answer a batch that nobody asked about
-    idle = -(-len(all_batches) // num_ranks()) - len(batches) if holds_parts(model) else 0
+    batches = list(_batches(rows, limits, batch_size))[rank() :: num_ranks()]
     progress = _Progress(sum(map(len, batches)), len(rows))
     answers: dict[int, list[int]] = {}
     with answering(model), torch.no_grad():
-        for batch in [*batches, *all_batches[:idle]]:
+        for batch in batches:
             config.max_new_tokens = limits[batch[0]]
             new = _answer_batch(model, [rows[index] for index in batch], config)
-            if progress.is_done:
-                break
             answers |= dict(zip(batch, new, strict=True))
             progress.advance(len(batch))
     everyones = gather_objects(answers)
@@ -202,7 +195,6 @@ def _answer_batch(
         input_ids=input_ids.to(model.device),
         attention_mask=attention_mask.to(model.device),
         generation_config=config,
-        synced_gpus=num_ranks() > 1 and holds_parts(model),
     )
     stops = config.eos_token_id
     stop_token_ids = set(stops if isinstance(stops, list) else [stops])
@@ -234,11 +226,6 @@ class _Progress:
     def __init__(self, num_own: int, num_rows: int) -> None:
         self._num_own, self._num_rows, self._done = num_own, num_rows, 0
         self._begun = self._said = time.monotonic()
-
-    @property
-    def is_done(self) -> bool:
-        """Whether all of this rank's rows are answered."""
-        return self._done == self._num_own
 
     def advance(self, count: int) -> None:
         self._done += count
