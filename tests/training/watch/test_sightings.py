@@ -68,14 +68,15 @@ def test_a_time_in_which_this_process_slept_is_nobodys_age():
     assert seen.heard_s == seen.still_s == 1
 
 
-def test_ranks_at_work_are_those_neither_done_nor_failed():
+def test_the_states_of_ranks_are_those_they_said_last():
     clock = Clock()
     sightings = Sightings(0, Neighbours(), clock)
 
     see(sightings, clock, elsewhere(0, 1), replace(elsewhere(1, 1), state="done"))
-    assert sightings.someone_works()
+    assert sightings.anyone_is("living")
     see(sightings, clock, replace(elsewhere(0, 2), state="failed"))
-    assert not sightings.someone_works()
+    assert not sightings.anyone_is("living", "left")
+    assert sightings.anyone_is("done", "left")
 
 
 def test_a_neighbour_is_seen_to_run_to_stop_and_to_be_gone_once_its_last_words_were_looked_for():

@@ -76,6 +76,7 @@ def test_no_rank_outlives_one_that_is_killed_or_fails_or_is_told_to_end():
         "killed, who keeps the store",
         "told to end",
         "raise",
+        "raise, who keeps the store",
     )
 
     for kind in ("killed", "killed, the others told to end"):
@@ -86,6 +87,8 @@ def test_no_rank_outlives_one_that_is_killed_or_fails_or_is_told_to_end():
     assert account_of(ended["killed, who keeps the store"][2]).startswith("rank 0 is lost")
     assert codes(ended["told to end"]) == [LOST, -signal.SIGTERM, LOST]
     assert codes(ended["raise"]) == [LOST, 1, LOST]
+    assert codes(ended["raise, who keeps the store"]) == [1, LOST, LOST]
+    assert "rank 0 left the run: ValueError" in ended["raise, who keeps the store"][1].stderr
     account = account_of(ended["raise"][0])
     assert account.startswith("rank 1 left the run: ValueError: row 17 is no row")
     assert "_meet_fate" in account

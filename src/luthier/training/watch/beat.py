@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal, TypeAlias
 
-State: TypeAlias = Literal["living", "done", "failed"]
+State: TypeAlias = Literal["living", "done", "left", "failed"]
 
 CUT_OFF = "cut off"
 """What a rank is doing whose exchange with the others has failed."""
@@ -36,7 +36,7 @@ class Beat:
         doing: "starting", "training", "evaluating", "finishing" or "cut off".
         moves: how often it was seen to have got on: an event of the loop, or another stack.
         stack: where its main thread stands, outermost frame first.
-        state: whether it works, is done, or has failed.
+        state: whether it works, is done, looks at the board no more, or has failed.
         error: why it failed, with the traceback.
     """
 
@@ -75,7 +75,7 @@ class Pulse:
 
     @property
     def state(self) -> State:
-        """Whether this rank works, is done, or has failed."""
+        """Whether this rank works, is done, has left, or has failed."""
         return self._end[0]
 
     def mark(self, step: int, doing: str) -> None:

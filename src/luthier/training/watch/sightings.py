@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from luthier.training.watch.beat import Beat
+from luthier.training.watch.beat import Beat, State
 from luthier.training.watch.judge import Sighting
 from luthier.training.watch.neighbours import Neighbours, Process
 
@@ -65,10 +65,10 @@ class Sightings:
         """How long the board has not been reached."""
         return self._now() - self._round_ended
 
-    def someone_works(self) -> bool:
-        """Whether a rank that was heard of is neither done nor failed."""
+    def anyone_is(self, *states: State) -> bool:
+        """Whether a rank that was heard of said last that it is in one of these states."""
         with self._lock:
-            return any(beat.state == "living" for beat in self._beats.values())
+            return any(beat.state in states for beat in self._beats.values())
 
     def all(self) -> dict[int, Sighting]:
         """What is known now, by rank."""

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch.distributed as dist
 
 from luthier.errors import Stopped
-from luthier.training.watch.beat import Beat, Pulse, stack_of
+from luthier.training.watch.beat import Beat, Pulse, State, stack_of
 from luthier.training.watch.board import Board
 from luthier.training.watch.ending import Terminations, end_process
 from luthier.training.watch.judge import Limits, Sighting, Verdict, judge, judge_cut
@@ -42,6 +42,9 @@ PAUSE_S = 3.0
 
 LONGEST_PARTING_S = 1800.0
 """How long a rank that is done waits for those that still write."""
+
+PARTING_S = 10.0
+"""How long it waits for those that are about to leave as well."""
 
 
 class Watch:
@@ -77,6 +80,7 @@ class Watch:
         self.pulse = Pulse(rank)
         self.limits = Limits.within(ddp_timeout_s, is_abrupt=is_abrupt)
         self.interval_s = max(1.0, num_ranks / 256)
+        self._linger_s = 2.5 * self.interval_s  # so that the others can read the last words
         self._rank, self._num_ranks, self._folder = rank, num_ranks, folder
         self._secrets, self._holds_store = tuple(secrets), holds_store
         self._board = Board(store)
@@ -85,7 +89,7 @@ class Watch:
         self._looked_at = {rank}
         self._posted: Verdict | None = None
         self._failed_at: float | None = None
-        self._talk_failed = False
+        self._talk_failed = self._is_broken = False
         self._call = threading.Event()  # the courier goes at once
         self._gavel = threading.Event()  # the judge judges at once
         self._round = threading.Condition()  # a round of the courier has ended
@@ -118,16 +122,17 @@ class Watch:
         Args:
             problem: the exception that ends this rank; None at a normal end.
         """
-        if problem is None or _is_asked_for(problem):
-            self.pulse.end("done")
+        if problem is None:
+            self._part(LONGEST_PARTING_S)
+        elif _is_asked_for(problem):
+            self._part(PARTING_S)
         elif is_of_talk(problem):
             self._explain(problem)
         else:
             self.pulse.end("failed", self._told(problem), stack_of(problem))
-        if problem is None:
-            self._wait_for_others()
-        else:
             self._next_round(timeout_s=3.0)
+            if self._holds_store:
+                time.sleep(self._linger_s)
         self._over.set()
         self._call.set()
         self._gavel.set()
@@ -160,10 +165,9 @@ class Watch:
     # The courier
 
     def _carry(self) -> None:
-        is_broken = False
         while not self._over.is_set():
             try:
-                if is_broken:
+                if self._is_broken:
                     self._board.reconnect()
                 begun = time.monotonic()
                 beat = self.pulse.beat()
@@ -172,9 +176,9 @@ class Watch:
                 self._posted = self._board.posted()
                 self._sightings.note({**beats, self._rank: beat}, begun, time.monotonic())
                 self._look_further(beats)
-                is_broken = False
+                self._is_broken = False
             except (dist.DistError, RuntimeError, OSError):
-                is_broken = True  # the judge sees how long nothing has come
+                self._is_broken = True  # the judge sees how long nothing has come
             with self._round:
                 self._round.notify_all()
             self._call.wait(self._wait_s())
@@ -203,12 +207,21 @@ class Watch:
                 self._call.set()
                 self._round.wait(timeout_s)
 
-    def _wait_for_others(self) -> None:
-        end = time.monotonic() + LONGEST_PARTING_S
+    def _part(self, longest_s: float) -> None:
+        """Waits for the others to be done; who keeps the store, for them to need it no more."""
+        self.pulse.end("done")
         self._next_round(timeout_s=3.0)
-        while time.monotonic() < end and self._sightings.someone_works():
-            if self._sightings.silence_s() > PAUSE_S + self.interval_s:
-                return  # who keeps the store has left, and it leaves last
+        self._wait_while("living", longest_s=longest_s)
+        self.pulse.end("left")
+        self._next_round(timeout_s=3.0)
+        if self._holds_store:
+            self._wait_while("living", "done", longest_s=PARTING_S)
+
+    def _wait_while(self, *states: State, longest_s: float) -> None:
+        end = time.monotonic() + longest_s
+        while time.monotonic() < end and self._sightings.anyone_is(*states):
+            if self._is_broken:
+                return  # who keeps the store leaves last
             with self._round:
                 self._round.wait(self.interval_s)
 
@@ -232,6 +245,8 @@ class Watch:
     def _verdict(self) -> Verdict | None:
         if self._posted is not None:
             return self._posted
+        if self._is_broken and self.pulse.state != "living":
+            return None  # who keeps the store leaves last, and all is well
         limits = self.limits.once_talk_failed() if self._talk_failed else self.limits
         sightings = self._sightings.all()
         if self.pulse.state != "living":
@@ -285,8 +300,8 @@ class Watch:
             seen.beat.state == "living" and rank not in (self._rank, *verdict.ranks)
             for rank, seen in sightings.items()
         )
-        linger_s = 2.5 * self.interval_s if self._holds_store and others_live else 0.0
-        end_process(LOST, account, linger_s)
+        is_needed = self._holds_store and others_live
+        end_process(LOST, account, self._linger_s if is_needed else 0.0)
 
     def _post(self, verdict: Verdict) -> None:
         with contextlib.suppress(dist.DistError, RuntimeError):  # who keeps the store may be lost
