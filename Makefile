@@ -13,6 +13,8 @@ SMALL_MODEL := $(VENV)/.small-model
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
+# DeepSpeed compiles its parts when a run first needs them, not while it is installed.
+export DS_BUILD_OPS := 0
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-oldest lint bench

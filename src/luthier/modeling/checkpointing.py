@@ -54,7 +54,12 @@ def choose_checkpointing(
         device = next(model.parameters()).device
         activations = measure_activations(model, autocast, is_padded=is_padded)
         needed = training_bytes(
-            model, activations, num_tokens, longest, str(arguments.training.optim)
+            model,
+            activations,
+            num_tokens,
+            longest,
+            str(arguments.training.optim),
+            keeps_float32=arguments.training.deepspeed is not None,
         )
         needed, free = _worst(needed, free_memory(device), device)
         asked = free is None or needed > USABLE[device.type] * free

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 from luthier.modeling.counts import count_layers
 from luthier.modeling.dtypes import Autocast
-from luthier.modeling.sharded import gathering, has_shards
+from luthier.modeling.sharded import gathering, has_shards, held_part
 
 PROBE_LENGTHS = (8, 16, 24)
 """Tokens of the three probes that say how activations grow."""
 
 HEAD_BYTES = 384 * 2**20
 """Room for a chunk of logits with their copies, and for the hidden states that the head reads."""
+
+FLOAT32_BYTES = torch.float32.itemsize
 
 STATE_NUMBERS = {
     "adafactor": 0.0,
@@ -102,7 +104,13 @@ def measure_activations(model: Any, autocast: Autocast, *, is_padded: bool) -> A
 
 
 def training_bytes(
-    model: Any, activations: Activations, num_tokens: int, longest: int, optim: str
+    model: Any,
+    activations: Activations,
+    num_tokens: int,
+    longest: int,
+    optim: str,
+    *,
+    keeps_float32: bool = False,
 ) -> int:
     """What training adds to a model that is already in memory.
 
@@ -115,11 +123,18 @@ def training_bytes(
         num_tokens: of the largest micro-batch.
         longest: tokens of the longest sequence.
         optim: the optimizer's name.
+        keeps_float32: whether it works on float32 copies of weights in half precision, as
+            DeepSpeed's does; that ranks share its states is left out, so this is the most needed.
     """
     total = 0.0
     for parameter in model.parameters():
         if parameter.requires_grad:
-            total += parameter.nbytes + state_bytes(parameter, optim)
+            held = held_part(parameter)
+            total += held.nbytes
+            if keeps_float32 and held.element_size() < FLOAT32_BYTES:
+                held = torch.empty(held.numel(), dtype=torch.float32, device="meta")
+                total += held.nbytes
+            total += state_bytes(held, optim)
     kept = activations.of(num_tokens, longest)
     layers = count_layers(extract_model_from_parallel(model).config) or 1
     return int(total + kept * (1 + 1 / layers) + HEAD_BYTES)
