@@ -56,7 +56,8 @@ def run_agent(words: Sequence[str]) -> int:
         except SignalException as problem:
             return 128 + int(problem.sigval)
         except (RendezvousError, DistNetworkError, DistStoreError) as problem:
-            raise ConnectionError(str(problem)) from problem
+            reason = str(problem.__cause__ or problem).partition("\n")[0]
+            raise ConnectionError(reason.rstrip(".")) from problem
     return 0
 
 

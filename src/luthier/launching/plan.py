@@ -109,15 +109,16 @@ def find_launch(
     options = ("--nproc-per-node", str(nproc), "--max-restarts", str(max_restarts))
     threads = max(count_cores() // nproc, 1)
     told = {**_findable(environment), **machines.environment()}
-    notes = [f"starting {nproc} processes{machines.described()}" if nproc > 1 else ""]
+    notes = []
+    if nproc > 1 or machines.are_several:
+        processes = "1 process" if nproc == 1 else f"{nproc} processes"
+        notes.append(f"starting {processes}{machines.described()}")
     if nproc > 1 and "OMP_NUM_THREADS" not in said:
         told["OMP_NUM_THREADS"] = str(threads)
         notes.append(
             f"OMP_NUM_THREADS = {threads} ({count_cores()} cores, {nproc} processes of a machine)"
         )
-    return Launch(
-        nproc, max_restarts, (*machines.options(), *options), told, tuple(filter(None, notes))
-    )
+    return Launch(nproc, max_restarts, (*machines.options(), *options), told, tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class _Machines:
                 f" here, of {self.count.replace(':', ' to ')} machines that meet at {self.endpoint}"
             )
         if self.are_several:
-            return f" here, on machine {self.said['NODE_RANK']} of {self.count}"
+            return f" here, on machine {self.said['NODE_RANK']} of {self.count} (from 0 on)"
         return ""
 
     def problems(self) -> Iterator[str]:
