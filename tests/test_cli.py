@@ -85,6 +85,40 @@ def test_an_interrupt_that_python_drops_comes_again(monkeypatch, capsys):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_an_interrupt_that_a_library_catches_comes_again(monkeypatch, capsys):
+    def look(_argv):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except BaseException:  # as a library does that asks for a device
+            pass
+        time.sleep(60)
+
+    monkeypatch.setattr(cli, "STILL_HERE_S", 0.1)
+    from luthier.commands import train
+
+    monkeypatch.setattr(train, "run", look)
+
+    assert cli.main(["train"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def test_an_interrupt_that_is_on_its_way_is_not_overtaken(monkeypatch, capsys):
+    def work(_argv):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            time.sleep(0.5)
+            print("done")
+
+    monkeypatch.setattr(cli, "STILL_HERE_S", 0.1)
+    from luthier.commands import train
+
+    monkeypatch.setattr(train, "run", work)
+
+    assert cli.main(["train"]) == 130
+    assert capsys.readouterr().out == "done\n"
+
+
 def test_what_breaks_by_an_interrupt_is_an_interrupt(monkeypatch, capsys):
     from luthier.commands import version
 

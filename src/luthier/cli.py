@@ -19,6 +19,9 @@ from luthier.errors import LuthierError, Stopped
 
 INTERRUPTED = 130
 
+STILL_HERE_S, DROPPED_S = 2.0, 0.05
+"""Seconds from a KeyboardInterrupt that had no effect, or that was dropped, to the next."""
+
 COMMON_WAIT_S = 3.0
 """How long a process lets the first one say what all of them found."""
 
@@ -41,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         word = "help"
     elif word in ("-V", "--version"):
         word = "version"
-    with _Interrupts() as interrupts:
+    with _Interrupts(repeats=word == "train") as interrupts:
         try:
             if word not in commands():
                 console.error(_unknown(word))
@@ -100,14 +103,19 @@ def _tell_interrupted() -> None:
 class _Interrupts:
     """Remembers that Ctrl-C was pressed while a `with` block runs.
 
-    A KeyboardInterrupt can be lost: in a destructor, where Python drops exceptions, it is raised
-    again a moment later; under the error of a worker process that was interrupted as well,
-    `was_asked` tells what really happened.
+    A KeyboardInterrupt can be lost. In a destructor, where Python drops exceptions, it is raised
+    again a moment later. Where a library catches everything, while it looks what the machine has,
+    it is raised again if `repeats` is set, which is nothing for commands that go on after one.
+    Under the error of a worker process that was interrupted as well, `was_asked` tells what really
+    happened.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, repeats: bool = False) -> None:
         self.was_asked = False
+        self._repeats = repeats
         self._is_ours = False
+        self._is_again = False
+        self._timer: threading.Timer | None = None
 
     def __enter__(self) -> _Interrupts:
         self._dropped = sys.unraisablehook
@@ -127,17 +135,33 @@ class _Interrupts:
         traceback: TracebackType | None,
     ) -> None:
         if self._is_ours:
+            if self._timer is not None:
+                self._timer.cancel()
             signal.signal(signal.SIGINT, signal.default_int_handler)
             sys.unraisablehook = self._dropped
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
-        self.was_asked = True
-        raise KeyboardInterrupt
+        is_on_its_way = self._is_again and isinstance(sys.exc_info()[1], KeyboardInterrupt)
+        self.was_asked, self._is_again = True, False
+        if self._repeats:
+            self._ask_again(STILL_HERE_S)
+        if not is_on_its_way:
+            raise KeyboardInterrupt
 
     def _drop(self, dropped: Any) -> None:
         if dropped.exc_type is not KeyboardInterrupt:
             self._dropped(dropped)
             return
-        again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
-        again.daemon = True
-        again.start()
+        self._ask_again(DROPPED_S)
+
+    def _ask_again(self, after_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = threading.Timer(after_s, self._send, (os.getpid(),))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _send(self, pid: int) -> None:
+        if os.getpid() == pid and self._is_ours:
+            self._is_again = True
+            os.kill(pid, signal.SIGINT)

@@ -7,7 +7,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -17,6 +18,9 @@ ahead of the end."""
 
 ONE_MOMENT_S = 2.0
 """Signals so close together are one: Ctrl-C reaches a process and its launcher, which sends on."""
+
+PARTING_S = 120
+"""Seconds that a worker lives on after a first SIGTERM."""
 
 
 class Signals:
@@ -136,7 +140,7 @@ class Signals:
             os.kill(os.getpid(), self._number)
 
 
-def let_first_pass(for_s: int = 120) -> None:
+def let_first_pass(for_s: int = PARTING_S) -> None:
     """Makes a worker outlive the signals that ask the process it works for to stop.
 
     A terminal and a scheduler send them to all processes of a run, and the step that is computed
@@ -147,7 +151,12 @@ def let_first_pass(for_s: int = 120) -> None:
         for_s: whole seconds from a first SIGTERM to the end; how long a parent waits in vain that
             ends its workers by it.
     """
+    _set_worker_handlers(for_s)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _numbers())
 
+
+def _set_worker_handlers(for_s: int) -> None:
     def let_pass(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
         if hasattr(signal, "alarm"):
@@ -155,10 +164,28 @@ def let_first_pass(for_s: int = 120) -> None:
             signal.alarm(for_s)
 
     signal.set_wakeup_fd(-1)
-    for name in ASKING:
-        if hasattr(signal, name) and name != "SIGTERM":
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, let_pass)
+    for number in _numbers():
+        signal.signal(number, let_pass if number == signal.SIGTERM else signal.SIG_IGN)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Lets the signals wait in this thread, and in the processes that are forked by it meanwhile.
+
+    Those get them when they call `let_first_pass`, not while they begin.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _numbers())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _numbers() -> list[signal.Signals]:
+    return [getattr(signal, name) for name in ASKING if hasattr(signal, name)]
 
 
 _heard: list[Signals] = []
@@ -168,7 +195,7 @@ _heard: list[Signals] = []
 def _in_forked_process() -> None:
     if _heard:
         _heard.clear()
-        let_first_pass()
+        _set_worker_handlers(PARTING_S)
 
 
 if hasattr(os, "register_at_fork"):

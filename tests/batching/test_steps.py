@@ -1,5 +1,7 @@
 """an epoch as optimizer steps: the order others take, nothing repeated, nothing lost"""
 
+import os
+import signal
 import sys
 
 import datasets
@@ -141,7 +143,7 @@ def test_a_worker_is_silent_about_a_reader_that_has_gone_and_about_nothing_else(
     monkeypatch, capsys
 ):
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    let_reader_go(0)
+    let_reader_go()
 
     for gone in (ConnectionResetError("peer"), BrokenPipeError("peer"), EOFError("peer")):
         sys.excepthook(type(gone), gone, None)
@@ -150,6 +152,18 @@ def test_a_worker_is_silent_about_a_reader_that_has_gone_and_about_nothing_else(
 
     assert silent == ""
     assert "a real fault" in capsys.readouterr().err
+
+
+def test_workers_go_on_when_all_processes_of_a_run_are_asked_to_stop():
+    sampler = StepSampler(SequentialOrder(40), 4)
+    builder = StepBuilder(make_dataset(40), "num_learned", 0, 20)
+    steps = iter(StepLoader(sampler, builder, num_workers=2))
+
+    for number in (signal.SIGINT, signal.SIGTERM):  # at once: they may not have begun to work
+        for worker in steps._workers:
+            os.kill(worker.pid, number)
+
+    assert sum(step.num_examples for step in steps) == 40
 
 
 def make_packed(num_rows: int) -> datasets.Dataset:

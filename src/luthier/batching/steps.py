@@ -18,7 +18,7 @@ from luthier.batching.plan import plan_step
 from luthier.batching.prefixes import find_prefixes
 from luthier.batching.rows import Columns, Example, RowReader
 from luthier.batching.tree import build_tree
-from luthier.signals import let_first_pass
+from luthier.signals import held, let_first_pass
 
 
 class EpochOrder(Protocol):
@@ -158,9 +158,13 @@ class StepLoader(DataLoader[int]):
             batch_sampler=sampler,
             collate_fn=builder,
             generator=torch.Generator(),
-            worker_init_fn=let_reader_go,
+            worker_init_fn=_begin_worker,
             **options,
         )
+
+    def __iter__(self) -> Any:
+        with held():  # workers start here
+            return super().__iter__()
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch whose order comes next."""
@@ -168,8 +172,14 @@ class StepLoader(DataLoader[int]):
         self.batch_sampler.set_epoch(epoch)
 
 
-def let_reader_go(worker: int) -> None:
-    """Has a loader's worker stay while its reader is asked to stop, and go silently after it.
+def _begin_worker(worker: int) -> None:
+    """Has a loader's worker stay while its reader is asked to stop, and go silently after it."""
+    let_first_pass()
+    let_reader_go()
+
+
+def let_reader_go() -> None:
+    """Has a loader's worker say nothing when the process that reads from it has ended.
 
     After Ctrl-C a worker may still be handing over a step; the thread that does it would print the
     broken connection through `sys.excepthook`. A worker's other errors travel to the reader.
@@ -182,4 +192,3 @@ def let_reader_go(worker: int) -> None:
             sys.__excepthook__(kind, problem, traceback)
 
     sys.excepthook = tell
-    let_first_pass()

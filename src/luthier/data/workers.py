@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from multiprocessing import get_all_start_methods, get_context
 from typing import Any
 
-from luthier.signals import let_first_pass
+from luthier.signals import held, let_first_pass
 
 
 def start_pool(num_workers: int, keep: Callable[[Any], None], what: Any) -> ProcessPoolExecutor:
@@ -29,7 +27,7 @@ def start_pool(num_workers: int, keep: Callable[[Any], None], what: Any) -> Proc
         what: all that they need beside their tasks.
     """
     method = "fork" if "fork" in get_all_start_methods() else "spawn"
-    with warnings.catch_warnings(), _interrupts_held():
+    with warnings.catch_warnings(), held():  # a pool that is interrupted half started never ends
         warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
         pool = ProcessPoolExecutor(
             num_workers,
@@ -39,22 +37,6 @@ def start_pool(num_workers: int, keep: Callable[[Any], None], what: Any) -> Proc
         )
         wait([pool.submit(os.getpid) for _ in range(num_workers)])
     return pool
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Lets Ctrl-C wait while workers start, and never reach those that are forked meanwhile.
-
-    A pool that is interrupted half started never ends.
-    """
-    if sys.platform == "win32":
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(keep: Callable[[Any], None], what: Any, parent: int) -> None:
