@@ -10,7 +10,7 @@ import pytest
 from tests.architecture.house import ROOT, SOURCE, modules
 
 NAMELESS = {"utils", "util", "misc", "common", "helpers", "helper"}
-UNMIRRORED = {"architecture", "benchmarks", "chaos", "examples", "invariants", "parity"}
+UNMIRRORED = {"architecture", "benchmarks", "chaos", "examples", "invariants", "parity", "security"}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:root|work|mnt|home/\w+|Users/\w+)/[\w.]")
 
 

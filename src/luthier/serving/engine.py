@@ -137,6 +137,7 @@ def load_engine(arguments: Arguments) -> Engine:
 
     from luthier.modeling.dtypes import without_emulation
     from luthier.modeling.loader import load_model
+    from luthier.modeling.plain_data import reading_plain_data
     from luthier.modeling.tokenizer import load_tokenizer
     from luthier.templates.choose import choose_template
     from luthier.templates.fit import fit_tokenizer
@@ -146,7 +147,8 @@ def load_engine(arguments: Arguments) -> Engine:
     tokenizer = load_tokenizer(arguments.model)
     template = choose_template(arguments.data, tokenizer)
     fitted = fit_tokenizer(tokenizer, template)
-    model = load_model(arguments, tokenizer, is_trainable=False)
+    with reading_plain_data():
+        model = load_model(arguments, tokenizer, is_trainable=False)
     if torch.accelerator.is_available() and model.device.type == "cpu":
         model.to(torch.accelerator.current_accelerator())
     model.eval()

@@ -68,6 +68,7 @@ def run(
         from luthier.modeling.checkpointing import choose_checkpointing
         from luthier.modeling.dtypes import without_emulation
         from luthier.modeling.loader import load_model
+        from luthier.modeling.plain_data import reading_plain_data
         from luthier.modeling.tokenizer import load_tokenizer
         from luthier.stages.stage import STAGES
         from luthier.training.checkpoints.hub import push_model
@@ -82,7 +83,12 @@ def run(
         from luthier.training.world import check_launch, check_world, join_world, membership
 
     disable_progress_bar()
-    with claimed(arguments), membership(owns_process=owns_process), Watched() as watched:
+    with (
+        reading_plain_data(),
+        claimed(arguments),
+        membership(owns_process=owns_process),
+        Watched() as watched,
+    ):
         check_launch(arguments)
         asked, arguments = arguments, without_emulation(arguments)
         training = arguments.training
@@ -206,6 +212,7 @@ def _train(
     trainer: LuthierTrainer, arguments: Arguments, checkpoint: Path | None
 ) -> dict[str, float]:
     from luthier.modeling.adapters.pissa import convert_pissa, save_pissa_start
+    from luthier.modeling.plain_data import refusing_code
     from luthier.training.checkpoints.ending import take_up_end, take_up_finished, what_is_left
     from luthier.training.checkpoints.resume import announce
     from luthier.training.report import save_metrics
@@ -225,7 +232,8 @@ def _train(
         if checkpoint is not None:
             announce(checkpoint)
             trainer.saver.last_published = checkpoint
-        metrics = trainer.train(None if checkpoint is None else str(checkpoint)).metrics
+        with refusing_code(checkpoint):
+            metrics = trainer.train(None if checkpoint is None else str(checkpoint)).metrics
     trainer.save_state()
     trainer.save_model()
     if is_converted:

@@ -398,7 +398,7 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
         if self.is_deepspeed_enabled:  # a scheduler of its own asks for it before ours is made
             self.args.warmup_steps, _ = resolve_warmup_steps(self.arguments.training, max_steps)
         with (
-            deepspeed.reading_plain_data()
+            deepspeed.reading_parts()
             if self.is_deepspeed_enabled
             else contextlib.nullcontext()
         ):

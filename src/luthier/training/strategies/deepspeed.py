@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,6 @@ from luthier.training.strategies.deepspeed_config import (
     value_of,
 )
 from luthier.training.strategies.strategy import DEEPSPEED_STAGES, WORDS
-
-PLAIN_DATA = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-"""The variable by which torch reads nothing but tensors and plain values, whatever it is told."""
 
 _stages: list[int] = []
 """Of the runs that this process has made."""
@@ -155,26 +152,17 @@ def gather_to_evaluate(trainer: Any) -> None:
         trainer.deepspeed = trainer.model_wrapped = trainer.accelerator.prepare(trainer.model)
 
 
-@contextmanager
-def reading_plain_data() -> Iterator[None]:
-    """While open, a checkpoint is read as tensors and plain values, and none of its code is run.
+def reading_parts() -> AbstractContextManager[None]:
+    """While open, DeepSpeed's parts of a checkpoint can be read, which are pickled.
 
-    DeepSpeed reads its parts by pickle; what they need beside tensors are the classes named here.
+    Only plain data is read in a run; what the parts need beside it are the classes named here.
     """
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
     needed: list[Any] = [ZeroStageEnum, fragment_address, LossScaler, DynamicLossScaler]
-    before = os.environ.get(PLAIN_DATA)
-    os.environ[PLAIN_DATA] = "1"
-    try:
-        with torch.serialization.safe_globals(needed):
-            yield
-    finally:
-        os.environ.pop(PLAIN_DATA)
-        if before is not None:
-            os.environ[PLAIN_DATA] = before
+    return torch.serialization.safe_globals(needed)
 
 
 def backward(engine: Any, loss: Tensor, *, is_last: bool) -> None:
