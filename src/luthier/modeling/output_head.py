@@ -17,6 +17,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel, is_compiled_module
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from luthier import console
@@ -115,8 +116,10 @@ def is_plain_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
 
     A weight of another type (a DTensor, say) is computed with by operations of its own.
     """
+    # FSDP2 puts a class of its own before that of a module whose weights it gathers
+    kind = type(head).__bases__[1] if isinstance(head, FSDPModule) else type(head)
     return (
-        type(head) is nn.Linear
+        kind is nn.Linear
         and PLAIN_FORWARD not in vars(head)
         and type(head.weight) in (nn.Parameter, Tensor)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def load_weights(model: Any, folder: str | Path) -> None:
     folder = Path(folder)
     if holds_weights_in_parts(folder):
         state: dict[str, Any] = {"model": get_model_state_dict(model)}
-        dcp.load(state, checkpoint_id=folder / WEIGHTS_IN_PARTS)
+        _read_parts(state, folder / WEIGHTS_IN_PARTS)
         set_model_state_dict(model, state["model"])
         return
     weights: dict[str, Any] = share_fate(lambda: {} if rank() else _read_weights(model, folder))
@@ -105,7 +106,7 @@ def load_optimizer(model: Any, optimizer: torch.optim.Optimizer, folder: str | P
     folder = Path(folder)
     if (folder / OPTIMIZER_IN_PARTS).is_dir():
         state: dict[str, Any] = {"optimizer": get_optimizer_state_dict(model, optimizer)}
-        dcp.load(state, checkpoint_id=folder / OPTIMIZER_IN_PARTS)
+        _read_parts(state, folder / OPTIMIZER_IN_PARTS)
         set_optimizer_state_dict(model, optimizer, state["optimizer"])
         return
     saved: dict[str, Any] = share_fate(
@@ -128,6 +129,12 @@ def is_of_fsdp(folder: str | Path) -> bool:
     """Whether a run with FSDP has written a checkpoint's optimizer states."""
     names = (OPTIMIZER_IN_PARTS, OPTIMIZER_WHOLE)
     return any((Path(folder) / name).exists() for name in names)
+
+
+def _read_parts(state: dict[str, Any], folder: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        dcp.load(state, checkpoint_id=folder)
 
 
 def _from_first_rank(*, strict: bool) -> StateDictOptions:
