@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from luthier.arguments.generating import GeneratingArguments
+from luthier.errors import OutOfMemory
 from luthier.modeling.generation import new_token_limit
 from luthier.modeling.quirks.checkpointing_name import enable_checkpointing
 from luthier.records import IGNORE_INDEX
@@ -79,6 +80,35 @@ def test_batched_greedy_answers_equal_one_by_one_generation(model, tiny_tokenize
     assert answers == alone
     assert len({tuple(answer) for answer in answers}) > 20
     assert len({len(answer) for answer in answers}) > 4
+
+
+def test_fewer_prompts_are_answered_together_where_memory_runs_out(tiny_tokenizer, capsys) -> None:
+    model, prompts = tiny.make_llama(), make_prompts(20)
+    whole = predict(model, tiny_tokenizer, prompts, generating(), STOP, batch_size=8)
+    sizes = []
+
+    def check(module, positional, named):
+        sizes.append(len(named["input_ids"]))
+        if sizes[-1] > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    model.register_forward_pre_hook(check, with_kwargs=True)
+    short = predict(model, tiny_tokenizer, prompts, generating(), STOP, batch_size=8)
+
+    assert short == whole
+    assert [size for size in sizes if size > 3] == [8, 4]
+    assert capsys.readouterr().err.count("memory has run out while") == 2
+
+
+def test_a_prompt_that_cannot_be_answered_alone_ends_the_run(tiny_tokenizer) -> None:
+    model = tiny.make_llama()
+
+    def fail(module, positional, named):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    model.register_forward_pre_hook(fail, with_kwargs=True)
+    with pytest.raises(OutOfMemory, match="Lower max_new_tokens"):
+        predict(model, tiny_tokenizer, make_prompts(3), generating(), STOP, batch_size=2)
 
 
 def test_beams_of_a_batch_equal_beams_alone(model, tiny_tokenizer) -> None:

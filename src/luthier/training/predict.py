@@ -16,11 +16,14 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from luthier import console
+from luthier.errors import OutOfMemory
 from luthier.modeling.generation import answering, generation_config, new_token_limit
 from luthier.modeling.ranks import gather_objects, num_ranks, rank
 from luthier.records import IGNORE_INDEX
 from luthier.training.files import write_whole
 from luthier.training.metrics import score_texts
+from luthier.training.out_of_memory import is_out_of_memory, release
+from luthier.training.random_state import RandomState
 
 if TYPE_CHECKING:
     from luthier.arguments.generating import GeneratingArguments
@@ -145,10 +148,11 @@ def predict(
     batches = list(_batches(rows, limits, batch_size))[rank() :: num_ranks()]
     progress = _Progress(sum(map(len, batches)), len(rows))
     answers: dict[int, list[int]] = {}
+    answerer = _Answerer(model, config, batch_size)
     with answering(model), torch.no_grad():
         for batch in batches:
             config.max_new_tokens = limits[batch[0]]
-            new = _answer_batch(model, [rows[index] for index in batch], config)
+            new = answerer.answer([rows[index] for index in batch])
             answers |= dict(zip(batch, new, strict=True))
             progress.advance(len(batch))
     everyones = gather_objects(answers)
@@ -180,6 +184,49 @@ def _batches(
         indices = list(alike)
         for start in range(0, len(indices), batch_size):
             yield indices[start : start + batch_size]
+
+
+class _Answerer:
+    """Answers prompts, fewer together where memory has run out.
+
+    Args:
+        model: whose answers are asked for.
+        config: how they are chosen; read anew for each batch.
+        size: the most prompts that are answered together.
+    """
+
+    def __init__(self, model: Any, config: GenerationConfig, size: int) -> None:
+        self.model, self.config, self.size = model, config, size
+
+    def answer(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """The answers, in the order of the prompts."""
+        answers: list[list[int]] = []
+        while len(answers) < len(prompts):
+            part = prompts[len(answers) :][: self.size]
+            random = RandomState.take(self.model.device)
+            try:
+                answers += _answer_batch(self.model, part, self.config)
+                continue
+            except (RuntimeError, MemoryError) as problem:
+                if not is_out_of_memory(problem):
+                    raise
+                said = str(problem).partition("\n")[0]
+            release(self.model.device)
+            self._lower(part, said)
+            random.restore()
+        return answers
+
+    def _lower(self, part: Sequence[Sequence[int]], said: str) -> None:
+        width = max(map(len, part))
+        asked = f"{len(part):,} prompts of up to {width:,} tokens"
+        where = f"memory has run out while {asked} were answered"
+        if len(part) == 1:
+            raise OutOfMemory(
+                f"{where}. {said}\nLower max_new_tokens ({self.config.max_new_tokens:,} now), "
+                "cutoff_len or num_beams, or set per_device_eval_batch_size: 1."
+            )
+        self.size = len(part) // 2
+        console.warn(f"{where}; from here on {self.size:,} at a time.", on_every_rank=True)
 
 
 def _answer_batch(
