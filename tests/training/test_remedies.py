@@ -1,0 +1,74 @@
+"""what helps against full memory: only changes that are possible, the largest saving first"""
+
+import pytest
+
+from luthier.arguments.parse import parse_dict
+from luthier.modeling.checkpointing import checkpoint_activations
+from luthier.modeling.memory import measure_activations
+from luthier.training.remedies import describe_remedies, find_remedies
+from tests import tiny
+
+
+def make_arguments(**settings):
+    return parse_dict({"model_name_or_path": "m", "cutoff_len": 128, **settings}, purpose="chat")
+
+
+def find(model, arguments, num_tokens=128, longest=128, autocast=None):
+    return find_remedies(
+        model,
+        arguments,
+        num_tokens=num_tokens,
+        longest=longest,
+        is_padded=False,
+        autocast=autocast,
+    )
+
+
+def names(remedies):
+    return [each.change.partition(":")[0] for each in remedies]
+
+
+def test_remedies_come_by_their_savings():
+    found = find(tiny.make_llama(), make_arguments(finetuning_type="full"), num_tokens=512)
+
+    assert set(names(found)) == {
+        "tokens_per_micro_batch",
+        "gradient_checkpointing",
+        "cutoff_len",
+        "optim",
+        "finetuning_type",
+    }
+    assert [each.saved for each in found] == sorted((each.saved for each in found), reverse=True)
+    text = describe_remedies(found)
+    assert len(text.splitlines()) == 4
+    assert all(" MiB" in line for line in text.splitlines()[1:])
+
+
+def test_what_is_so_already_is_no_remedy():
+    model = tiny.make_llama()
+    checkpoint_activations(model, use_reentrant=False)
+    arguments = make_arguments(optim="adamw_8bit", lora_rank=1)
+
+    found = find(model, arguments, num_tokens=60, longest=60)
+
+    assert names(found) == []
+    assert "smaller model" in describe_remedies(found)
+
+
+@pytest.mark.parametrize("layers", [2, 6])
+def test_reckoned_activations_are_those_measured_by_about_half(layers):
+    import contextlib
+
+    model = tiny.make_llama(num_hidden_layers=layers, hidden_size=64, intermediate_size=256)
+    measured = measure_activations(model, contextlib.nullcontext, is_padded=False)
+    halves = [
+        next(
+            each.saved
+            for each in find(model, make_arguments(), autocast=autocast)
+            if each.change.startswith("cutoff_len")
+        )
+        for autocast in (None, contextlib.nullcontext)
+    ]
+
+    assert measured.of(128, 128) > 0
+    assert 0.5 < halves[0] / halves[1] < 2
