@@ -57,8 +57,11 @@ def library_arguments(arguments: Arguments) -> LibraryArguments:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # beside use_cpu it only makes accelerate put DeepSpeed's settings aside without a word
     os.environ.pop("ACCELERATE_USE_CPU", None)
-    # transformers would take it where neither bf16 nor fp16 is set
-    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+    # transformers would compute in it where neither bf16 nor fp16 is set
+    told = os.environ.pop("ACCELERATE_MIXED_PRECISION", "no")
+    own = "bf16" if arguments.training.bf16 else "fp16" if arguments.training.fp16 else "no"
+    if told not in ("no", own):
+        console.info(f"accelerate's mixed_precision: {told} is put aside; set {told}: true here")
     # our losses reach every trained weight; where the layout's probe finds another, it says so
     values.setdefault("ddp_find_unused_parameters", False)
     values["disable_tqdm"] = True
