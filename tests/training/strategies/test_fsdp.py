@@ -64,11 +64,15 @@ def cases(start: dict[str, Any], tied_folder: Path) -> dict[str, dict[str, Any]]
     short = {"max_steps": 4}
     tied = {"model_name_or_path": str(tied_folder)}
     again = {"fsdp_config": {"fsdp_activation_checkpointing": True}}
+    each = {"accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}}
     return {
         "lora": start | saving | in_parts,
         "full": start | FULL_TUNING | saving | in_parts,
         "whole": start | FULL_TUNING | saving | {"fsdp": "full_shard auto_wrap"},
-        "freeze": start | short | {"finetuning_type": "freeze", "freeze_trainable_layers": 1},
+        "freeze": start
+        | short
+        | each
+        | {"finetuning_type": "freeze", "freeze_trainable_layers": 1},
         "tied": start | short | tied | FULL_TUNING | again | {"fsdp": "shard_grad_op"},
         "tied embeddings": start | short | tied | {"additional_target": "embed_tokens,lm_head"},
         "evaluated": start | short | {"val_size": 7, "eval_strategy": "steps", "eval_steps": 2},
@@ -155,6 +159,16 @@ def test_fused_layers_compute_inside_gathered_ones(
         assert told.calls["linear_nll"] >= steps
     for told in (ones["full"], *twos["full"]):
         assert told.calls["gated_mlp"] > len(told.losses) * 2
+
+
+@pytest.mark.slow
+def test_gradients_are_exchanged_once_a_step_or_with_every_micro_batch(
+    twos: dict[str, list[Told]],
+):
+    for told in twos["full"]:  # put off and allowed again for all micro-batches but the last
+        assert told.calls["set_requires_gradient_sync"] >= 2 * 5
+    for told in twos["freeze"]:
+        assert told.calls["set_requires_gradient_sync"] == 0
 
 
 @pytest.mark.slow

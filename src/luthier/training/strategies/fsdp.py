@@ -24,6 +24,7 @@ from luthier import console
 from luthier.arguments.record import Arguments
 from luthier.errors import ArgumentsError
 from luthier.modeling.device import free_memory
+from luthier.modeling.ranks import agree_all
 from luthier.training.launched import launched_world
 from luthier.training.strategies.fsdp_config import (
     SHARDED,
@@ -137,11 +138,14 @@ def take_up(accelerator: Accelerator, library: LibraryArguments) -> None:
     )
 
 
-def place(model: nn.Module, accelerator: Accelerator) -> None:
+def place(model: nn.Module, accelerator: Accelerator, arguments: Arguments) -> Arguments:
     """Checks that the layers to hold are there, and brings the whole model to its device to probe.
 
     Transformers leaves a model that will be held in parts on the CPU. Where it does not fit whole
-    on the device it stays there, and is probed there.
+    on the device it stays there and is probed there, which says nothing of the device's memory.
+
+    Returns:
+        The arguments, with gradient checkpointing in that case.
 
     Raises:
         ArgumentsError: when the model has no layer of a class that was named.
@@ -159,18 +163,30 @@ def place(model: nn.Module, accelerator: Accelerator) -> None:
         )
     device = accelerator.device
     here = next(model.parameters()).device
-    if here.type == device.type or here.type == "meta":
-        return
-    free = free_memory(device)
-    if free is not None and 2 * sum(each.nbytes for each in model.parameters()) < free:
+    if here.type == device.type:
+        return arguments
+    free, size = free_memory(device), sum(each.nbytes for each in model.parameters())
+    if agree_all(free is not None and 2 * size < free):
         model.to(device)
-    else:
-        console.info(f"the model does not fit whole on {device}: it is probed on the CPU")
+        return arguments
+    console.info(f"the whole model may not fit on {device}: it is probed on the CPU")
+    if arguments.training.gradient_checkpointing != "auto":
+        return arguments
+    training = arguments.training.model_copy(update={"gradient_checkpointing": True})
+    note = "gradient_checkpointing = True (nothing was measured on the device)"
+    console.info(note)
+    return replace(arguments, training=training, notes=(*arguments.notes, note))
 
 
 def holds_parts(accelerator: Accelerator) -> bool:
     """Whether checkpoints of this run hold weights in parts."""
     return SHARDED in str(accelerator.state.fsdp_plugin.state_dict_type)
+
+
+def bytes_of_whole_gradient(model: nn.Module) -> int:
+    """What the gradient of all that learns takes in float32, when it does not lie in parts."""
+    learned = sum(each.numel() for each in model.parameters() if each.requires_grad)
+    return learned * torch.float32.itemsize
 
 
 def describe(model: nn.Module) -> str:

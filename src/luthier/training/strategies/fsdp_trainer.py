@@ -10,7 +10,11 @@ from peft import PeftModel
 from transformers import Trainer
 
 from luthier import console
+from luthier.arguments.record import Arguments
 from luthier.training.strategies import fsdp, fsdp_state
+
+WHOLE_GRADIENT = 1 << 30
+"""Bytes of a gradient in float32 up to which every rank adds up a whole one of its step."""
 
 SCHEDULER = "scheduler.pt"
 """The file of a checkpoint in which transformers keeps the learning rate's schedule."""
@@ -23,24 +27,44 @@ class FsdpTrainer(Trainer):
     only what was written in the way that this run would write. This one also reads what a run with
     FSDP has written into a run without, and experts, which transformers 5.23 stores in another form
     than it trains them in and leaves out when it goes on from a checkpoint.
+
+    Attributes:
+        exchanges_every_gradient: whether ranks exchange the gradient of every micro-batch, not of
+            a step: more to send, and nobody holds a whole gradient.
     """
+
+    exchanges_every_gradient = False
 
     def create_accelerator_and_postprocess(self) -> None:
         """Accelerate's state, with FSDP on a CPU, too."""
         super().create_accelerator_and_postprocess()
+        asked = self.accelerator.gradient_state.plugin_kwargs
+        self.exchanges_every_gradient = bool(asked.get("sync_each_batch"))
         if self.args.fsdp:
             fsdp.take_up(self.accelerator, self.args)
             self.is_fsdp_enabled = True
 
-    def place_model(self) -> None:
-        """Brings a model that will be held in parts to its device, to be looked at while whole."""
+    def place_model(self, arguments: Arguments) -> Arguments:
+        """Brings a model that will be held in parts to its device, to be looked at while whole.
+
+        Returns:
+            The arguments, with gradient checkpointing where the model does not fit there whole.
+        """
         if self.is_fsdp_enabled:
-            fsdp.place(self.model, self.accelerator)
+            return fsdp.place(self.model, self.accelerator, arguments)
+        return arguments
 
     def _prepare_for_training(self, *args: Any, **options: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **options)
         if self.is_fsdp_enabled:
             console.info(f"fsdp: {fsdp.describe(self.model)}")
+            size = fsdp.bytes_of_whole_gradient(self.model)
+            if size > WHOLE_GRADIENT:
+                self.exchanges_every_gradient = True
+                console.info(
+                    "fsdp: gradients are exchanged with every micro-batch (until the end of a step "
+                    f"they would take {console.gibibytes(size)})"
+                )
         return prepared
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
