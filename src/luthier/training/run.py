@@ -119,7 +119,7 @@ def run(
         model = load_model(arguments, tokenizer, is_trainable=training.do_train)
         trainer = _make_trainer(arguments, library, stage, model, tokenizer, data, callbacks)
         trainer.identity = identity
-        trainer.place_model()
+        arguments = trainer.place_model(arguments)
         if training.do_train or training.do_eval:
             _choose_layout(trainer, arguments, data)
         if training.do_train:

@@ -294,14 +294,14 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
     def _learn_from(
         self, model: Any, micro_batch: MicroBatch, scale: float, *, is_last: bool
     ) -> Tensor:
-        """Adds a micro-batch's gradient; ranks exchange theirs with the last one of a step.
+        """Adds a micro-batch's gradient; ranks mostly exchange theirs with the last one of a step.
 
         Returns:
             Its loss times `scale`.
         """
         is_deepspeed = self.is_deepspeed_enabled
         self.accelerator.gradient_state._set_sync_gradients(is_last)
-        waits = not (is_last or is_deepspeed)
+        waits = not (is_last or is_deepspeed or self.exchanges_every_gradient)
         with (
             self.memory.computing(micro_batch),
             self.accelerator.no_sync(model) if waits else contextlib.nullcontext(),
