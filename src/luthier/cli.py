@@ -16,6 +16,7 @@ from typing import Any
 from luthier import console
 from luthier.commands.help import commands
 from luthier.errors import LuthierError, Stopped
+from luthier.secrecy import guard_output
 
 INTERRUPTED = 130
 
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         word = "help"
     elif word in ("-V", "--version"):
         word = "version"
+    guard_output(with_stdout=word != "chat")
     with _Interrupts(repeats=word == "train") as interrupts:
         try:
             if word not in commands():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from luthier.secrecy import masked
+
 _said: set[str] = set()
 
 
@@ -43,5 +45,6 @@ def gibibytes(count: float) -> str:
 def _write(text: str, colour: str, on_every_rank: bool = False) -> None:
     if not (on_every_rank or is_main_process()):
         return
+    text = masked(text)
     plain = not colour or not sys.stderr.isatty() or "NO_COLOR" in os.environ
     print(text if plain else f"{colour}{text}\x1b[0m", file=sys.stderr, flush=True)

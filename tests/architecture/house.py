@@ -21,7 +21,7 @@ FLOORS = (
     {"kernels", "templates"},
     {"arguments"},
     {"collector", "console", "optional", "records", "registry", "signals"},
-    {"errors"},
+    {"errors", "secrecy"},
 )
 """The rooms from the roof down. A room knows only rooms of lower floors, none of its own."""
 

@@ -23,6 +23,7 @@ from luthier.arguments.resolve import resolve
 from luthier.arguments.rules import TASKS, Purpose, broken_rules, missing_names, nothing_to_do
 from luthier.arguments.wording import bare, describe, expectation, members, misfit
 from luthier.errors import ArgumentsError, MissingArguments
+from luthier.secrecy import learn
 
 USAGE = "     usage: luthier train CONFIG.yaml [name=value ...], or: luthier train --name value ..."
 
@@ -78,6 +79,9 @@ def assemble(
         MissingArguments: if nothing is wrong but that required names are absent.
         ArgumentsError: with every other problem.
     """
+    given = list(given)
+    for each in given:
+        learn(each.name, each.value)
     found = _Assembly(problems, notes)
     settings = found.settle(given)
     passed_through = found.take_library_names(settings)

@@ -130,7 +130,7 @@ class _Reader:
         words = [word, *([self.waiting.pop(0)] if self._value_follows() else [])]
         if full:
             options = " or ".join(f"--{known}" for known in full[:4])
-            self._complain(f"{word} is shortened; flags are written in full: {options}.")
+            self._complain(f"--{name} is shortened; flags are written in full: {options}.")
         else:
             self.said.unknown.append(word)
             self.said.rest += words

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +14,7 @@ from luthier.arguments.generating import GeneratingArguments
 from luthier.arguments.kinds import Section
 from luthier.arguments.model import ModelArguments
 from luthier.arguments.training import TrainingArguments
+from luthier.secrecy import MASK, masked, names_a_secret
 
 SECTIONS: dict[str, type[Section]] = {
     "model": ModelArguments,
@@ -23,11 +23,6 @@ SECTIONS: dict[str, type[Section]] = {
     "training": TrainingArguments,
     "generating": GeneratingArguments,
 }
-
-MASK = "********"
-
-SECRET = re.compile(r"(^|_)(token|api_key|secret|password|webhook_url)$")
-"""Names whose values are never written down."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +65,11 @@ class Arguments:
 
 
 def public_value(name: str, value: Any) -> Any:
-    """A value as JSON can hold it, masked where it or its name is that of a secret."""
-    if isinstance(value, SecretStr) or (SECRET.search(name) and value is not None):
+    """A value as JSON can hold it, masked where it, a part of it or its name is a secret's."""
+    if isinstance(value, SecretStr) or (names_a_secret(name) and value is not None):
         return MASK
     if isinstance(value, Mapping):
-        return {key: public_value(str(key), inner) for key, inner in value.items()}
+        return {masked(str(key)): public_value(str(key), inner) for key, inner in value.items()}
     if isinstance(value, tuple | list):
         return [public_value("", inner) for inner in value]
-    return value if isinstance(value, str | int | float | None) else str(value)
+    return value if isinstance(value, int | float | None) else masked(str(value))

@@ -24,9 +24,11 @@ def run(argv: list[str]) -> int:
     from luthier.arguments.parse import parse_command_line
     from luthier.launching.orphan import end_with_parent
     from luthier.launching.plan import find_launch
+    from luthier.launching.private import told_in_private
     from luthier.training.preflight import find_problems
 
     end_with_parent()
+    argv = told_in_private(argv)
     arguments = parse_command_line(argv, check=find_problems)
     launch = find_launch(arguments)
     if launch is not None:

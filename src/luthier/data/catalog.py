@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from luthier.data.cloud import LOCAL, check_url, is_url, protocol_of
-from luthier.data.files import SUFFIXES, find_files
+from luthier.data.files import SUFFIXES, file_name, find_files
 from luthier.data.text_files import SampleBy
 from luthier.data.tokenized import is_written
 from luthier.errors import DataError, suggest
+from luthier.secrecy import learn, masked
 
 if TYPE_CHECKING:
     from luthier.arguments.data import DataArguments
@@ -154,7 +155,9 @@ class Catalog:
         Raises:
             DataError: with every problem of the description, or the nearest known names.
         """
-        return replace(self._find(name), sample_by=self.sample_by)
+        found = self._find(name)
+        learn("location", found.location)
+        return replace(found, sample_by=self.sample_by)
 
     def _find(self, name: str) -> DatasetDescription:
         if self.is_online:
@@ -297,8 +300,11 @@ def load_catalog(
 
 def metric_names(names: Sequence[str]) -> list[str]:
     """What metrics call each set: a path goes by its last part where that is enough."""
-    short = [Path(name).stem if is_url(name) or Path(name).exists() else name for name in names]
-    return short if len({*short}) == len(names) else list(names)
+    short = [
+        Path(file_name(name)).stem if is_url(name) or Path(name).exists() else name
+        for name in names
+    ]
+    return short if len({*short}) == len(names) else [masked(name) for name in names]
 
 
 def check_datasets(data_args: DataArguments) -> list[str]:

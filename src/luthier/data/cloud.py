@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from luthier import console
-from luthier.data.files import pick_data_files
+from luthier.data.files import file_name, pick_data_files
 from luthier.errors import DataError
+from luthier.secrecy import masked
 
 LOCAL = ("file", "local", "memory")
 """Protocols that read this machine, not a cloud."""
@@ -38,7 +39,7 @@ def check_url(name: str, url: str) -> None:
     try:
         fsspec.get_filesystem_class(protocol_of(url))
     except (ImportError, ValueError) as error:
-        raise DataError(f"data set {name!r}: {url} cannot be read: {error}") from error
+        raise DataError(masked(f"data set {name!r}: {url} cannot be read: {error}")) from error
 
 
 def fetch(name: str, url: str, folder: Path, token: str | None = None) -> list[tuple[Path, str]]:
@@ -68,7 +69,7 @@ def fetch(name: str, url: str, folder: Path, token: str | None = None) -> list[t
         for one in paths:
             version = f"{system.unstrip_protocol(one)}\0{system.ukey(one)}"
             digest = hashlib.sha256(version.encode()).hexdigest()[:16]
-            copy = folder / f"{digest}-{Path(one).name}"
+            copy = folder / f"{digest}-{file_name(one)}"
             with FileLock(f"{copy}.lock"):
                 if not copy.exists():
                     _copy(system, one, copy)
@@ -109,8 +110,10 @@ def _told(name: str, url: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise DataError(
-            f"data set {name!r}: {url} cannot be fetched: {type(error).__name__}: {error}. Check "
-            "the name, the network, and the credentials in the environment."
+            masked(
+                f"data set {name!r}: {url} cannot be fetched: {type(error).__name__}: {error}. "
+                "Check the name, the network, and the credentials in the environment."
+            )
         ) from error
 
 

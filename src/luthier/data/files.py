@@ -39,6 +39,11 @@ def find_files(name: str, location: str | Path) -> tuple[Path, ...]:
     return tuple(path / one for one in pick_data_files(name, f"the folder {path}", names))
 
 
+def file_name(path: str) -> str:
+    """The last part of a path or a URL, without what is asked or signed behind it."""
+    return Path(path.partition("?")[0] if "://" in path else path).name
+
+
 def pick_data_files(name: str, folder: str, paths: Sequence[str]) -> list[str]:
     """Those of the paths that hold data, in the order of their names.
 
@@ -50,11 +55,11 @@ def pick_data_files(name: str, folder: str, paths: Sequence[str]) -> list[str]:
     Raises:
         DataError: if none holds data, or kinds are mixed.
     """
-    suffixes = {path: Path(path).suffix.lower() for path in sorted(paths)}
+    suffixes = {path: Path(file_name(path)).suffix.lower() for path in sorted(paths)}
     files = [
         path
         for path, suffix in suffixes.items()
-        if suffix in SUFFIXES and not Path(path).name.startswith(".")
+        if suffix in SUFFIXES and not file_name(path).startswith(".")
     ]
     found = Counter(suffixes[path] for path in files)
     if not files:

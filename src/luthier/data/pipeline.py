@@ -39,6 +39,7 @@ from luthier.data.table import Purpose, Task, make_shards, read_rows
 from luthier.data.tokenized import Tokenized, is_written
 from luthier.errors import DataError
 from luthier.records import Conversation, Record
+from luthier.secrecy import masked
 
 if TYPE_CHECKING:
     import datasets
@@ -218,7 +219,9 @@ class _Loader:
                 source = Source(description) if description.place == "file" else None
             except DataError:
                 return None
-            hashes = [description.location] if source is None else [*source.hashes().values()]
+            hashes = (
+                [masked(description.location)] if source is None else [*source.hashes().values()]
+            )
             said = {k: v for k, v in asdict(description).items() if k not in ("name", "location")}
             contents.append([hashes, said])
         return contents
@@ -312,7 +315,7 @@ class _Loader:
         token = model.hf_hub_token.get_secret_value() if model.hf_hub_token else None
         hub = HubAccess(model.cache_dir, token, data.preprocessing_num_workers)
         source = Source(description, hub)
-        report = SetReport(name=name, purpose=purpose, hashes=source.hashes())
+        report = SetReport(name=masked(name), purpose=purpose, hashes=source.hashes())
         report.key = hash_of(
             {
                 "description": asdict(replace(description, name="", location="")),
@@ -330,7 +333,7 @@ class _Loader:
         root = cache_root(model.cache_dir)
         published = get_or_build(root, report.key, build, overwrite=data.overwrite_cache)
         self._folders[published.folder] = None
-        found = published.report | {"name": name, "was_cached": published.was_there}
+        found = published.report | {"name": masked(name), "was_cached": published.was_there}
         report = SetReport(**found)
         self.report.sets.append(report)
         self._say(report)

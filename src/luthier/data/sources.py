@@ -15,6 +15,7 @@ from luthier.data.rows import Row, RowOrProblem
 from luthier.data.stretches import NUM_TOGETHER, Stretch, cut_batches, cut_file, gather
 from luthier.data.text_files import WHOLE_TEXTS
 from luthier.errors import DataError
+from luthier.secrecy import masked
 
 __all__ = ["HubAccess", "Row", "RowOrProblem", "Source"]
 
@@ -57,7 +58,7 @@ class Source:
             folder = self._root / "fetched"
             copies = fetch(description.name, description.location, folder, access.token)
             self.files = tuple(copy for copy, _ in copies)
-            self.names = tuple(url for _, url in copies)
+            self.names = tuple(masked(url) for _, url in copies)
             return
         else:
             self.files = find_files(description.name, description.location)

@@ -13,6 +13,7 @@ from luthier.collector import resting_collector
 from luthier.errors import LaunchError
 from luthier.launching.orphan import PARENT
 from luthier.launching.plan import Launch
+from luthier.launching.private import PRIVATE, kept_private
 
 
 def start(launch: Launch, command: Sequence[str]) -> int:
@@ -34,13 +35,14 @@ def start(launch: Launch, command: Sequence[str]) -> int:
     """
     for note in launch.notes:
         console.info(note)
-    os.environ.update(launch.environment, **{PARENT: str(os.getpid())})
+    words, private = kept_private(command)
+    os.environ.update(launch.environment, **{PARENT: str(os.getpid())}, **private)
     with resting_collector():
         from luthier.launching.agent import run_agent
     if "LOGLEVEL" not in os.environ:  # torch's own variable for its launcher's lines
         logging.disable(logging.ERROR)
     try:
-        return run_agent(launch.words(command))
+        return run_agent(launch.words(words))
     except ConnectionError as problem:
         raise LaunchError(
             f"the processes of this run do not find each other: {problem}. Look whether "
@@ -48,6 +50,7 @@ def start(launch: Launch, command: Sequence[str]) -> int:
             "the others."
         ) from problem
     finally:
+        os.environ.pop(PRIVATE, None)
         logging.disable(logging.NOTSET)
 
 

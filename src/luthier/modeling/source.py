@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from luthier import console
 from luthier.arguments.model import ModelArguments
 from luthier.errors import ModelError
 from luthier.optional import is_installed, missing
@@ -28,6 +29,7 @@ CONVERT_TO_SAFETENSORS = (
     "the tokenizer's files beside it."
 )
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
 
 
@@ -90,6 +92,8 @@ def hub_options(model_args: ModelArguments) -> dict[str, Any]:
     The one place that hands `trust_remote_code` on, and only from the user's own argument.
     """
     token = model_args.hf_hub_token
+    if model_args.trust_remote_code:
+        _advise_a_commit(model_args)
     return {
         "trust_remote_code": model_args.trust_remote_code,
         "cache_dir": model_args.cache_dir,
@@ -208,6 +212,17 @@ def _source_problems(source: ModelSource, model_args: ModelArguments) -> Iterato
             f"model_name_or_path: {source.path} is no folder on this machine and not in the hub "
             "library's cache, and HF_HUB_OFFLINE forbids to fetch it. Download it first "
             f"(`hf download {source.path} --local-dir FOLDER`) and give that folder's path."
+        )
+
+
+def _advise_a_commit(model_args: ModelArguments) -> None:
+    """Says that code is trusted which its author can change; of a folder or a commit, nothing."""
+    name, revision = str(model_args.model_name_or_path), model_args.model_revision
+    if not _COMMIT.fullmatch(revision) and not find_model(name).is_local:
+        console.once(
+            f"trust_remote_code: Python code of {name} runs here, as it stands at {revision!r} "
+            "when it is fetched. Pin what you have read: set model_revision to the hash of a "
+            "commit, 40 hexadecimal digits."
         )
 
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from luthier.arguments.record import MASK
 from luthier.errors import ModelError
+from luthier.secrecy import MASK
 
 RUN_RECORD = "run.json"
 ADAPTER_CONFIG = "adapter_config.json"

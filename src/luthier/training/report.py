@@ -17,6 +17,7 @@ from huggingface_hub import ModelCardData
 
 from luthier import __version__, console
 from luthier.arguments.record import Arguments, public_value
+from luthier.secrecy import masked, masked_throughout
 from luthier.training.files import write_json, write_whole
 
 RUN_RECORD = "run.json"
@@ -91,7 +92,7 @@ def write_run_record(
         "data": None if data is None else data.as_dict(),
     }
     path = folder / RUN_RECORD
-    return write_json(path, record) if console.is_main_process() else path
+    return write_json(path, masked_throughout(record)) if console.is_main_process() else path
 
 
 def save_metrics(folder: Path, split: str, metrics: Mapping[str, float]) -> Path:
@@ -158,7 +159,7 @@ def write_model_card(
     if (folder / "training_loss.png").exists():
         sections.append("![training loss](training_loss.png)")
     sections.append("## Versions\n\n" + _table(("package", "version"), list(versions().items())))
-    return write_whole(path, ["\n\n".join(sections), "\n"])
+    return write_whole(path, [masked("\n\n".join(sections)), "\n"])
 
 
 def versions() -> dict[str, str]:

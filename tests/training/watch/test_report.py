@@ -6,7 +6,7 @@ import pytest
 
 from luthier.training.watch.beat import Beat
 from luthier.training.watch.judge import Sighting, Verdict
-from luthier.training.watch.report import advise, describe, without_secrets
+from luthier.training.watch.report import advise, describe
 
 
 def sighting(rank: int, stack: tuple[str, ...], **more: object) -> Sighting:
@@ -62,13 +62,3 @@ def test_the_advice_names_a_want_of_memory_that_the_kernel_has_noticed():
     told = advise(lost, "run", ran_out_of_memory=True, environment={})
 
     assert any("want of memory meanwhile" in sentence for sentence in told)
-
-
-def test_secrets_of_the_environment_of_arguments_and_of_known_forms_are_starred_out(monkeypatch):
-    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
-    monkeypatch.setenv("MY_TOKEN", "short")
-    text = "0123456789abcdef short hf_abcdefghijkl http://me:pass@host/x given-by-hand step 12"
-
-    told = without_secrets(text, ["given-by-hand"])
-
-    assert told == "*** short hf_*** http://***@host/x *** step 12"

@@ -19,6 +19,7 @@ from luthier.data.streaming.order import Drawn, Mixture, Windows
 from luthier.data.streaming.sets import FileRows, HubRows, open_rows
 from luthier.data.streaming.stream import ROWS_OF_A_CHUNK, Stream, StreamOptions
 from luthier.errors import DataError
+from luthier.secrecy import masked
 
 if TYPE_CHECKING:
     import datasets
@@ -126,7 +127,9 @@ class _Sets:
                 raise DataError(f"data set {name!r}: there are no rows.")
             values = [row.values for row in first if isinstance(row, Row)]
             description, detected = route.detect(description, values)
-            report = SetReport(name=name, format=description.formatting or "", detected=detected)
+            report = SetReport(
+                name=masked(name), format=description.formatting or "", detected=detected
+            )
             report.hashes = rows.stamps()
             self.descriptions.append(description)
             self.rows.append(rows)

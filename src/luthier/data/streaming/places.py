@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 from luthier.data.check import SAVE_AS_UTF8
 from luthier.data.cloud import protocol_of
+from luthier.data.files import file_name
 from luthier.data.json_rows import holds_lines, read_lines
 from luthier.data.rows import Row, RowOrProblem
 from luthier.data.streaming.json_list import read_list_from
@@ -115,7 +116,7 @@ class DataFile:
     @property
     def suffix(self) -> str:
         """The kind of file."""
-        return Path(str(self.place)).suffix.lower()
+        return Path(file_name(str(self.place))).suffix.lower()
 
     def open(self) -> IO[bytes]:
         """Its bytes."""

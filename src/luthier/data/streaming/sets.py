@@ -12,6 +12,7 @@ from luthier.data.rows import Row
 from luthier.data.sources import HubAccess, load_from_hub
 from luthier.data.streaming.places import DataFile, Entry, Parsed, Position
 from luthier.records import Origin
+from luthier.secrecy import masked
 
 
 class FileRows:
@@ -78,7 +79,7 @@ def open_rows(description: DatasetDescription, access: HubAccess) -> FileRows | 
     name, by = description.name, description.sample_by
     if description.place == "cloud":
         urls = find_urls(name, description.location, access.token)
-        return FileRows(tuple(DataFile(url, url, access.token, by) for url in urls))
+        return FileRows(tuple(DataFile(url, masked(url), access.token, by) for url in urls))
     files = find_files(name, description.location)
     return FileRows(tuple(DataFile(file, str(file), sample_by=by) for file in files))
 

@@ -2,22 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterable, Mapping
 
 from luthier.training.watch.judge import Sighting, Verdict
-
-SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|CREDENTIAL", re.I)
-SECRET_FORMS = (
-    (re.compile(r"\bhf_[A-Za-z0-9]{8,}"), "hf_***"),
-    (re.compile(r"(\w+://)[^/\s:@]+:[^/\s@]+@"), r"\1***@"),
-)
-SHORTEST_SECRET = 8
-"""Characters; shorter values stand in words that are no secret."""
-
-LONGEST_ERROR = 6000
-"""Characters of an error's traceback that are kept: its end."""
 
 
 def describe(
@@ -84,22 +71,6 @@ def advise(
     if verdict.kind == "apart":
         advice.append("See whether the machines still reach each other.")
     return advice
-
-
-def without_secrets(text: str, secrets: Iterable[str] = ()) -> str:
-    """The text with tokens and passwords starred out.
-
-    Args:
-        text: what an error says.
-        secrets: further values to look for beside those of the environment.
-    """
-    named = {value for name, value in os.environ.items() if SECRET_NAMES.search(name)}
-    for value in sorted({*named, *secrets}, key=len, reverse=True):
-        if len(value) >= SHORTEST_SECRET:
-            text = text.replace(value, "***")
-    for form, stars in SECRET_FORMS:
-        text = form.sub(stars, text)
-    return text[-LONGEST_ERROR:]
 
 
 def _row(rank: int, seen: Sighting, verdict: Verdict) -> str:

@@ -14,16 +14,20 @@ from typing import Any, NoReturn
 import torch.distributed as dist
 
 from luthier.errors import Stopped
+from luthier.secrecy import masked
 from luthier.training.watch.beat import Beat, Pulse, State, stack_of
 from luthier.training.watch.board import Board
 from luthier.training.watch.ending import Terminations, end_process
 from luthier.training.watch.judge import Limits, Sighting, Verdict, judge, judge_cut
 from luthier.training.watch.neighbours import Neighbours
-from luthier.training.watch.report import advise, describe, without_secrets
+from luthier.training.watch.report import advise, describe
 from luthier.training.watch.sightings import Sightings
 
 LOST = 70
 """The exit code of a rank that ends because of another."""
+
+LONGEST_ERROR = 6000
+"""Characters of an error's traceback that the others are told: its end."""
 
 FEW_RANKS = 32
 """Up to so many ranks, each looks at all; beyond, most look at those of their machine."""
@@ -60,7 +64,6 @@ class Watch:
         num_ranks: of the run.
         ddp_timeout_s: how long a collective may take.
         folder: the run's, named in the advice.
-        secrets: what no line may show.
         holds_store: whether the store ends with this process.
         is_abrupt: whether a collective that takes too long ends its process.
     """
@@ -73,7 +76,6 @@ class Watch:
         ddp_timeout_s: float,
         folder: str,
         *,
-        secrets: Iterable[str] = (),
         holds_store: bool = False,
         is_abrupt: bool = False,
     ) -> None:
@@ -82,7 +84,7 @@ class Watch:
         self.interval_s = max(1.0, num_ranks / 256)
         self._linger_s = 2.5 * self.interval_s  # so that the others can read the last words
         self._rank, self._num_ranks, self._folder = rank, num_ranks, folder
-        self._secrets, self._holds_store = tuple(secrets), holds_store
+        self._holds_store = holds_store
         self._board = Board(store)
         self._neighbours = Neighbours()
         self._sightings = Sightings(rank, self._neighbours)
@@ -150,7 +152,7 @@ class Watch:
         while time.monotonic() < end and not (time.monotonic() > settled and self._all_speak()):
             self._over.wait(0.2)
         said = traceback.format_exception_only(problem)[-1].strip()
-        told = without_secrets(said, self._secrets)[:400]
+        told = masked(said)[:400]
         others = self._sightings.all()
         others.pop(self._rank, None)
         self._end(judge_cut(others, told))
@@ -160,7 +162,7 @@ class Watch:
         return all(seen.heard_s <= PAUSE_S and seen.process != "stopped" for seen in sightings)
 
     def _told(self, problem: BaseException) -> str:
-        return without_secrets("".join(traceback.format_exception(problem)), self._secrets)
+        return masked("".join(traceback.format_exception(problem)))[-LONGEST_ERROR:]
 
     # The courier
 

@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Any
 
 import torch.distributed as dist
-from pydantic import SecretStr
 from transformers import TrainerCallback, TrainerState
 
 from luthier.arguments.record import Arguments
@@ -45,7 +44,6 @@ class Watched:
             num_ranks(),
             float(arguments.training.ddp_timeout),
             str(arguments.training.output_dir),
-            secrets=_secrets(arguments),
             holds_store=rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
             is_abrupt="gloo" not in dist.get_backend(),
         )
@@ -103,8 +101,3 @@ class Marks(TrainerCallback):
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Notes that the last step is done."""
         self._pulse.mark(state.global_step, "finishing")
-
-
-def _secrets(arguments: Arguments) -> list[str]:
-    values = arguments.flat().values()
-    return [value.get_secret_value() for value in values if isinstance(value, SecretStr)]
