@@ -118,7 +118,7 @@ def test_evaluation_shrinks_only_itself(config, capsys):
 
 def make_keeper(**options):
     settings = {"can_retry": True, "exchanges": False, "pad_token_id": 0}
-    return MemoryKeeper(**settings | options, remedies=lambda tokens, divisible: "remedies")
+    return MemoryKeeper(**settings | options, remedies=lambda tokens, longest: "remedies")
 
 
 def fail_in(keeper):

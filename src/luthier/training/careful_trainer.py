@@ -92,16 +92,14 @@ class CarefulTrainer(Trainer):
         self.model.zero_grad()
         raise OutOfMemory(f"memory has run out between micro-batches. {said}\n{self._remedies()}")
 
-    def _remedies(self, num_tokens: int = 0, is_divisible: bool = True) -> str:
+    def _remedies(self, num_tokens: int = 0, longest: int = 0) -> str:
         """What helps when memory has run out in a micro-batch of so many tokens."""
-        longest = self.arguments.data.cutoff_len
-        if num_tokens:
-            longest = min(longest, num_tokens)
+        longest = longest or self.arguments.data.cutoff_len
         try:
             remedies = find_remedies(
                 self.model,
                 self.arguments,
-                num_tokens=max(num_tokens, longest) if is_divisible else longest,
+                num_tokens=max(num_tokens, longest),
                 longest=longest,
                 is_padded=self.layout == "padded",
                 autocast=self.accelerator.autocast if self._can_compute_alone else None,

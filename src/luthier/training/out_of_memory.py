@@ -51,8 +51,8 @@ class MemoryKeeper:
         can_retry: whether nothing else is exchanged within a step: one process, or DDP.
         exchanges: whether gradients are exchanged at all.
         pad_token_id: fills rectangles.
-        remedies: what to say when nothing can be made smaller, see `remedies.py`; given the tokens
-            of the micro-batch, and whether smaller ones are possible.
+        remedies: what to say when nothing is computed again, see `remedies.py`; given the tokens
+            of the micro-batch and of its longest sequence, 0 where they are not known.
 
     Attributes:
         tokens: the most tokens that a micro-batch computes; None before memory has run out.
@@ -66,7 +66,7 @@ class MemoryKeeper:
         can_retry: bool,
         exchanges: bool,
         pad_token_id: int,
-        remedies: Callable[[int, bool], str],
+        remedies: Callable[[int, int], str],
     ) -> None:
         self.can_retry, self.exchanges = can_retry, exchanges
         self.pad_token_id, self.remedies = pad_token_id, remedies
@@ -211,18 +211,19 @@ class MemoryKeeper:
         failed, self._current = self._current, None
         where = f"rank {rank()} has run out of memory" if num_ranks() > 1 else "memory has run out"
         if failed is None:
-            raise OutOfMemory(f"{where}: {said}\n{self.remedies(0, True)}")
+            raise OutOfMemory(f"{where}: {said}\n{self.remedies(0, 0)}")
         where += f" in a micro-batch of {failed.num_computed:,} tokens"
         is_single = failed.ends.numel() < 2
+        longest = int(failed.depths().max()) + 1
         if self._is_exchanging or not self.can_retry:
             raise OutOfMemory(
                 f"{where}, in which ranks wait for each other: no rank can compute it again alone. "
-                f"{said}\n{self.remedies(failed.num_computed, not is_single)}"
+                f"{said}\n{self.remedies(failed.num_computed, longest)}"
             )
         if is_single:
             raise OutOfMemory(
                 f"{where}, which is one example and cannot be cut. {said}\n"
-                + self.remedies(failed.num_computed, False)
+                + self.remedies(failed.num_computed, longest)
             )
         self.tokens = max(min(failed.num_computed, self.tokens or failed.num_computed) // 2, 1)
         console.warn(

@@ -24,7 +24,7 @@ BYTES_OF_A_LAYER = 34
 Korthikanti et al. 2022 (arXiv 2205.05198), equation 1.
 """
 
-SMALL_OPTIMIZER = "adamw_8bit"
+SMALLER_PIECES, SMALL_OPTIMIZER = "tokens_per_micro_batch", "adamw_8bit"
 
 USUAL_RANK = 8
 
@@ -45,7 +45,7 @@ def find_remedies(
     is_padded: bool,
     autocast: Autocast | None,
 ) -> list[Remedy]:
-    """Changes that save memory, those that save most first.
+    """Changes that save memory: the one that changes nothing else, then those that save most.
 
     Args:
         model: ready to train.
@@ -66,7 +66,8 @@ def find_remedies(
         *_of_activations(bare, arguments, activations, layers, num_tokens, longest),
         *_of_states(bare, arguments),
     ]
-    return sorted((each for each in found if each.saved > 0), key=lambda each: -each.saved)
+    found = sorted((each for each in found if each.saved > 0), key=lambda each: -each.saved)
+    return sorted(found, key=lambda each: not each.change.startswith(SMALLER_PIECES))
 
 
 def describe_remedies(remedies: list[Remedy]) -> str:
@@ -97,7 +98,7 @@ def _of_activations(
     if num_tokens > longest:
         smaller = max(num_tokens // 2, longest)
         saved = kept - activations.of(smaller, longest)
-        yield Remedy(f"tokens_per_micro_batch: {smaller} (the result stays the same)", saved)
+        yield Remedy(f"{SMALLER_PIECES}: {smaller} (the result stays the same)", saved)
     if not recomputes_activations(model) and model.supports_gradient_checkpointing:
         width = model.config.get_text_config().hidden_size
         inputs = layers * num_tokens * width * model.dtype.itemsize

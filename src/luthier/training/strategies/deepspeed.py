@@ -193,7 +193,8 @@ def step(engine: Any, accepts: Callable[[float | None], bool] = lambda _: True) 
         engine.step()
         told = engine.get_global_grad_norm()
         norm = None if told is None else float(told)
-        accepts(norm)
+        if not accepts(norm):
+            engine.optimizer.overflow = False  # the library would hold the learning rate back
         return norm
     norm = float(_norm(engine))
     if accepts(norm):
