@@ -16,6 +16,8 @@ from transformers import TrainerCallback
 from tests.launched import values_of_ranks
 from tests.training import faults
 
+pytestmark = pytest.mark.slow  # eight runs of two processes
+
 
 class SpoiledGradient(TrainerCallback):
     """On one rank, the gradient of one parameter becomes NaN in one step."""
