@@ -20,6 +20,7 @@ SCRIPTS = sorted(
 )
 
 SMALL = {
+    "checkpoints": ("--models tiny --saves 2", ("ratio", 1)),
     "sft": (
         "--models tiny --dtypes float32 --splits 2x1 --peers trainer --pairs 1 --steps 2",
         ("ratio", 1),

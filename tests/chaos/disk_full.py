@@ -39,6 +39,9 @@ FIRST_FULL = 4
 
 FILLER = "filler"
 
+LOG_BYTES = 16_384
+"""What a run may always write: the limit of files is also one of its log."""
+
 
 def fill_disk(folder: str, how: How, left: int, num_failures: int) -> None:
     """What a run's process does before it begins: it takes the room that its saves need.
@@ -93,7 +96,8 @@ def take(filler: Path, left: int) -> None:
         import signal
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (max(left, 1), resource.RLIM_INFINITY))
+        most = max(left, LOG_BYTES)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
 
 
 def lift_limit() -> None:

@@ -19,6 +19,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -56,8 +57,10 @@ class Operations:
         import safetensors.torch
         import torch
 
+        from luthier.training.checkpoints import folders
         from luthier.training.checkpoints.saver import CheckpointSaver
 
+        folders.delete_later = folders.delete  # in the same order every time
         save, save_model = CheckpointSaver.save, CheckpointSaver.save_model
 
         def watched_save(saver: CheckpointSaver) -> Any:
@@ -98,7 +101,7 @@ class Operations:
         return window()
 
     def _heard(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if not self._is_watched:
+        if not self._is_watched or threading.current_thread() is not threading.main_thread():
             return
         if event == "open":
             path, mode, flags = arguments
@@ -122,7 +125,7 @@ class Operations:
 
     def _before(self, function: Callable[..., Any], what: str) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            if self._is_watched:
+            if self._is_watched and threading.current_thread() is threading.main_thread():
                 self._happens(what)
             return function(*arguments, **options)
 

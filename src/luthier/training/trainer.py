@@ -44,6 +44,7 @@ from luthier.training.callbacks.requests import EvaluationCut, Requests
 from luthier.training.careful_trainer import CarefulTrainer
 from luthier.training.checkpoints.ending import find_best_again, why_over
 from luthier.training.checkpoints.identity import Identity, identify
+from luthier.training.checkpoints.pretrained import PretrainedFiles
 from luthier.training.checkpoints.saver import CheckpointSaver
 from luthier.training.checkpoints.verify import HAS_MANIFEST, STATE, STATE_ENTRY
 from luthier.training.checkpoints.writing import name_best
@@ -121,6 +122,7 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
         self._stream = train_dataset if isinstance(train_dataset, Stream) else None
         self._num_streamed = 0
         self._num_steps_unheard = 0
+        self._pretrained = PretrainedFiles()
         super().__init__(
             model=model,
             args=library_arguments,
@@ -397,11 +399,7 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
     def _prepare_for_training(self, max_steps: int, *args: Any, **options: Any) -> Any:
         if self.is_deepspeed_enabled:  # a scheduler of its own asks for it before ours is made
             self.args.warmup_steps, _ = resolve_warmup_steps(self.arguments.training, max_steps)
-        with (
-            deepspeed.reading_parts()
-            if self.is_deepspeed_enabled
-            else contextlib.nullcontext()
-        ):
+        with deepspeed.reading_parts() if self.is_deepspeed_enabled else contextlib.nullcontext():
             prepared = super()._prepare_for_training(max_steps, *args, **options)
         if (
             isinstance(self.model_wrapped, DistributedDataParallel)
@@ -615,8 +613,7 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
         """Weights, configuration and tokenizer; no pickled training arguments."""
         if self.args.should_save:
             folder = self.args.output_dir if output_dir is None else output_dir
-            self.model.save_pretrained(folder, state_dict=state_dict)
-            self.processing_class.save_pretrained(folder)
+            self._pretrained.write(self.model, self.processing_class, Path(folder), state_dict)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds tokens, tokens per second and utilisation to the lines of training.

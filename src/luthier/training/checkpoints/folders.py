@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 from luthier import console
 
@@ -42,16 +43,31 @@ def stage_folder(output_dir: Path, name: str, run_id: str) -> Path:
     return output_dir / f".stage-{name}-{run_id[:12]}"
 
 
-def throw_away(folder: Path) -> None:
-    """Deletes a folder so that no half of it is ever met under its name."""
+def throw_away(folder: Path, *, waits: bool = True) -> None:
+    """Deletes a folder so that no half of it is ever met under its name.
+
+    Args:
+        folder: of a checkpoint, or what is left of one.
+        waits: whether its room is free when this returns; its name is.
+    """
     trash = folder
     if not LEFTOVER.fullmatch(folder.name):
         trash = folder.with_name(f".trash-{folder.name}-{os.urandom(6).hex()}")
         folder.rename(trash)
+    (delete if waits else delete_later)(trash)
+
+
+def delete(trash: Path) -> None:
+    """Deletes what nobody looks for; says so when that fails."""
     try:
         shutil.rmtree(trash)
     except OSError as problem:
         console.warn(f"{trash} could not be deleted ({problem}). It is not used; delete it.")
+
+
+def delete_later(trash: Path) -> None:
+    """Deletes while training goes on; the program ends after it."""
+    Thread(target=delete, args=(trash,), name=f"delete {trash.name}").start()
 
 
 def sweep(output_dir: Path) -> list[Path]:

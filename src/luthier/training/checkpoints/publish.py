@@ -4,15 +4,53 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 from luthier.training.checkpoints.folders import files_below, throw_away
-from luthier.training.checkpoints.manifest import FILE_NAME, Manifest
-from luthier.training.checkpoints.verify import hash_files
+from luthier.training.checkpoints.manifest import FILE_NAME, FileRecord, Manifest
+from luthier.training.checkpoints.verify import NUM_THREADS, hash_file
 
 
-def publish(stage: Path, folder: Path, manifest: Manifest) -> Manifest:
+class Sealing:
+    """Hashes and syncs files of a stage while others are still being written."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(NUM_THREADS)
+        self._begun: dict[Path, tuple[tuple[int, int, int], Future[FileRecord]]] = {}
+
+    def begin(self, paths: Iterable[Path]) -> None:
+        """Begins with files that are whole; one that is written again is hashed again."""
+        for path in paths:
+            stamp = _stamp(path)
+            if path not in self._begun or self._begun[path][0] != stamp:
+                self._begun[path] = stamp, self._pool.submit(hash_file, path, is_synced=True)
+
+    def records(self, stage: Path) -> dict[str, FileRecord]:
+        """Size and hash of all files of a stage, none of which is written any more, by name.
+
+        Raises:
+            OSError: if one cannot be read or synced.
+        """
+        paths = files_below(stage)
+        self.begin(paths)
+        return {path.relative_to(stage).as_posix(): self._begun[path][1].result() for path in paths}
+
+    def close(self) -> None:
+        """Leaves what is not begun, and waits for the rest."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def publish(
+    stage: Path, folder: Path, manifest: Manifest, sealing: Sealing | None = None
+) -> Manifest:
     """Hashes and syncs what was staged, and gives it its name.
 
     Whoever looks meets the whole checkpoint or none, whenever the machine stops: the files and
@@ -23,6 +61,7 @@ def publish(stage: Path, folder: Path, manifest: Manifest) -> Manifest:
         stage: the folder that all ranks have written to; none writes any more.
         folder: where it is published, on the same file system.
         manifest: what the checkpoint was made with; its `files` are filled in here.
+        sealing: what has hashed and synced some of the files already.
 
     Returns:
         The manifest as it was written.
@@ -30,7 +69,7 @@ def publish(stage: Path, folder: Path, manifest: Manifest) -> Manifest:
     Raises:
         OSError: if a file cannot be read, written or moved. The stage is left as it is.
     """
-    sealed = seal(stage, manifest)
+    sealed = seal(stage, manifest, sealing)
     if folder.is_dir():
         throw_away(folder)
     stage.rename(folder)
@@ -38,12 +77,14 @@ def publish(stage: Path, folder: Path, manifest: Manifest) -> Manifest:
     return sealed
 
 
-def seal(stage: Path, manifest: Manifest) -> Manifest:
+def seal(stage: Path, manifest: Manifest, sealing: Sealing | None = None) -> Manifest:
     """Writes the manifest of a folder's files, and everything to disk."""
-    paths = [path for path in files_below(stage) if path != stage / FILE_NAME]
-    records = hash_files(paths, are_synced=True)
-    names = [path.relative_to(stage).as_posix() for path in paths]
-    sealed = replace(manifest, files=dict(zip(names, records, strict=True)))
+    (stage / FILE_NAME).unlink(missing_ok=True)
+    own = Sealing() if sealing is None else sealing
+    try:
+        sealed = replace(manifest, files=own.records(stage))
+    finally:
+        own.close()
     with (stage / FILE_NAME).open("w", encoding="utf-8") as file:
         file.write(sealed.text())
         file.flush()

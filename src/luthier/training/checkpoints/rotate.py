@@ -8,7 +8,14 @@ from pathlib import Path
 from luthier.training.checkpoints.folders import list_checkpoints, step_of, throw_away
 
 
-def rotate(output_dir: Path, limit: int | None, good: Path | None, best: Collection[Path]) -> None:
+def rotate(
+    output_dir: Path,
+    limit: int | None,
+    good: Path | None,
+    best: Collection[Path],
+    *,
+    waits: bool = True,
+) -> None:
     """Deletes checkpoints until no more than a number are left, by step, the oldest first.
 
     Before those go the ones of later steps than the last good one: this run has not made them, but
@@ -19,6 +26,7 @@ def rotate(output_dir: Path, limit: int | None, good: Path | None, best: Collect
         limit: how many may stay; None keeps all.
         good: the last good one, which stays whatever the number.
         best: those of the best model, which stay likewise.
+        waits: whether their room is free when this returns.
     """
     if limit is None:
         return
@@ -31,4 +39,4 @@ def rotate(output_dir: Path, limit: int | None, good: Path | None, best: Collect
     if last is not None:
         free.sort(key=lambda path: (step_of(path) or 0) < last)
     for folder in free[: max(len(present) - limit, 0)]:
-        throw_away(folder)
+        throw_away(folder, waits=waits)

@@ -13,12 +13,13 @@ from luthier.training.checkpoints.final import replace_model
 from luthier.training.checkpoints.folders import (
     FINAL,
     checkpoint_folder,
+    files_below,
     size_of,
     stage_folder,
 )
 from luthier.training.checkpoints.hub import push_checkpoint
 from luthier.training.checkpoints.identity import Identity
-from luthier.training.checkpoints.publish import publish
+from luthier.training.checkpoints.publish import Sealing, publish
 from luthier.training.checkpoints.rotate import rotate
 from luthier.training.checkpoints.space import (
     BESIDE_TENSORS,
@@ -87,7 +88,7 @@ class CheckpointSaver:
         self._num_failed = 0
         self.last_published = folder
         if self._publishes:
-            self._rotate(self._limit, folder)
+            self._rotate(self._limit, folder, waits=False)
         if trainer.args.push_to_hub:
             push_checkpoint(trainer, folder)
         return folder
@@ -127,14 +128,26 @@ class CheckpointSaver:
         problem = self._agreed(lambda: self._prepare(stage, needed))
         if problem is None:
             self._find_publishers(stage)
-            problem = self._agreed(
-                lambda: write_checkpoint(self._trainer, stage), is_collective=True
-            )
-        if problem is None:
-            problem = self._agreed(lambda: self._publish(stage, folder))
+            sealing = Sealing()
+            try:
+                problem = self._agreed(
+                    lambda: write_checkpoint(
+                        self._trainer, stage, lambda: self._begin(sealing, stage)
+                    ),
+                    is_collective=True,
+                )
+                if problem is None:
+                    problem = self._agreed(lambda: self._publish(stage, folder, sealing))
+            finally:
+                sealing.close()
         if problem is not None:
             self._remove(stage)
         return problem
+
+    def _begin(self, sealing: Sealing, stage: Path) -> None:
+        """Hashes what is whole while the rest is written, where one rank writes nearly all."""
+        if self._publishes and not self._is_sharded:
+            sealing.begin(path for path in files_below(stage) if path.suffix != ".pth")
 
     def _agreed(self, act: Callable[[], None], *, is_collective: bool = False) -> str | None:
         """Acts on all ranks, and says what went wrong on the first of those where it did.
@@ -211,7 +224,7 @@ class CheckpointSaver:
             args.local_process_index == 0 and not sees_first
         )
 
-    def _publish(self, stage: Path, folder: Path) -> None:
+    def _publish(self, stage: Path, folder: Path, sealing: Sealing) -> None:
         if self._publishes:
             (stage / TOKEN).unlink(missing_ok=True)
             state = self._trainer.state
@@ -219,7 +232,7 @@ class CheckpointSaver:
             manifest = self._identity.manifest(
                 state.global_step, state.max_steps, losses[-1] if losses else None
             )
-            self._last_size = publish(stage, folder, manifest).size
+            self._last_size = publish(stage, folder, manifest, sealing).size
 
     def _replace_model(self, stage: Path, end: str) -> None:
         if self._publishes:
@@ -231,9 +244,10 @@ class CheckpointSaver:
             else:
                 stage.rmdir()
 
-    def _rotate(self, limit: int | None, good: Path | None) -> None:
-        best = {self._trainer.state.best_model_checkpoint, self._best_before}
-        rotate(self._output_dir, limit, good, [Path(each) for each in best if each is not None])
+    def _rotate(self, limit: int | None, good: Path | None, *, waits: bool = True) -> None:
+        named = {self._trainer.state.best_model_checkpoint, self._best_before}
+        best = [Path(each) for each in named if each is not None]
+        rotate(self._output_dir, limit, good, best, waits=waits)
 
     def _remove(self, stage: Path) -> None:
         if self._trainer.args.local_process_index == 0:

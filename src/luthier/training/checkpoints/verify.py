@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,12 +126,6 @@ def hash_file(path: Path, *, is_synced: bool = False) -> FileRecord:
         if is_synced:
             os.fsync(file.fileno())
     return FileRecord(size, digest.hexdigest())
-
-
-def hash_files(paths: Sequence[Path], *, are_synced: bool = False) -> list[FileRecord]:
-    """`hash_file` of several, some at once."""
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        return list(pool.map(lambda path: hash_file(path, is_synced=are_synced), paths))
 
 
 def _stamp(folder: Path) -> list[tuple[str, int, int, int]]:

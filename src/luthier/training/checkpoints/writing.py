@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from transformers.trainer_callback import ExportableState
@@ -11,17 +12,24 @@ from luthier.training.checkpoints.subject import Subject
 from luthier.training.checkpoints.verify import STATE
 
 
-def write_checkpoint(trainer: Subject, stage: Path) -> None:
+def write_checkpoint(trainer: Subject, stage: Path, written: Callable[[], None]) -> None:
     """What transformers' `_save_checkpoint` writes, to a stage; every rank its own part.
 
     Its trainer_state.json names checkpoints by where they will be published.
+
+    Args:
+        trainer: whose moment it is.
+        stage: a folder that is there.
+        written: is called when this rank has written some files whole.
     """
     folder = str(stage)
-    trainer.save_model_of_checkpoint(folder)
-    if not trainer.args.save_only_model:
+    if not trainer.args.save_only_model:  # the largest first: it is hashed in the meantime
         trainer._save_optimizer_and_scheduler(folder)
+        written()
         trainer._save_scaler(folder)
         trainer._save_rng_state(folder)
+    trainer.save_model_of_checkpoint(folder)
+    written()
     if trainer.args.should_save:
         keep_callback_states(trainer)
         trainer.state.save_to_json(str(stage / STATE))
