@@ -28,6 +28,8 @@ OURS = {
     "auto_find_batch_size",
     "include_num_input_tokens_seen",
     "use_cpu",
+    "save_total_limit",  # checkpoints are published, verified and deleted in checkpoints/
+    "resume_from_checkpoint",
     "fsdp",  # in many dialects, see strategies/fsdp_config.py
     "fsdp_config",
 }
