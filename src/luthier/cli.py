@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any
@@ -19,6 +20,9 @@ from luthier.errors import LuthierError, Stopped
 from luthier.secrecy import guard_output
 
 INTERRUPTED = 130
+
+INTERNAL = 70
+"""A mistake of ours, or something that nobody thought of; the traceback says where."""
 
 STILL_HERE_S, DROPPED_S = 2.0, 0.05
 """Seconds from a KeyboardInterrupt that had no effect, or that was dropped, to the next."""
@@ -37,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name; None takes those of the process.
 
     Returns:
-        The exit code: 0, or 2 for what the user can mend, or 130 after Ctrl-C.
+        The exit code: 0, that of the error (see `errors.py`), 130 after Ctrl-C, or 70 for an error
+        that is none of ours.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     word = words[0] if words else "help"
@@ -67,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
         except Exception:
             if not interrupts.was_asked:
-                raise
+                traceback.print_exc()
+                return INTERNAL
             _tell_interrupted()
             return INTERRUPTED
 

@@ -3,11 +3,12 @@
     python -m tests.chaos.sigterm --trials 20
 
 Each trial is a real `luthier train` process of a tiny model with LoRA and dropout that is not due
-to save. It gets a signal at a random moment: SIGTERM, SIGINT, SIGHUP or SIGUSR1; in some trials it
-is one of two ranks that gets it, in some a second signal follows, in some all processes of a run
-with data workers get it. The exit code must be 75, the checkpoint as it was written, no model at
-the top of the folder; and the same command must then end with the losses, gradient norms, learning
-rates, weights and optimizer, bit for bit, of a run that nothing happened to.
+to save. It gets a signal at a random moment: SIGTERM, SIGINT, SIGHUP or SIGUSR1. In some trials a
+second one follows, in some all processes of a run with data workers get it, in some it goes to one
+of two ranks, or comes while they evaluate. The exit code must be 75, the checkpoint as it was
+written, and no model at the top of the folder. The same command must then end with the losses,
+gradient norms, learning rates, weights and optimizer, bit for bit, of a run that nothing happened
+to.
 """
 
 from __future__ import annotations
@@ -31,7 +32,24 @@ from luthier.training.checkpoints.folders import list_checkpoints
 from luthier.training.checkpoints.verify import verify
 from tests.chaos import trial
 
-KINDS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "twice", "workers", "one of two ranks")
+KINDS = (
+    "SIGTERM",
+    "SIGINT",
+    "SIGHUP",
+    "SIGUSR1",
+    "twice",
+    "workers",
+    "one of two ranks",
+    "in an evaluation",
+)
+
+RANKS = {"one of two ranks": 2, "in an evaluation": 2}
+
+MORE: dict[str, dict[str, object]] = {
+    "twice": {"save_steps": 5},
+    "workers": {"dataloader_num_workers": 2},
+    "in an evaluation": {"val_size": 8, "eval_strategy": "steps", "eval_steps": 6},
+}
 
 SLOW_STEP = 6
 """The step that takes as long as it must for a second signal to meet it."""
@@ -62,19 +80,17 @@ def try_once(
         kind: how it is asked.
         chance: decides on the moment.
     """
-    outcome = Outcome()
-    num_ranks = 2 if kind == "one of two ranks" else 1
-    more: dict[str, object] = {"save_steps": 5} if kind == "twice" else {}
-    if kind == "workers":
-        more["dataloader_num_workers"] = 2
-    arguments = arguments_of(workshop, folder, num_ranks, **more)
-    prepare = hold_a_step if kind == "twice" else None
+    outcome, num_ranks = Outcome(), RANKS.get(kind, 1)
+    arguments = arguments_of(workshop, folder, kind)
+    prepare = {"twice": hold_a_step, "in an evaluation": hold_an_evaluation}.get(kind)
     with trial.started(arguments, num_ranks, prepare) as ranks:
         asked = ranks.processes[chance.randrange(num_ranks)]
-        step = SLOW_STEP - 1 if kind == "twice" else chance.randint(1, 36)
+        step = {"twice": SLOW_STEP - 1, "in an evaluation": SLOW_STEP}.get(
+            kind, chance.randint(1, 36)
+        )
         while asked.exitcode is None and f"\nstep {step}/" not in ranks.stderr(0):
             time.sleep(0.0005)
-        time.sleep(0.5 if kind == "twice" else chance.uniform(0, 0.05))
+        time.sleep(chance.uniform(0, 0.05) if prepare is None else 0.5)
         number = getattr(signal, kind, signal.SIGTERM)
         if kind == "workers":
             number = chance.choice([signal.SIGTERM, signal.SIGINT])
@@ -97,6 +113,8 @@ def try_once(
         outcome.problems.append(f"the second signal did not end it before step {outcome.step}")
     if kind != "twice" and outcome.step < step:
         outcome.problems.append(f"asked in step {step}, saved at {outcome.step}")
+    if kind == "in an evaluation" and outcome.step != SLOW_STEP:
+        outcome.problems.append(f"the evaluation was waited for: saved at {outcome.step}")
     outcome.problems += [str(problem) for problem in verify(checkpoints[-1])]
     if models := list(folder.glob("*.safetensors")):
         outcome.problems.append(f"a model is left: {models}")
@@ -110,12 +128,10 @@ def try_once(
     return outcome
 
 
-def arguments_of(
-    workshop: trial.Workshop, folder: Path, num_ranks: int = 1, **more: object
-) -> dict[str, Any]:
+def arguments_of(workshop: trial.Workshop, folder: Path, kind: str) -> dict[str, Any]:
     """A run of 40 steps of 4 examples that saves at its end."""
-    batch = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2 // num_ranks}
-    return workshop.arguments(folder, **({"save_steps": 1000} | batch | more))
+    common = {"save_steps": 1000, "gradient_accumulation_steps": 2 // RANKS.get(kind, 1)}
+    return workshop.arguments(folder, **(common | MORE.get(kind, {})))
 
 
 def hold_a_step() -> None:
@@ -133,21 +149,28 @@ def hold_a_step() -> None:
     LuthierTrainer.training_step = held  # type: ignore[method-assign]
 
 
+def hold_an_evaluation() -> None:
+    """Makes the evaluations last."""
+    from luthier.training.watch.watched import Marks
+
+    def held(self: Marks, *_: Any, **options: Any) -> None:
+        time.sleep(1)
+
+    Marks.on_prediction_step = held  # type: ignore[method-assign]
+
+
 def try_many(
     folder: Path, workshop: trial.Workshop, kinds: Sequence[str], seed: int
 ) -> list[Outcome]:
     """Tries every kind once."""
     chance, outcomes = random.Random(seed), []
-    expected: dict[str, Path] = {}
     for number, kind in enumerate(kinds):
-        num_ranks = 2 if kind == "one of two ranks" else 1
-        if kind not in expected:
-            name = f"expected-{num_ranks}"
-            if not (folder / name).exists():
-                trial.run_well(arguments_of(workshop, folder / name, num_ranks), num_ranks)
-            expected[kind] = folder / name
+        expected = folder / f"expected-{RANKS.get(kind, 1)}{'evaluation' in kind}"
+        if not expected.exists():
+            alike = kind if kind in RANKS else "SIGTERM"
+            trial.run_well(arguments_of(workshop, expected, alike), RANKS.get(kind, 1))
         output = folder / f"trial-{number}"
-        outcomes.append(try_once(workshop, output, expected[kind], kind, chance))
+        outcomes.append(try_once(workshop, output, expected, kind, chance))
         print(
             f"{number}: {kind}; went on from {outcomes[-1].step}: "
             + ("\n    ".join(outcomes[-1].problems[:20]) or "bit-equal")

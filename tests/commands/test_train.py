@@ -24,7 +24,7 @@ def test_the_run_gets_the_checked_arguments(monkeypatch, llama_folder):
     from luthier.training import run
 
     got = []
-    monkeypatch.setattr(run, "run", got.append)
+    monkeypatch.setattr(run, "run", lambda arguments, owns_process: got.append(arguments))
 
     words = ["output_dir=o", "do_eval=true", "eval_dataset=identity_eval"]
     assert train.run([f"model_name_or_path={llama_folder}", *words]) == 0

@@ -121,7 +121,6 @@ def test_a_run_that_is_asked_for_a_checkpoint_goes_on(workshop, tmp_path):
     [
         ({}, 4, "on_step_begin"),
         ({}, 4, "on_prediction_step"),
-        ({}, 8, "on_step_begin"),
         ({}, 8, "on_prediction_step"),
         ({"lr_scheduler_type": "reduce_lr_on_plateau"}, 4, "on_step_begin"),
         ({"save_steps": 2, "load_best_model_at_end": True}, 4, "on_prediction_step"),
@@ -145,8 +144,9 @@ def test_an_evaluation_that_was_not_waited_for_is_made_first(
     assert (cut / "eval_results.json").exists()
 
 
-@pytest.mark.parametrize("act", [ask_to_stop, ask_to_save])
-@pytest.mark.parametrize("at", [3, 4, 8])
+@pytest.mark.parametrize(
+    ("at", "act"), [(3, ask_to_stop), (4, ask_to_stop), (8, ask_to_stop), (4, ask_to_save)]
+)
 def test_what_is_due_at_an_epochs_end_is_not_lost(at, act, workshop, whole, tmp_path):
     # 8 rows, 4 steps an epoch
     epochs = {
