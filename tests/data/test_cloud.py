@@ -6,8 +6,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from luthier.data.catalog import load_catalog
+from luthier.data.catalog import load_catalog, metric_names
 from luthier.data.cloud import check_url, fetch
+from luthier.data.files import file_name, pick_data_files
 from luthier.data.rows import Row
 from luthier.data.sources import HubAccess, Source
 from luthier.errors import DataError
@@ -98,3 +99,17 @@ def test_a_catalog_of_the_hub_may_not_name_files_of_this_machine(monkeypatch, tm
 
     with pytest.raises(DataError, match="not read here"):
         catalog.load_catalog("REMOTE:owner/name").describe("rows")
+
+
+def test_what_signs_a_url_is_no_part_of_the_files_name(tmp_path):
+    paths = ["https://host/rows.jsonl?X-Amz-Signature=abc", "https://host/about.md?sig=abc"]
+
+    assert pick_data_files("rows", "the URL", paths) == paths[:1]
+    assert [file_name(path) for path in paths] == ["rows.jsonl", "about.md"]
+    assert file_name(str(tmp_path / "what?.json")) == "what?.json"
+    assert metric_names(paths) == ["rows", "about"]
+
+
+def test_errors_of_a_cloud_do_not_tell_the_password(tmp_path):
+    with pytest.raises(DataError, match=r"memory://\*+@bucket/absent.jsonl cannot be fetched"):
+        fetch("rows", "memory://me:secret@bucket/absent.jsonl", tmp_path)
