@@ -220,8 +220,7 @@ def _train(
     folder = Path(trainer.args.output_dir)
     left = "steps" if checkpoint is None else what_is_left(trainer, checkpoint)
     if left == "nothing":
-        take_up_finished(trainer)
-        return {}
+        return take_up_finished(trainer)
     is_converted = arguments.finetuning.pissa_init and arguments.finetuning.pissa_convert
     if is_converted and checkpoint is None:
         save_pissa_start(trainer.model, folder)

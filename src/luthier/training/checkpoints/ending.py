@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -79,12 +80,18 @@ def take_up_end(trainer: Subject, checkpoint: Path) -> dict[str, float]:
     return {} if total is None else {"train_loss": total / steps, "epoch": trainer.state.epoch or 0}
 
 
-def take_up_finished(trainer: Subject) -> None:
-    """Puts a trainer where the run in its folder has ended, with the weights there."""
+def take_up_finished(trainer: Subject) -> dict[str, float]:
+    """Puts a trainer where the run in its folder has ended, with the weights there.
+
+    Returns:
+        The numbers of its training.
+    """
     folder = Path(trainer.args.output_dir)
     if (folder / STATE).is_file():
         trainer.state = TrainerState.load_from_json(str(folder / STATE))
     load_weights(trainer, folder)
+    metrics: dict[str, float] = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    return metrics
 
 
 def load_weights(trainer: Subject, folder: Path) -> None:

@@ -235,14 +235,11 @@ class CheckpointSaver:
             self._last_size = publish(stage, folder, manifest, sealing).size
 
     def _replace_model(self, stage: Path, end: str) -> None:
-        if self._publishes:
-            (stage / TOKEN).unlink(missing_ok=True)
+        (stage / TOKEN).unlink(missing_ok=True)
+        if self._publishes and stage.is_dir():  # a machine may have nothing of the model
             state = self._trainer.state
             manifest = self._identity.manifest(state.global_step, state.max_steps, end=end)
-            if any(path.is_file() for path in stage.iterdir()):
-                replace_model(stage, self._output_dir, manifest)
-            else:
-                stage.rmdir()
+            replace_model(stage, self._output_dir, manifest)
 
     def _rotate(self, limit: int | None, good: Path | None, *, waits: bool = True) -> None:
         named = {self._trainer.state.best_model_checkpoint, self._best_before}
