@@ -99,13 +99,14 @@ def kill_once(arguments: dict[str, Any], chance: random.Random, aim: str) -> str
         if aim == "start":
             time.sleep(chance.uniform(0, 2))
         elif aim == "save":
-            for _ in range(chance.randint(1, 12)):
+            for _ in range(chance.randint(1, arguments["max_steps"] // 3)):
                 wait_for(process, lambda: has_stage(folder))
                 wait_for(process, lambda: not has_stage(folder))
             wait_for(process, lambda: has_stage(folder))
             time.sleep(chance.uniform(0, SAVE_S))
         else:
-            step = 40 if aim == "end" else chance.randint(1, 39)
+            last = arguments["max_steps"]
+            step = last if aim == "end" else chance.randint(1, last - 1)
             wait_for(process, lambda: f"\nstep {step}/" in ranks.stderr(0))
             time.sleep(chance.uniform(0, 0.5 if aim == "end" else 0.05))
         said = ranks.stderr(0)

@@ -86,7 +86,7 @@ def try_once(
     with trial.started(arguments, num_ranks, prepare) as ranks:
         asked = ranks.processes[chance.randrange(num_ranks)]
         step = {"twice": SLOW_STEP - 1, "in an evaluation": SLOW_STEP}.get(
-            kind, chance.randint(1, 36)
+            kind, chance.randint(1, arguments["max_steps"] - 4)
         )
         while asked.exitcode is None and f"\nstep {step}/" not in ranks.stderr(0):
             time.sleep(0.0005)

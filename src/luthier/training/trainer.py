@@ -40,7 +40,7 @@ from luthier.modeling.dtypes import computed_dtype
 from luthier.modeling.flops import StepFlops, count_flops
 from luthier.modeling.ranks import gather_objects
 from luthier.stages.stage import Loss, Stage
-from luthier.training.callbacks.requests import EvaluationCut, Requests
+from luthier.training.callbacks.requests import OWED, EvaluationCut, Requests, owes_evaluation
 from luthier.training.careful_trainer import CarefulTrainer
 from luthier.training.checkpoints.ending import find_best_again, why_over
 from luthier.training.checkpoints.identity import Identity, identify
@@ -478,6 +478,7 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
         be the mean of fewer steps, and patience with a run that gets no better would be full again.
         """
         find_best_again(self)
+        self.requests.owes_evaluation = owes_evaluation(self.state)
         for callback in self.callback_handler.callbacks:
             state = saved.get(type(callback).__name__)
             if isinstance(callback, ExportableState) and isinstance(state, dict):
@@ -569,6 +570,7 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
             "attributes": {
                 HAS_MANIFEST: True,
                 "token_limits": gather_objects(self.memory.tokens),
+                OWED: self.requests.owes_evaluation,
                 "numbers": self.numbers.state(),
                 "loss_since_log": gather_objects(self._tr_loss.item()),
                 "total_loss": self._total_loss_scalar,

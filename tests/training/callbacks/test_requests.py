@@ -119,7 +119,7 @@ def test_a_run_that_is_asked_for_a_checkpoint_goes_on(workshop, tmp_path):
 @pytest.mark.parametrize(
     ("more", "at", "event"),
     [
-        ({}, 4, "on_step_begin"),
+        ({"restore_callback_states_from_checkpoint": True}, 4, "on_step_begin"),
         ({}, 4, "on_prediction_step"),
         ({}, 8, "on_prediction_step"),
         ({"lr_scheduler_type": "reduce_lr_on_plateau"}, 4, "on_step_begin"),

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
 
 from luthier import console
 from luthier.errors import Stopped
@@ -20,10 +19,14 @@ from luthier.modeling.ranks import num_ranks
 from luthier.signals import Signals
 from luthier.training.callbacks.pace import clock
 from luthier.training.checkpoints.folders import checkpoint_folder, list_checkpoints
+from luthier.training.checkpoints.verify import STATE_ENTRY
 from luthier.training.request_files import answer, asked, take_up
 from luthier.training.watch.ending import end_process
 
 NOTHING, SAVE, STOP = range(3)
+
+OWED = "owes_evaluation"
+"""Of what the trainer keeps in trainer_state.json: `Requests.owes_evaluation`."""
 
 TELLING_S = 5.0
 """A step that takes longer is told of, since whoever has asked waits for it."""
@@ -33,7 +36,7 @@ class EvaluationCut(Exception):
     """An evaluation is left before its end, because the run is to stop."""
 
 
-class Requests(TrainerCallback, ExportableState):
+class Requests(TrainerCallback):
     """Saves when asked to; when asked to stop, saves and ends the run with `Stopped`.
 
     Once a step all ranks agree on what any of them was asked, so a signal to one is enough. The
@@ -61,13 +64,6 @@ class Requests(TrainerCallback, ExportableState):
         self._may_cut = False
         self._begun_at = time.monotonic()
         self._step_s: float | None = None
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {
-            "args": {"grace_s": self._grace_s},
-            "attributes": {"owes_evaluation": self.owes_evaluation},
-        }
 
     @contextmanager
     def listening(
@@ -275,8 +271,8 @@ def owes_evaluation(state: TrainerState) -> bool:
     Args:
         state: the trainer_state.json of the checkpoint.
     """
-    entry = (state.stateful_callbacks or {}).get(Requests.__name__)
-    return bool(entry and entry["attributes"]["owes_evaluation"])
+    entry: Any = (state.stateful_callbacks or {}).get(STATE_ENTRY, {})
+    return bool(entry.get("attributes", {}).get(OWED))
 
 
 def _duration(seconds: float) -> str:
