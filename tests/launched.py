@@ -256,6 +256,7 @@ def _be_a_rank(
         file = os.open(f"{stem}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
+    multiprocessing.set_start_method(None, force=True)  # or its workers would be as slow as ranks
     import torch
 
     torch.set_num_threads(1)
