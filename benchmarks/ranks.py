@@ -119,7 +119,7 @@ def _deal_epoch(sequences: list[Any], ranks: int, split: str, layout: str) -> di
     from luthier.batching.plan import plan_step
     from luthier.batching.prefixes import find_prefixes
     from luthier.batching.tree import build_tree
-    from luthier.training.trainer import SATURATING_TOKENS
+    from luthier.training.stepping_trainer import SATURATING_TOKENS
 
     batch, accumulation = map(int, split.split("x"))
     cutoff_len = DataArguments.model_fields["cutoff_len"].default

@@ -1,4 +1,4 @@
-"""The library's trainer, careful with numbers that are not finite and memory that runs out."""
+"""The trainer of steps, careful with numbers that are not finite and memory that runs out."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer
 
-from luthier.arguments.record import Arguments
 from luthier.batching.batch import MicroBatch
 from luthier.errors import OutOfMemory
 from luthier.modeling.ranks import num_ranks
@@ -20,24 +18,18 @@ from luthier.training.numbers.guard import NumberGuard
 from luthier.training.origins import origins_of
 from luthier.training.out_of_memory import MemoryKeeper, is_out_of_memory
 from luthier.training.remedies import describe_remedies, find_remedies
+from luthier.training.stepping_trainer import SteppingTrainer
 from luthier.training.strategies import deepspeed
 from luthier.training.strategies.strategy import find_strategy
 
 
-class CarefulTrainer(Trainer):
+class CarefulTrainer(SteppingTrainer):
     """What transformers' trainer does otherwise where a step can go wrong.
 
     The step itself is the subclass's: it begins with `numbers.begin`, hands each loss through
     `numbers.watched`, and does each micro-batch inside of `memory.computing`.
-
-    Attributes:
-        arguments: the run's configuration.
-        steps_table: what the steps of training are read from; None before there are any.
     """
 
-    arguments: Arguments
-    layout: str
-    steps_table: Any = None
     _tr_loss: Tensor
 
     @cached_property
