@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from luthier.errors import ArgumentsError, CheckpointError
-from luthier.training.request_files import ask, wait_for_answer
+from luthier.errors import CheckpointError
+from luthier.training.request_files import ask, read_request, wait_for_answer
 
 SUMMARY = "ask a run to save and stop: luthier stop OUTPUT_DIR [--wait]"
 
@@ -23,13 +21,7 @@ def run(argv: list[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(HELP)
         return 0
-    waits = "--wait" in argv
-    words = [word for word in argv if word != "--wait"]
-    if len(words) != 1 or words[0].startswith("-"):
-        raise ArgumentsError(
-            [f"expected one folder, found {' '.join(words) or 'none'}: luthier stop OUTPUT_DIR"]
-        )
-    folder = Path(words[0]).expanduser()
+    folder, waits = read_request(argv, "stop")
     run = ask(folder, "stop")
     print(f"asked {run} to save and stop")
     if not waits:

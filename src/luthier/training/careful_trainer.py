@@ -66,7 +66,10 @@ class CarefulTrainer(SteppingTrainer):
         return find_strategy(self.arguments, self.args).name in ("single", "ddp")
 
     def _micro_loss(self, model: Any, micro_batch: MicroBatch, *, with_accuracy: bool) -> Loss:
-        raise NotImplementedError
+        with self.compute_loss_context_manager():
+            return self.stage.loss(
+                model, micro_batch.to(self.args.device), with_accuracy=with_accuracy
+            )
 
     def train(self, *args: Any, **options: Any) -> Any:
         """Trains; memory that runs out is told with what helps.

@@ -6,11 +6,11 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from luthier.errors import CheckpointError
+from luthier.errors import ArgumentsError, CheckpointError
 from luthier.training.checkpoints.lock import Holder, holder
 
 FOLDER = ".requests"
@@ -22,6 +22,20 @@ LOOK_EVERY_S = 0.2
 Word: TypeAlias = Literal["save", "stop"]
 
 WORDS: tuple[Word, ...] = ("save", "stop")
+
+
+def read_request(argv: Sequence[str], word: Word) -> tuple[Path, bool]:
+    """The folder that a command names, and whether it is to wait for the answer.
+
+    Raises:
+        ArgumentsError: if the words are others.
+    """
+    words = [each for each in argv if each != "--wait"]
+    if len(words) != 1 or words[0].startswith("-"):
+        raise ArgumentsError(
+            [f"expected one folder, found {' '.join(words) or 'none'}: luthier {word} OUTPUT_DIR"]
+        )
+    return Path(words[0]).expanduser(), "--wait" in argv
 
 
 def ask(output_dir: Path, word: Word) -> Holder:

@@ -192,12 +192,6 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
                 self.accelerator.backward(loss)
         return loss.detach()
 
-    def _micro_loss(self, model: Any, micro_batch: MicroBatch, *, with_accuracy: bool) -> Loss:
-        with self.compute_loss_context_manager():
-            return self.stage.loss(
-                model, micro_batch.to(self.args.device), with_accuracy=with_accuracy
-            )
-
     @cached_property
     def _step_flops(self) -> StepFlops | None:
         return count_flops(self.model)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from luthier.arguments.parse import parse_dict
+from luthier.arguments.record import Arguments
 from luthier.training.checkpoints.manifest import Manifest
 from luthier.training.checkpoints.publish import publish
 from luthier.training.checkpoints.verify import HAS_MANIFEST, STATE_ENTRY
@@ -15,6 +17,18 @@ FILES = {
     "global_step3/deep/part.pt": b"shard" * 100,
     "rng_state.pth": b"dice" * 50,
 }
+
+
+def arguments(folder: Path, **values: object) -> Arguments:
+    """Those of a run that trains into a folder."""
+    given = {
+        "model_name_or_path": "model",
+        "dataset": "data",
+        "template": "chatml",
+        "do_train": True,
+        "output_dir": str(folder),
+    }
+    return parse_dict(given | values)
 
 
 def manifest(step: int, **values: object) -> Manifest:

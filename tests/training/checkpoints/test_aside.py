@@ -7,24 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from luthier.arguments.parse import parse_dict
 from luthier.errors import CheckpointError
 from luthier.training.checkpoints import lock, precheck
 from luthier.training.checkpoints.aside import claimed
 from luthier.training.checkpoints.lock import OutputLock, holder
 from luthier.training.checkpoints.verify import newest_valid
 from tests.training.checkpoints import made
-
-
-def arguments(folder: Path, **values: object):
-    given = {
-        "model_name_or_path": "model",
-        "dataset": "data",
-        "template": "chatml",
-        "do_train": True,
-        "output_dir": str(folder),
-    }
-    return parse_dict(given | values)
+from tests.training.checkpoints.made import arguments
 
 
 def beside(folder: Path) -> list[Path]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from luthier.arguments.parse import parse_dict
 from luthier.errors import ArgumentsError, CheckpointError, NoValidCheckpoint
 from luthier.training.checkpoints import precheck
 from luthier.training.checkpoints.folders import list_checkpoints
@@ -15,17 +13,7 @@ from luthier.training.checkpoints.identity import identify
 from luthier.training.checkpoints.resume import choose_checkpoint, go_on
 from luthier.training.strategies.strategy import Strategy
 from tests.training.checkpoints import made
-
-
-def arguments(folder: Path, **values: object):
-    given = {
-        "model_name_or_path": "model",
-        "dataset": "data",
-        "template": "chatml",
-        "do_train": True,
-        "output_dir": str(folder),
-    }
-    return parse_dict(given | values)
+from tests.training.checkpoints.made import arguments
 
 
 @pytest.fixture
