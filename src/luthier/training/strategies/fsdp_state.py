@@ -32,6 +32,17 @@ OPTIMIZER_OF_OTHERS = "optimizer.pt"
 transformers' of a run whose ranks hold all."""
 
 
+def lie_in_parts(model: Any) -> None:
+    """Has every weight lie in parts, as all that reads or writes states expects.
+
+    A forward pass without a backward pass, as evaluation makes it, leaves the outermost weights
+    whole, and the optimizer knows them in parts only.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def whole_weights(model: Any) -> dict[str, Tensor]:
     """The weights of a result, whole; every rank has to call it.
 
@@ -41,6 +52,7 @@ def whole_weights(model: Any) -> dict[str, Tensor]:
     Returns:
         By name, in the CPU's memory of the first rank; empty on the others.
     """
+    lie_in_parts(model)
     is_adapter = isinstance(model, PeftModel)
     options = StateDictOptions(
         full_state_dict=True, cpu_offload=True, ignore_frozen_params=is_adapter
@@ -52,6 +64,7 @@ def whole_weights(model: Any) -> dict[str, Tensor]:
 
 def save_weights(model: Any, folder: str | Path) -> None:
     """Writes weights in parts, every rank its own; all of them have to call it."""
+    lie_in_parts(model)
     options = StateDictOptions(cpu_offload=True)
     state = {"model": get_model_state_dict(model, options=options)}
     dcp.save(state, checkpoint_id=Path(folder) / WEIGHTS_IN_PARTS)
@@ -69,6 +82,7 @@ def load_weights(model: Any, folder: str | Path) -> None:
     Raises:
         CheckpointError: if the folder holds no weights.
     """
+    lie_in_parts(model)
     folder = Path(folder)
     if holds_weights_in_parts(folder):
         state: dict[str, Any] = {"model": get_model_state_dict(model)}
@@ -90,6 +104,7 @@ def save_optimizer(
         folder: of the checkpoint.
         in_parts: whether every rank writes its own; otherwise the first writes all.
     """
+    lie_in_parts(model)
     options = StateDictOptions(full_state_dict=not in_parts, cpu_offload=True)
     state = get_optimizer_state_dict(model, optimizer, options=options)
     if in_parts:
@@ -103,6 +118,7 @@ def load_optimizer(model: Any, optimizer: torch.optim.Optimizer, folder: str | P
 
     They may be those of another number of ranks, or of a run without FSDP, and so may this run.
     """
+    lie_in_parts(model)
     folder = Path(folder)
     if (folder / OPTIMIZER_IN_PARTS).is_dir():
         state: dict[str, Any] = {"optimizer": get_optimizer_state_dict(model, optimizer)}
