@@ -269,8 +269,7 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
     def _prepare_for_training(self, max_steps: int, *args: Any, **options: Any) -> Any:
         if self.is_deepspeed_enabled:  # a scheduler of its own asks for it before ours is made
             self.args.warmup_steps, _ = resolve_warmup_steps(self.arguments.training, max_steps)
-        with deepspeed.reading_parts() if self.is_deepspeed_enabled else contextlib.nullcontext():
-            prepared = super()._prepare_for_training(max_steps, *args, **options)
+        prepared = super()._prepare_for_training(max_steps, *args, **options)
         if (
             isinstance(self.model_wrapped, DistributedDataParallel)
             and self.args.ddp_broadcast_buffers is None

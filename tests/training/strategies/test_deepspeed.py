@@ -169,6 +169,40 @@ def test_weights_in_parts_grow_are_checkpointed_and_go_on(folder):
     assert PeftModel.from_pretrained(base, folder / "whole").active_adapter == "default"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "number"), [("lora", 2), ("full", 3)])
+def test_the_best_model_is_taken_up_at_the_end(folder, kind, number):
+    run = settings(
+        folder,
+        f"best-{kind}",
+        finetuning_type=kind,
+        deepspeed=stage(number),
+        max_steps=4,
+        save_strategy="steps",
+        save_steps=2,
+        val_size=5,
+        eval_strategy="steps",
+        eval_steps=2,
+        do_eval=True,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=True,  # so that the first one is the best
+    )
+    first, _ = values_of_ranks(evaluations, 2, run)
+
+    at_two, at_four, at_end = first
+    assert at_two > at_four
+    assert at_end == pytest.approx(at_two, rel=1e-6)
+    if number == 3:  # the start after it finds nothing to train, and evaluates the same model
+        again, _ = values_of_ranks(evaluations, 2, run)
+        assert again == first  # trainer_state.json holds the others
+
+
+def evaluations(values):
+    history = luthier.train(values).log_history
+    return [each["eval_loss"] for each in history if "eval_loss" in each]
+
+
 def test_a_run_without_a_launcher_is_told_of_one(folder):
     with pytest.raises(ArgumentsError, match="luthier train --nproc"):
         luthier.train(settings(folder, "alone", deepspeed=stage(2)))

@@ -87,7 +87,7 @@ def cases(start: dict[str, Any], tied_folder: Path) -> dict[str, dict[str, Any]]
         "tied": start | short | tied | FULL_TUNING | again | {"fsdp": "shard_grad_op"},
         "tied embeddings": start | short | tied | {"additional_target": "embed_tokens,lm_head"},
         "evaluated": start | short | judged,
-        "evaluated whole": start | short | judged | FULL_TUNING | in_parts,
+        "judged": start | short | judged | FULL_TUNING | in_parts,
     }
 
 
@@ -134,7 +134,7 @@ def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return float(torch.as_tensor(difference / size).sqrt())
 
 
-NAMES = ("lora", "full", "whole", "freeze", "tied", "tied embeddings", "evaluated", "evaluated whole")
+NAMES = ("lora", "full", "whole", "freeze", "tied", "tied embeddings", "evaluated", "judged")
 
 
 @pytest.mark.slow

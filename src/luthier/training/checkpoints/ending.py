@@ -13,6 +13,7 @@ from luthier.training.callbacks.requests import owes_evaluation
 from luthier.training.checkpoints.final import finished_model
 from luthier.training.checkpoints.subject import Subject
 from luthier.training.checkpoints.verify import STATE, saved_entry
+from luthier.training.strategies.deepspeed import holds_parts as holds_deepspeed
 
 RESULTS = "train_results.json"
 
@@ -96,12 +97,13 @@ def take_up_finished(trainer: Subject) -> dict[str, float]:
 
 def load_weights(trainer: Subject, folder: Path) -> None:
     """Reads weights in the way of the run's strategy, without the optimizer's moments."""
-    if not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+    has_parts = trainer.is_deepspeed_enabled and holds_deepspeed(folder)
+    if not (has_parts or trainer.is_fsdp_enabled):
         trainer._load_from_checkpoint(str(folder))
         return
     state = trainer.state
     loader = trainer.get_train_dataloader()
-    checkpoint = str(folder) if trainer.is_deepspeed_enabled else None
+    checkpoint = str(folder) if has_parts else None
     trainer._prepare_for_training(state.max_steps, loader, checkpoint)
     if trainer.is_fsdp_enabled:
         trainer._load_from_checkpoint(str(folder), trainer.model_wrapped)

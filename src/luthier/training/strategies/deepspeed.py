@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +137,7 @@ def _prepare_to_compile(name: str) -> None:
 
 def settle(trainer: Trainer) -> None:
     """Puts the model where its checks at the start find it, before there is an engine."""
+    allow_parts()
     trainer.accelerator.gradient_accumulation_steps = trainer.args.hf_deepspeed_config.config[
         "gradient_accumulation_steps"
     ]  # accelerate takes DeepSpeed's in any case, and warns
@@ -152,8 +152,13 @@ def gather_to_evaluate(trainer: Any) -> None:
         trainer.deepspeed = trainer.model_wrapped = trainer.accelerator.prepare(trainer.model)
 
 
-def reading_parts() -> AbstractContextManager[None]:
-    """While open, DeepSpeed's parts of a checkpoint can be read, which are pickled.
+def holds_parts(folder: Path) -> bool:
+    """Whether a run with DeepSpeed has written a checkpoint."""
+    return any(folder.glob("global_step*"))
+
+
+def allow_parts() -> None:
+    """Lets DeepSpeed's parts of a checkpoint be read, which are pickled, wherever that is done.
 
     Only plain data is read in a run; what the parts need beside it are the classes named here.
     """
@@ -162,7 +167,7 @@ def reading_parts() -> AbstractContextManager[None]:
     from deepspeed.utils.tensor_fragment import fragment_address
 
     needed: list[Any] = [ZeroStageEnum, fragment_address, LossScaler, DynamicLossScaler]
-    return torch.serialization.safe_globals(needed)
+    torch.serialization.add_safe_globals(needed)
 
 
 def backward(engine: Any, loss: Tensor, *, is_last: bool) -> None:

@@ -23,6 +23,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from luthier.errors import CheckpointError
 from luthier.modeling.ranks import gather_objects, rank, share_fate
+from luthier.modeling.sharded import has_shards, whole
 
 WEIGHTS_IN_PARTS = "pytorch_model_fsdp_0"
 OPTIMIZER_IN_PARTS = "optimizer_0"
@@ -76,7 +77,7 @@ def load_weights(model: Any, folder: str | Path) -> None:
     It may be one of another number of ranks, or of a run without FSDP.
 
     Args:
-        model: in parts or whole.
+        model: whole or in parts, DeepSpeed's before there is an engine included.
         folder: of the checkpoint, or of a result.
 
     Raises:
@@ -90,7 +91,14 @@ def load_weights(model: Any, folder: str | Path) -> None:
         set_model_state_dict(model, state["model"])
         return
     weights: dict[str, Any] = share_fate(lambda: {} if rank() else _read_weights(model, folder))
-    set_model_state_dict(model, weights, options=_from_first_rank(strict=False))
+    if not has_shards(model):
+        set_model_state_dict(model, weights, options=_from_first_rank(strict=False))
+        return
+    for name, each in model.named_parameters():
+        if each.requires_grad:
+            with whole([each], changes=True), torch.no_grad():
+                if rank() == 0:
+                    each.copy_(weights[name])
 
 
 def save_optimizer(
