@@ -45,18 +45,18 @@ def test_a_url_is_a_data_set_like_any_other(bucket, tmp_path):
 
 
 def test_a_folder_gives_its_data_files_in_order(bucket, tmp_path):
-    copies = fetch("rows", "memory://bucket/parts", tmp_path)
+    copies, _ = fetch("rows", "memory://bucket/parts", tmp_path)
 
     assert [url.rpartition("/")[2] for _, url in copies] == ["a.jsonl", "b.jsonl"]
     assert all(copy.read_text() == LINES for copy, _ in copies)
 
 
 def test_a_file_is_fetched_once_until_it_changes(bucket, tmp_path, capsys):
-    (first,) = fetch("rows", "memory://bucket/rows.jsonl", tmp_path)
-    (again,) = fetch("rows", "memory://bucket/rows.jsonl", tmp_path)
+    (first,), _ = fetch("rows", "memory://bucket/rows.jsonl", tmp_path)
+    (again,), _ = fetch("rows", "memory://bucket/rows.jsonl", tmp_path)
     assert capsys.readouterr().err.count("fetching") == 1
     bucket.pipe("/bucket/rows.jsonl", b"{}")
-    (changed,) = fetch("rows", "memory://bucket/rows.jsonl", tmp_path)
+    (changed,), _ = fetch("rows", "memory://bucket/rows.jsonl", tmp_path)
 
     assert first == again != changed
     assert changed[0].read_text() == "{}"
@@ -65,7 +65,7 @@ def test_a_file_is_fetched_once_until_it_changes(bucket, tmp_path, capsys):
 def test_local_files_have_urls_too(tmp_path):
     (tmp_path / "rows.jsonl").write_text(LINES)
 
-    ((copy, _),) = fetch("rows", f"file://{tmp_path}/rows.jsonl", tmp_path / "cache")
+    ((copy, _),), _ = fetch("rows", f"file://{tmp_path}/rows.jsonl", tmp_path / "cache")
 
     assert copy.read_text() == LINES
 
@@ -97,14 +97,14 @@ def test_a_catalog_of_the_hub_may_not_name_files_of_this_machine(monkeypatch, tm
     info.write_text(json.dumps({"rows": {"cloud_file_name": "file:///etc/rows.jsonl"}}))
     monkeypatch.setattr(catalog, "_fetch_catalog", lambda repository: Path(info))
 
-    with pytest.raises(DataError, match="not read here"):
+    with pytest.raises(DataError, match="those named on the hub are not read"):
         catalog.load_catalog("REMOTE:owner/name").describe("rows")
 
 
 def test_what_signs_a_url_is_no_part_of_the_files_name(tmp_path):
     paths = ["https://host/rows.jsonl?X-Amz-Signature=abc", "https://host/about.md?sig=abc"]
 
-    assert pick_data_files("rows", "the URL", paths) == paths[:1]
+    assert pick_data_files("rows", "the URL", paths) == (paths[:1], "")
     assert [file_name(path) for path in paths] == ["rows.jsonl", "about.md"]
     assert file_name(str(tmp_path / "what?.json")) == "what?.json"
     assert metric_names(paths) == ["rows", "about"]

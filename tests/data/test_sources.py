@@ -213,3 +213,39 @@ def test_the_hub_without_network_is_one_sentence(monkeypatch, tmp_path):
 
     with pytest.raises(DataError, match=r"'owner/nothing' on the hub\): HF_HUB_OFFLINE"):
         Source(load_catalog("ONLINE").describe("owner/nothing"))
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize(
+    ("content", "given", "words"),
+    [
+        (b'{"a": 1}\n', {"split": "none"}, "none"),
+        (b'{"a": 1}\n', {"subset": "none"}, "none"),
+        (b'{"a": 1}\n{"a" 2}\n', {}, "cannot be loaded"),
+        (b"\xff\xfe{", {}, "cannot be loaded"),
+    ],
+)
+def test_an_error_of_the_hubs_library_is_one_sentence(
+    tmp_path, monkeypatch, content, given, words, is_streamed
+):
+    import datasets
+
+    from luthier.data import sources
+    from luthier.data.streaming.sets import open_rows
+
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "rows.jsonl").write_bytes(content)
+    load = datasets.load_dataset_builder
+    monkeypatch.setattr(sources, "_check_files", lambda *_: None)  # it is no hub's
+    monkeypatch.setattr(
+        datasets, "load_dataset_builder", lambda _, **given: load(str(tmp_path / "data"), **given)
+    )
+    description = DatasetDescription("user", "hub", "owner/name", **given)
+    access = sources.HubAccess(str(tmp_path / "cache"))
+
+    with pytest.raises(DataError) as raised:
+        list((open_rows if is_streamed else Source)(description, access).rows())
+
+    assert str(raised.value).startswith("data set 'user' ('owner/name' on the hub): it cannot be")
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from luthier.data.catalog import load_catalog
+from luthier.data.catalog import Catalog, load_catalog
+from luthier.data.sources import HubAccess, load_from_hub
 from luthier.errors import DataError
 
 ROW = json.dumps({"instruction": "a question", "output": "an answer"})
@@ -26,9 +27,10 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def describe(home: Path, file_name: str, *, allow_outside: bool = False, **more: Any) -> Any:
-    entry = {"file_name": file_name, **more}
-    (home / "dataset_info.json").write_text(json.dumps({"rows": entry}))
+def describe(
+    home: Path, name: str, *, allow_outside: bool = False, key: str = "file_name", **more: Any
+) -> Any:
+    (home / "dataset_info.json").write_text(json.dumps({"rows": {key: name, **more}}))
     return load_catalog(home, allow_outside=allow_outside).describe("rows")
 
 
@@ -77,6 +79,105 @@ def test_a_cloud_file_on_this_machine_is_held_to_the_same(home):
 
     with pytest.raises(DataError, match="allow_outside"):
         load_catalog(home).describe("rows")
+
+
+@pytest.mark.parametrize("key", ["hf_hub_url", "cloud_file_name"])
+@pytest.mark.parametrize(
+    "name", ["{outside}/other", "../other", "./linked", "data/linked", "other", "{outside}"]
+)
+def test_a_name_on_the_hub_that_is_a_path_is_held_to_the_same(home, monkeypatch, key, name):
+    monkeypatch.chdir(home.parent)
+    name = name.format(outside=home.parent)
+    if key == "cloud_file_name":
+        name = f"file://{Path(name).absolute()}"
+
+    with pytest.raises(DataError, match=r"leads to .*, which is not in"):
+        describe(home, name, key=key)
+    assert describe(home, name, key=key, allow_outside=True).place == "file"
+
+
+def test_a_path_in_the_folder_may_stand_for_a_name_on_the_hub(home, monkeypatch):
+    monkeypatch.chdir(home.parent)
+
+    found = describe(home, "data/inner", key="hf_hub_url")
+
+    assert [file.name for file in found.find_files().files] == ["rows.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["json", "text", "csv", "parquet", "arrow", "webdataset"])
+@pytest.mark.parametrize("allow_outside", [False, True])
+def test_a_reader_of_the_library_is_no_name_on_the_hub(home, name, allow_outside):
+    with pytest.raises(DataError, match=f"'{name}' is a reader of the library `datasets`"):
+        describe(home, name, key="hf_hub_url", folder="x", allow_outside=allow_outside)
+
+
+@pytest.mark.parametrize("folder", ["/etc", "../../other", "~/x", "a::file:///etc", "file:///etc"])
+def test_a_folder_of_a_data_set_lies_in_it(home, folder):
+    for key, name in (("hf_hub_url", "owner/name"), ("file_name", "inner")):
+        with pytest.raises(DataError, match="leads out"):
+            describe(home, name, key=key, folder=folder, allow_outside=True)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "zip://rows.jsonl::file://{outside}/a.zip",
+        "simplecache::file://{outside}/other/rows.jsonl",
+        "dir://rows.jsonl::file://{outside}/other",
+        "filecache::https://host/rows.jsonl",
+        "reference://x",
+        "git://{outside}:rows.jsonl",
+        "https://host/a.zip::file:///etc/passwd",
+    ],
+)
+def test_urls_that_read_this_machine_by_a_detour_are_refused(home, url):
+    url = url.format(outside=home.parent)
+
+    for key in ("cloud_file_name", "file_name"):
+        with pytest.raises(DataError, match="may lead to files of this machine"):
+            describe(home, url, key=key)
+    assert describe(home, url, key="file_name", allow_outside=True).place == "cloud"
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("hf_hub_url", "{outside}/other"),
+        ("hf_hub_url", "other"),
+        ("hf_hub_url", "text"),
+        ("file_name", "inner/rows.jsonl"),
+        ("cloud_file_name", "file:///etc/passwd"),
+        ("cloud_file_name", "zip://a::file:///etc/passwd"),
+    ],
+)
+def test_a_catalog_of_the_hub_names_no_file_of_this_machine(home, monkeypatch, key, name):
+    monkeypatch.chdir(home.parent)
+    entry = {"rows": {key: name.format(outside=home.parent)}}
+    catalog = Catalog(entry, "REMOTE:owner/name", Path("."), is_remote=True)
+
+    with pytest.raises(DataError, match=r"of this machine|is a reader"):
+        catalog.describe("rows")
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_readme_on_the_hub_names_no_file_of_this_machine(home, monkeypatch, is_streamed):
+    import datasets
+
+    configs = f"configs:\n- config_name: a\n  data_files: {home.parent}/other/rows.jsonl\n"
+    (home / "inner" / "README.md").write_text(f"---\n{configs}---\n")
+    load = datasets.load_dataset_builder
+    monkeypatch.setattr(
+        datasets, "load_dataset_builder", lambda _, **given: load(str(home / "inner"), **given)
+    )
+
+    with pytest.raises(
+        DataError, match=r"it names .*other/rows.jsonl, which is no file of the hub"
+    ):
+        load_from_hub(
+            load_catalog("ONLINE").describe("owner/name"),
+            HubAccess(str(home / "cache")),
+            is_streamed=is_streamed,
+        )
 
 
 def test_a_path_that_the_user_gives_is_his_own_word(home):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from luthier.data.cloud import LOCAL, check_url, is_url, protocol_of
-from luthier.data.files import SUFFIXES, file_name, find_files
+from luthier.data.cloud import CLOUD, LOCAL, check_url, is_of_cloud, is_url, protocol_of
+from luthier.data.files import SUFFIXES, Found, file_name, find_files, is_inside
 from luthier.data.text_files import SampleBy
 from luthier.data.tokenized import is_written
 from luthier.errors import DataError, suggest
@@ -73,13 +74,14 @@ class DatasetDescription:
         location: the path, the hub's name, or the URL.
         formatting: one of `FORMATTINGS`; None when the rows are to tell.
         ranking: whether rows hold a chosen and a rejected answer.
-        subset: the hub's configuration name.
-        split: the hub's split.
-        folder: a folder inside the hub's data set.
+        subset: a configuration that the data set's README names.
+        split: which split of it; None for the one to train on.
+        folder: a folder inside the data set.
         num_samples: how many rows to draw, more than exist allowed; None for all.
         columns: which column holds what.
         tags: how messages are tagged.
         sample_by: what of a text file is a row.
+        home: a folder that no file may lie outside of.
     """
 
     name: str
@@ -88,12 +90,28 @@ class DatasetDescription:
     formatting: str | None = None
     ranking: bool = False
     subset: str | None = None
-    split: str = "train"
+    split: str | None = None
     folder: str | None = None
     num_samples: int | None = None
     columns: Columns = field(default_factory=Columns)
     tags: Tags = field(default_factory=Tags)
     sample_by: SampleBy = "line"
+    home: Path | None = None
+
+    def find_files(self) -> Found:
+        """The files of a place that is one or a folder.
+
+        Raises:
+            DataError: as `files.find_files`.
+        """
+        return find_files(
+            self.name,
+            self.location,
+            folder=self.folder,
+            subset=self.subset,
+            split=self.split,
+            home=self.home,
+        )
 
 
 _SOURCES = {
@@ -108,6 +126,15 @@ _SOURCES = {
     "file_name": "",
 }
 """Keys that say where a data set lies, first come first used, and why some are refused."""
+
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
+
+_READERS = frozenset(
+    "arrow audiofolder cache conll csv eval fasta fastq genbank generator harbor hdf5 iceberg "
+    "imagefolder json lance meshfolder mmcif niftifolder pandas parquet pdb pdffolder spark sql "
+    "text tsfile videofolder vortex webdataset xml".split()
+)
+"""Names that `datasets` takes for its readers of files, not for data sets of the hub."""
 
 _VALUES: dict[str, tuple[type, str]] = {
     **dict.fromkeys(_SOURCES, (str, "a text")),
@@ -161,7 +188,10 @@ class Catalog:
 
     def _find(self, name: str) -> DatasetDescription:
         if self.is_online:
-            return DatasetDescription(name, "hub", name)
+            try:
+                return DatasetDescription(name, *self._locate("hf_hub_url", name))
+            except DataError as error:
+                raise DataError(f"data set {name!r} {error}") from error
         if name in self.entries:
             return self._read(name, self.entries[name])
         if is_url(name):
@@ -211,31 +241,18 @@ class Catalog:
                 f'{where}: it says nowhere where the data lies. Give "file_name", a path in '
                 f'{self.folder}, "hf_hub_url", or "cloud_file_name".{hint}'
             )
-        elif source == "file_name" and self.is_remote:
-            problems.append(f'{where}: "file_name": files named on the hub are not read here.')
-        elif source == "cloud_file_name" and not is_url(str(given[source])):
-            problems.append(
-                f'{where}: "cloud_file_name" {given[source]!r} is no URL; expected is one such as '
-                "s3://bucket/rows.jsonl."
-            )
-        elif self.is_remote and protocol_of(str(given[source])) in LOCAL:
-            problems.append(f'{where}: "{source}": files named on the hub are not read here.')
         elif _SOURCES[source]:
             problems.append(f'{where}: "{source}": {_SOURCES[source]}')
-        elif self.is_confined and source != "hf_hub_url":
-            problems += self._leaving(str(given[source]), f'{where}: "{source}"')
+        elif isinstance(given[source], str):
+            try:
+                place, location = self._locate(source, given[source])
+                problems += _unused(place, given, where)
+            except DataError as error:
+                problems.append(f'{where}: "{source}" {given[source]!r} {error}')
         if problems or source is None:
             raise DataError("\n".join(problems))
         assert isinstance(columns, Columns)
         assert isinstance(tags, Tags)
-        location = str(given[source])
-        place: Place = "file"
-        if source == "hf_hub_url":
-            place = "hub"
-        elif is_url(location):
-            place = "cloud"
-        else:
-            location = os.path.join(self.folder, location)
         return DatasetDescription(
             name=name,
             place=place,
@@ -243,26 +260,52 @@ class Catalog:
             formatting=formatting,
             ranking=given.get("ranking", False),
             subset=given.get("subset"),
-            split=given.get("split", "train"),
+            split=given.get("split"),
             folder=given.get("folder"),
             num_samples=given.get("num_samples"),
             columns=columns,
             tags=tags,
+            home=self.folder if self.is_confined and place == "file" else None,
         )
 
-    def _leaving(self, location: str, where: str) -> list[str]:
-        """What is wrong with a place that a stranger's file may have named."""
-        if is_url(location) and protocol_of(location) not in LOCAL:
-            return []
-        path = location.partition("://")[2] if is_url(location) else location
-        found, home = (self.folder / path).resolve(), self.folder.resolve()
-        if found.is_relative_to(home):
-            return []
-        return [
-            f"{where} {location!r} leads to {found}, which is not in {home}. Put the data (not a "
-            "link to it) into that folder, name the file itself as the dataset, or set "
-            "allow_outside: true if you trust what the file says."
-        ]
+    def _locate(self, source: str, value: str) -> tuple[Place, str]:
+        """Where the value of one of `_SOURCES` leads; all that `datasets` reads as a path is one.
+
+        Raises:
+            DataError: what is wrong with the value, as the end of a sentence.
+        """
+        if source == "cloud_file_name" and not is_url(value):
+            raise DataError("is no URL; expected is one such as s3://bucket/rows.jsonl.")
+        if source == "hf_hub_url":
+            if value in _READERS:
+                raise DataError(
+                    "is a reader of the library `datasets`, not a data set of the hub. Give the "
+                    'file or the folder that it shall read as "file_name".'
+                )
+            if is_url(value):
+                raise DataError("is a URL; expected is a name on the hub such as owner/name.")
+            if _HUB_NAME.fullmatch(value) and not os.path.isdir(value):
+                return "hub", value
+            location = os.path.abspath(os.path.expanduser(value))
+        elif is_url(value) and protocol_of(value) not in LOCAL:
+            if (self.is_confined or self.is_remote) and not is_of_cloud(value):
+                raise DataError(
+                    f"may lead to files of this machine. Name a cloud ({', '.join(CLOUD)}), or "
+                    "set allow_outside: true if you trust what the file says."
+                )
+            return "cloud", value
+        else:
+            location = os.path.join(self.folder, value.rpartition("://")[2])
+        if self.is_remote:
+            raise DataError("names a file of this machine; those named on the hub are not read.")
+        found, home = Path(location).resolve(), self.folder.resolve()
+        if self.is_confined and not found.is_relative_to(home):
+            raise DataError(
+                f"leads to {found}, which is not in {home}. Put the data (not a link to it) into "
+                "that folder, name the file itself as the dataset, or set allow_outside: true if "
+                "you trust what the file says."
+            )
+        return "file", location
 
 
 def load_catalog(
@@ -328,7 +371,7 @@ def check_datasets(data_args: DataArguments) -> list[str]:
             description = catalog.describe(name)
             check_readable(description)
             if description.place == "file":
-                find_files(name, description.location)
+                description.find_files()
             elif description.place == "cloud":
                 check_url(name, description.location)
         except DataError as error:
@@ -420,6 +463,22 @@ def _overlay(
         else:
             problems.append(f'{where}: "{key}"."{name}" is {_kind(value)}, expected a text.')
     return replace(defaults, **accepted)
+
+
+def _unused(place: Place, given: Mapping[str, Any], where: str) -> list[str]:
+    """What is wrong with the keys that say which part of a data set is read."""
+    problems = []
+    for key in ("subset", "folder"):
+        if key in given and place == "cloud":
+            problems.append(
+                f'{where}: "{key}" is of data sets of the hub and of folders here, not of URLs. '
+                "Name the folder that holds the files."
+            )
+    if isinstance(given.get("folder"), str) and not is_inside(given["folder"]):
+        problems.append(
+            f'{where}: "folder" {given["folder"]!r} leads out; expected is one inside the data set.'
+        )
+    return problems
 
 
 def _is_a(value: Any, kind: type) -> bool:

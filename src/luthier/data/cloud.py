@@ -14,8 +14,14 @@ from luthier.data.files import file_name, pick_data_files
 from luthier.errors import DataError
 from luthier.secrecy import masked
 
-LOCAL = ("file", "local", "memory")
-"""Protocols that read this machine, not a cloud."""
+LOCAL = ("file", "local")
+"""Protocols that stand before a path of this machine."""
+
+CLOUD = (
+    *("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "obs", "tos", "oci"),
+    *("hdfs", "webhdfs", "hf", "http", "https"),
+)
+"""Protocols that read a cloud. One that is in neither list may read this machine by a detour."""
 
 
 def is_url(name: str) -> bool:
@@ -28,6 +34,11 @@ def protocol_of(url: str) -> str:
     return url.partition("://")[0]
 
 
+def is_of_cloud(url: str) -> bool:
+    """Whether a URL, each of its parts where it is a chain, reads a cloud and not this machine."""
+    return all(protocol_of(one) in CLOUD for one in url.split("::"))
+
+
 def check_url(name: str, url: str) -> None:
     """Looks whether the package that reads such URLs is installed.
 
@@ -36,13 +47,19 @@ def check_url(name: str, url: str) -> None:
     """
     import fsspec
 
+    if "::" in url:
+        raise DataError(
+            masked(f"data set {name!r}: {url} is a chain of URLs; name one file or folder by one.")
+        )
     try:
         fsspec.get_filesystem_class(protocol_of(url))
     except (ImportError, ValueError) as error:
         raise DataError(masked(f"data set {name!r}: {url} cannot be read: {error}")) from error
 
 
-def fetch(name: str, url: str, folder: Path, token: str | None = None) -> list[tuple[Path, str]]:
+def fetch(
+    name: str, url: str, folder: Path, token: str | None = None, split: str | None = None
+) -> tuple[list[tuple[Path, str]], str]:
     """The data files behind a URL of a file or a folder, copied to `folder` unless they are there.
 
     A file that changed at its place, as its size, time or checksum there tell, is fetched again.
@@ -53,9 +70,10 @@ def fetch(name: str, url: str, folder: Path, token: str | None = None) -> list[t
         url: where it lies; the protocol is one that fsspec knows (s3, gs, gcs, az, hf, https).
         folder: keeps the copies.
         token: a login of the hub, for `hf://`.
+        split: which files of a folder, as for `find_files`.
 
     Returns:
-        Each copy with the URL that it was fetched from.
+        Each copy with the URL that it was fetched from, and which files were left out.
 
     Raises:
         DataError: if nothing is there, or the cloud cannot be asked.
@@ -64,7 +82,7 @@ def fetch(name: str, url: str, folder: Path, token: str | None = None) -> list[t
 
     folder.mkdir(parents=True, exist_ok=True)
     with _told(name, url):
-        system, paths = _find(name, url, token)
+        system, paths, told = _find(name, url, token, split)
         copies = []
         for one in paths:
             version = f"{system.unstrip_protocol(one)}\0{system.ukey(one)}"
@@ -74,31 +92,38 @@ def fetch(name: str, url: str, folder: Path, token: str | None = None) -> list[t
                 if not copy.exists():
                     _copy(system, one, copy)
             copies.append((copy, str(system.unstrip_protocol(one))))
-    return copies
+    return copies, told
 
 
-def find_urls(name: str, url: str, token: str | None = None) -> list[str]:
-    """The URL of each data file behind one, to read it where it lies; arguments as for `fetch`.
+def find_urls(
+    name: str, url: str, token: str | None = None, split: str | None = None
+) -> tuple[list[str], str]:
+    """The URL of each data file behind one, to read it where it lies; as `fetch` otherwise.
 
     Raises:
         DataError: if nothing is there, or the cloud cannot be asked.
     """
     with _told(name, url):
-        system, paths = _find(name, url, token)
-        return [str(system.unstrip_protocol(one)) for one in paths]
+        system, paths, told = _find(name, url, token, split)
+        return [str(system.unstrip_protocol(one)) for one in paths], told
 
 
-def _find(name: str, url: str, token: str | None) -> tuple[Any, list[str]]:
-    """The file system of a URL, and the paths of the data files behind it."""
+def _find(name: str, url: str, token: str | None, split: str | None) -> tuple[Any, list[str], str]:
+    """The file system of a URL, the paths of the data files behind it, and what was left out."""
     import fsspec
 
     check_url(name, url)
     options = {"token": token} if token and protocol_of(url) == "hf" else {}
     system, path = fsspec.core.url_to_fs(url, **options)
-    paths = sorted(system.ls(path, detail=False)) if system.isdir(path) else [path]
-    if not system.isdir(path) and not system.exists(path):
+    is_folder = system.isdir(path)
+    if not is_folder and not system.exists(path):
         raise FileNotFoundError(path)
-    return system, pick_data_files(name, url, [str(one) for one in paths])
+    if not is_folder and split not in (None, "train"):
+        raise DataError(
+            f'data set {name!r}: "split" is {split!r}, and {url} is one file. Take "split" away.'
+        )
+    paths = [str(one) for one in system.ls(path, detail=False)] if is_folder else [str(path)]
+    return system, *pick_data_files(name, url, paths, split if is_folder else None)
 
 
 @contextmanager

@@ -222,7 +222,7 @@ class _Loader:
             hashes = (
                 [masked(description.location)] if source is None else [*source.hashes().values()]
             )
-            said = {k: v for k, v in asdict(description).items() if k not in ("name", "location")}
+            said = asdict(replace(description, name="", location="", home=None))
             contents.append([hashes, said])
         return contents
 
@@ -315,10 +315,12 @@ class _Loader:
         token = model.hf_hub_token.get_secret_value() if model.hf_hub_token else None
         hub = HubAccess(model.cache_dir, token, data.preprocessing_num_workers)
         source = Source(description, hub)
+        if source.told:
+            console.once(f"data set {masked(name)!r}: {source.told}")
         report = SetReport(name=masked(name), purpose=purpose, hashes=source.hashes())
         report.key = hash_of(
             {
-                "description": asdict(replace(description, name="", location="")),
+                "description": asdict(replace(description, name="", location="", home=None)),
                 "files": report.hashes,
                 "rows": [data.max_samples, description.num_samples and self.seed],
                 "encoding": self.route.encoding(),

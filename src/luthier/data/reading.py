@@ -58,7 +58,7 @@ class DatasetReader:
     Attributes:
         source: its files.
         description: with what was detected, once the first batch is read.
-        detected: what was detected, as a line; empty when it was described.
+        detected: what was detected of files and rows, as a line; empty when it was described.
         reading: what readers are told, and what they remark; None before the first batch.
 
     Raises:
@@ -80,6 +80,7 @@ class DatasetReader:
         token = model.hf_hub_token.get_secret_value() if model.hf_hub_token else None
         hub = HubAccess(model.cache_dir, token, data.preprocessing_num_workers)
         self.source = Source(self.description, hub)
+        self.detected = self.source.told
 
     def batches(self) -> Iterator[Batch]:
         """All rows, `BATCH_SIZE` at a time.
@@ -93,7 +94,8 @@ class DatasetReader:
             raise DataError(f"data set {self.name!r}: there are no rows.")
         if self.description.formatting is None:
             values = [row.values for row in together[:NUM_LOOKED_AT] if isinstance(row, Row)]
-            self.description, self.detected = detect_format(self.description, values)
+            self.description, detected = detect_format(self.description, values)
+            self.detected = "; ".join(filter(None, (self.detected, detected)))
         is_prompt = self.is_evaluated and self.arguments.training.predict_with_generate
         self.reading = Reading(self.description, not is_prompt, self.tool_separator)
         while together:

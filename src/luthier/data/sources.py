@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from luthier.data.cache import cache_root, hash_of_file
 from luthier.data.catalog import DatasetDescription, is_offline
-from luthier.data.cloud import fetch
-from luthier.data.files import find_files
+from luthier.data.cloud import fetch, is_of_cloud
 from luthier.data.rows import Row, RowOrProblem
 from luthier.data.stretches import NUM_TOGETHER, Stretch, cut_batches, cut_file, gather
 from luthier.data.text_files import WHOLE_TEXTS
@@ -41,6 +41,7 @@ class Source:
     Attributes:
         files: local files; none where the hub's library holds the rows.
         names: how messages call each.
+        told: which files beside them are not read; empty where there are none.
 
     Raises:
         DataError: if there are no files, or the hub or the cloud cannot give the data.
@@ -50,18 +51,21 @@ class Source:
         self.description = description
         self._hub_rows: Any = None
         self.files: tuple[Path, ...] = ()
+        self.told = ""
         access = hub or HubAccess()
         self._root = cache_root(access.cache_dir)
         if description.place == "hub":
             self._hub_rows = load_from_hub(description, access)
         elif description.place == "cloud":
             folder = self._root / "fetched"
-            copies = fetch(description.name, description.location, folder, access.token)
+            copies, self.told = fetch(
+                description.name, description.location, folder, access.token, description.split
+            )
             self.files = tuple(copy for copy, _ in copies)
             self.names = tuple(masked(url) for _, url in copies)
             return
         else:
-            self.files = find_files(description.name, description.location)
+            self.files, self.told = description.find_files()
         self.names = tuple(map(str, self.files))
 
     def hashes(self) -> dict[str, str]:
@@ -110,26 +114,50 @@ def load_from_hub(
     """
     import datasets
 
-    name = description.location
-    asked = f"data set {description.name!r} ({name!r} on the hub)"
-    try:
-        return datasets.load_dataset(
-            name,
+    with told_in_a_sentence(description):
+        builder = datasets.load_dataset_builder(
+            description.location,
             name=description.subset,
             data_dir=description.folder,
-            split=description.split,
             cache_dir=hub.cache_dir,
             token=hub.token,
-            num_proc=None if is_streamed else hub.num_workers,
-            streaming=is_streamed,
         )
-    except (OSError, ValueError, RuntimeError) as error:  # network, names, splits, login
-        if is_offline():
+        _check_files(description, builder)
+        split = description.split or "train"
+        if is_streamed:
+            return builder.as_streaming_dataset(split=split)
+        builder.download_and_prepare(num_proc=hub.num_workers)
+        return builder.as_dataset(split=split)
+
+
+def _check_files(description: DatasetDescription, builder: Any) -> None:
+    """Refuses files of this machine that a README on the hub may name."""
+    for files in (builder.config.data_files or {}).values():
+        for file in files:
+            if not is_of_cloud(str(file)):
+                raise DataError(
+                    f"data set {description.name!r} ({description.location!r} on the hub): it "
+                    f"names {file}, which is no file of the hub. It is not read."
+                )
+
+
+@contextmanager
+def told_in_a_sentence(description: DatasetDescription) -> Iterator[None]:
+    """Says what `datasets` cannot do; it raises errors of many families."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        asked = f"data set {description.name!r} ({description.location!r} on the hub)"
+        if is_offline() and isinstance(error, OSError):  # nothing asked, nothing found
             raise DataError(
                 f"{asked}: HF_HUB_OFFLINE is set and it is not in the local cache. Unset it, or "
                 "give a file or folder in `dataset`."
             ) from error
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        said = next(iter(str(cause).strip().splitlines()), "").rstrip(".")
         raise DataError(
-            f"{asked}: it cannot be loaded: {type(error).__name__}: {error}. Check the name, the "
-            "split and the network, or give a file or folder in `dataset`."
+            f"{asked}: it cannot be loaded: {type(cause).__name__}: {said}. Check the name, subset "
+            "and split, the network and the login, or give a file or folder in `dataset`."
         ) from error

@@ -178,9 +178,9 @@ class _Sets:
 
     def lines(self) -> Iterator[str]:
         """What the console says of the data sets."""
-        for report in self.reports:
-            if report.detected:
-                yield f"data set {report.name!r}: {report.detected}"
+        for rows, report in zip(self.rows, self.reports, strict=True):
+            for told in filter(None, (rows.told, report.detected)):
+                yield f"data set {report.name!r}: {told}"
         order = (
             f"shuffled among {self.data.buffer_size:,}" if self.is_shuffled else "in their order"
         )

@@ -7,9 +7,8 @@ from typing import Any
 
 from luthier.data.catalog import DatasetDescription
 from luthier.data.cloud import find_urls
-from luthier.data.files import find_files
 from luthier.data.rows import Row
-from luthier.data.sources import HubAccess, load_from_hub
+from luthier.data.sources import HubAccess, load_from_hub, told_in_a_sentence
 from luthier.data.streaming.places import DataFile, Entry, Parsed, Position
 from luthier.records import Origin
 from luthier.secrecy import masked
@@ -20,10 +19,11 @@ class FileRows:
 
     Args:
         files: all of one kind.
+        told: which files beside them are not read; empty where there are none.
     """
 
-    def __init__(self, files: tuple[DataFile, ...]) -> None:
-        self.files = files
+    def __init__(self, files: tuple[DataFile, ...], told: str = "") -> None:
+        self.files, self.told = files, told
 
     def rows(self, position: Position = None) -> Iterator[tuple[Entry, Position]]:
         """Those behind a position, which is the file's number and the position in it."""
@@ -47,21 +47,22 @@ class HubRows:
     """
 
     def __init__(self, description: DatasetDescription, access: HubAccess) -> None:
-        self.name = description.location
+        self.name, self.description, self.told = description.location, description, ""
         self._rows = load_from_hub(description, access, is_streamed=True)
 
     def rows(self, position: Position = None) -> Iterator[tuple[Entry, Position]]:
         """Those behind a position, which is the number of rows and the library's own state."""
         number, state = position or (0, None)
-        rows = self._rows.take(1 << 62)  # a copy: the state belongs to this reading alone
-        if state is not None:
-            rows.load_state_dict(state)
-        for values in rows:
-            number += 1
-            yield (
-                Parsed(Row(values, Origin(self.name, number)), _size(values)),
-                [number, rows.state_dict()],
-            )
+        with told_in_a_sentence(self.description):
+            rows = self._rows.take(1 << 62)  # a copy: the state belongs to this reading alone
+            if state is not None:
+                rows.load_state_dict(state)
+            for values in rows:
+                number += 1
+                yield (
+                    Parsed(Row(values, Origin(self.name, number)), _size(values)),
+                    [number, rows.state_dict()],
+                )
 
     def stamps(self) -> dict[str, str]:
         """The name alone: nothing is known of the files without fetching them."""
@@ -78,10 +79,10 @@ def open_rows(description: DatasetDescription, access: HubAccess) -> FileRows | 
         return HubRows(description, access)
     name, by = description.name, description.sample_by
     if description.place == "cloud":
-        urls = find_urls(name, description.location, access.token)
-        return FileRows(tuple(DataFile(url, masked(url), access.token, by) for url in urls))
-    files = find_files(name, description.location)
-    return FileRows(tuple(DataFile(file, str(file), sample_by=by) for file in files))
+        urls, told = find_urls(name, description.location, access.token, description.split)
+        return FileRows(tuple(DataFile(url, masked(url), access.token, by) for url in urls), told)
+    files, told = description.find_files()
+    return FileRows(tuple(DataFile(file, str(file), sample_by=by) for file in files), told)
 
 
 def _size(value: Any) -> int:
