@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from luthier.modeling import dtypes
-from luthier.modeling.dtypes import Dtypes, choose_dtypes, without_emulation
+from luthier.modeling.dtypes import Dtypes, choose_dtypes, held_dtypes, without_emulation
 from luthier.modeling.loader import load_model
 from luthier.modeling.tokenizer import load_tokenizer
 from tests import tiny
@@ -26,9 +26,9 @@ def half_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("values", "expected"),
     [
         ({"pure_bf16": True}, Dtypes(BF16, BF16)),
-        ({"bf16": True}, Dtypes("auto", FP32)),
-        ({"fp16": True}, Dtypes("auto", FP32)),
-        ({"bf16": True, "finetuning_type": "freeze"}, Dtypes("auto", FP32)),
+        ({"bf16": True}, Dtypes(BF16, FP32)),
+        ({"fp16": True}, Dtypes(FP16, FP32)),
+        ({"bf16": True, "finetuning_type": "freeze"}, Dtypes(BF16, FP32)),
         ({"bf16": True, "finetuning_type": "full"}, Dtypes(FP32, FP32)),
         ({}, Dtypes(FP32, FP32)),
         ({"infer_dtype": "float16"}, Dtypes(FP32, FP32)),
@@ -38,6 +38,14 @@ def test_in_training(values: dict[str, object], expected: Dtypes):
     arguments = make_arguments(**values)
 
     assert choose_dtypes(arguments, is_trainable=True, stored=BF16) == expected
+
+
+def test_frozen_weights_stored_in_float32_are_held_in_what_is_computed(llama_folder: Path):
+    arguments = make_arguments(model_name_or_path=str(llama_folder), bf16=True)
+
+    model = load_model(arguments, load_tokenizer(arguments.model), is_trainable=True)
+
+    assert held_dtypes(model) == {"trained": "float32", "frozen": "bfloat16"}
 
 
 @pytest.mark.parametrize(
@@ -64,7 +72,7 @@ def test_in_answering(values: dict[str, object], is_gguf: bool, expected: object
     [
         ({}, {FP32}, {FP32}),
         ({"bf16": True}, {BF16}, {FP32}),
-        ({"fp16": True}, {BF16}, {FP32}),
+        ({"fp16": True}, {FP16}, {FP32}),
         ({"pure_bf16": True}, {BF16}, {BF16}),
         ({"finetuning_type": "full", "bf16": True}, set(), {FP32}),
         ({"finetuning_type": "full", "pure_bf16": True}, set(), {BF16}),
@@ -72,7 +80,7 @@ def test_in_answering(values: dict[str, object], is_gguf: bool, expected: object
     ],
 )
 def test_loaded_models_stand_in_the_table(
-    half_folder: Path, values: dict[str, object], frozen: set[object], trained: set[object]
+    half_folder: Path, values: dict[str, object], frozen: set[object], trained: set[object], capsys
 ):
     arguments = make_arguments(model_name_or_path=str(half_folder), **values)
 
@@ -82,6 +90,9 @@ def test_loaded_models_stand_in_the_table(
     for parameter in model.parameters():
         found[parameter.requires_grad].add(parameter.dtype)
     assert found == {False: frozen, True: trained}
+    held = {"trained": trained, "frozen": frozen}
+    told = ", ".join(f"{str(*d)[6:]} ({kind})" for kind, d in held.items() if d)
+    assert f"weights: {told}; stored in bfloat16\n" in capsys.readouterr().err
 
 
 def test_bfloat16_is_not_emulated_on_a_cpu_without_it(monkeypatch, capsys):

@@ -396,6 +396,19 @@ def test_looking_at_a_model_draws_no_random_number_and_keeps_its_modes():
     assert [module.training for module in model.modules()] == modes
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
+def test_a_model_with_trained_weights_in_float32_is_looked_at_outside_of_autocast(half):
+    model = tiny.make_llama(vocab_size=97).to(half)
+    model.model.norm.float()
+    model.model.layers[1].float()
+
+    form = output_head.logit_form(model, torch.tensor([[1, 2, 3]]))
+
+    assert form is not None
+    assert (form.scale, form.softcap, form.num_logits) == (1, None, 97)
+    assert not torch.is_autocast_enabled("cpu")
+
+
 class Unusual(transformers.LlamaForCausalLM):
     """does to its logits what no setting tells"""
 

@@ -272,13 +272,13 @@ class TrainingArguments(Section):
     )
     bf16: bool = knob(
         False,
-        "Whether the model computes in bfloat16 while trained weights stay float32; also on a "
-        "CPU. By default it computes in float32.",
+        "Whether the model computes in bfloat16 and holds frozen weights in it, while trained ones "
+        "stay float32; also on a CPU. By default all are float32.",
     )
     fp16: bool = knob(
         False,
-        "Whether the model computes in float16 with a scaled loss (for GPUs without bfloat16). By "
-        "default it computes in float32.",
+        "Whether the model computes in float16, with a scaled loss, and holds frozen weights in it "
+        "(for GPUs without bfloat16). By default all are float32.",
     )
     bf16_full_eval: bool = knob(
         False, "Whether evaluation without training holds the weights in bfloat16. By default not."

@@ -3,8 +3,8 @@
 | run                               | weights are loaded | trained ones | computed in      |
 |-----------------------------------|--------------------|--------------|------------------|
 | training, pure_bf16               | bfloat16           | bfloat16     | bfloat16         |
-| training, bf16                    | as stored          | float32      | bfloat16 (auto)  |
-| training, fp16                    | as stored          | float32      | float16 (auto)   |
+| training, bf16                    | bfloat16           | float32      | bfloat16 (auto)  |
+| training, fp16                    | float16            | float32      | float16 (auto)   |
 | training, none of these           | float32            | float32      | float32          |
 | not training, infer_dtype given   | infer_dtype        |              | infer_dtype      |
 | not training, infer_dtype auto    | as stored          |              | as stored        |
@@ -20,7 +20,7 @@ when bf16 or fp16 is set, and keeps float32 copies of those that learn; they are
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -74,9 +74,6 @@ def choose_dtypes(
     """
     training, finetuning = arguments.training, arguments.finetuning
     half = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else None
-    as_stored: torch.dtype | Literal["auto"] = "auto"
-    if is_gguf:
-        as_stored = half or torch.float32
     if is_trainable:
         if finetuning.pure_bf16:
             return Dtypes(torch.bfloat16, torch.bfloat16)
@@ -84,7 +81,7 @@ def choose_dtypes(
             return Dtypes(half, half)
         if half is None or finetuning.finetuning_type == "full":
             return Dtypes(torch.float32, torch.float32)
-        return Dtypes(as_stored, torch.float32)
+        return Dtypes(half, torch.float32)
     asked = arguments.model.infer_dtype
     if asked != "auto":
         return Dtypes(getattr(torch, asked), None)
@@ -93,7 +90,7 @@ def choose_dtypes(
             return Dtypes(torch.float32, None)
         if torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
             return Dtypes(torch.float16, None)
-    return Dtypes(as_stored, None)
+    return Dtypes(half or torch.float32 if is_gguf else "auto", None)
 
 
 def is_emulated(dtype: torch.dtype, use_cpu: bool) -> bool:
@@ -119,6 +116,27 @@ def computed_dtype(mixed_precision: str, model: Any) -> torch.dtype:
     mixed = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
     dtype: torch.dtype = mixed.get(mixed_precision, model.dtype)
     return dtype
+
+
+def autocasting(model: nn.Module) -> AbstractContextManager[Any]:
+    """What a model needs to compute outside of the run's own context: to be looked at, to answer.
+
+    Weights that learn are float32 beside frozen ones in half precision, and torch multiplies no two
+    dtypes: such a model computes in that of its frozen ones, as it does in training.
+    """
+    found = {each.dtype: each.device for each in model.parameters() if each.is_floating_point()}
+    half = next((dtype for dtype in found if dtype in (torch.bfloat16, torch.float16)), None)
+    if half is None or len(found) == 1:
+        return nullcontext()
+    return torch.autocast(found[half].type, dtype=half)
+
+
+def held_dtypes(model: nn.Module) -> dict[str, str]:
+    """The dtypes in which weights lie, by whether they learn: `trained` and `frozen`."""
+    found: dict[str, set[str]] = {"trained": set(), "frozen": set()}
+    for each in model.parameters():
+        found["trained" if each.requires_grad else "frozen"].add(str(each.dtype)[len("torch.") :])
+    return {kind: " and ".join(sorted(names)) for kind, names in found.items() if names}
 
 
 def without_emulation(arguments: Arguments) -> Arguments:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from luthier.modeling.dtypes import autocasting
+
 if TYPE_CHECKING:
     from luthier.arguments.generating import GeneratingArguments
 
@@ -72,13 +74,16 @@ def context_length(model: Any) -> int | None:
 def answering(model: Any) -> Iterator[None]:
     """Turns dropout and gradient checkpointing off inside, and each module back afterwards.
 
+    A model that was trained in mixed precision computes in it.
+
     Layers recompute activations only while they are in training mode, so `eval` is enough to let
     them keep keys and values.
     """
     in_training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        yield
+        with autocasting(model):
+            yield
     finally:
         for module in in_training:
             module.training = True

@@ -26,7 +26,7 @@ from luthier.arguments.record import Arguments
 from luthier.errors import MissingPackage, ModelError
 from luthier.modeling.adapters.registry import ADAPTERS
 from luthier.modeling.counts import say_counts
-from luthier.modeling.dtypes import Dtypes, cast_trained, choose_dtypes
+from luthier.modeling.dtypes import Dtypes, cast_trained, choose_dtypes, held_dtypes
 from luthier.modeling.quirks.idle_warnings import silence_idle_warnings
 from luthier.modeling.rope import stretch_rope
 from luthier.modeling.source import (
@@ -100,7 +100,13 @@ def load_model(
         model.requires_grad_(False)
         model.eval()
     say_counts(model, is_trainable=is_trainable, with_each=model_args.print_param_status)
+    _say_dtypes(model, config.dtype)
     return model
+
+
+def _say_dtypes(model: nn.Module, stored: torch.dtype | None) -> None:
+    held = ", ".join(f"{name} ({kind})" for kind, name in held_dtypes(model).items())
+    console.info(f"weights: {held}" + (f"; stored in {str(stored)[6:]}" if stored else ""))
 
 
 def load_config(model_args: ModelArguments) -> PreTrainedConfig:
@@ -184,9 +190,6 @@ def _load_weights(
     ) as problem:
         raise unreadable(str(model_args.model_name_or_path), "model", problem) from problem
     _check_complete(source, report["missing_keys"])
-    stored = str(config.dtype).removeprefix("torch.")
-    if config.dtype not in (None, model.dtype):
-        console.info(f"weights: stored in {stored}, loaded in {str(model.dtype)[6:]}")
     return model
 
 

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from luthier import console
+from luthier.modeling.dtypes import autocasting
 from luthier.modeling.ranks import gather_objects, share_fate
 from luthier.modeling.sharded import gathering
 
@@ -182,6 +183,7 @@ def _find_form(model: Any, base: Any, input_ids: Tensor) -> LogitForm | None:
         gathering(base),
         _evaluating(base),
         torch.no_grad(),
+        autocasting(base),
         answering(model, LogitForm(1, None, 0, ()), show_probe),
     ):
         plain = model._orig_mod if is_compiled_module(model) else model

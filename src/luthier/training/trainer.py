@@ -34,7 +34,7 @@ from luthier.batching.steps import StepLoader
 from luthier.data.streaming.stream import Stream
 from luthier.modeling.checkpointing import recomputes_activations
 from luthier.modeling.device import peak_flops
-from luthier.modeling.dtypes import computed_dtype
+from luthier.modeling.dtypes import computed_dtype, held_dtypes
 from luthier.modeling.flops import StepFlops, count_flops
 from luthier.modeling.ranks import gather_objects
 from luthier.stages.stage import Loss, Stage
@@ -118,6 +118,13 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
         if self.is_deepspeed_enabled:
             deepspeed.settle(self)
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Accelerate's state, with float16 on a CPU, too, where it leaves it out without a word."""
+        super().create_accelerator_and_postprocess()
+        if self.args.fp16 and self.args.use_cpu and not self.is_deepspeed_enabled:
+            self.accelerator.native_amp = True
+            self.accelerator.scaler = torch.amp.GradScaler("cpu")
+
     def take(self, layout: Layout) -> None:
         """Computes from now on as the check at the start has found right."""
         self.layout, self.shares_prefixes = layout.name, layout.shares_prefixes
@@ -134,6 +141,7 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
         """What was chosen for this run, as run.json holds it."""
         training = self.arguments.training
         return {
+            "weights": held_dtypes(self.model),
             "layout": self.layout,
             "shares_prefixes": self.shares_prefixes,
             "tokens_per_micro_batch": self.token_budget(training.per_device_train_batch_size),
