@@ -33,9 +33,10 @@ class Message:
 
     Attributes:
         role: `function` is an assistant's turn that calls tools, its content the JSON of the calls
-            (an object or a list of objects with `name` and `arguments`, thoughts around it
+            (an object or a list of objects with `name` and `arguments`, a thought before it
             allowed); `observation` is what the tools answered.
         content: the text.
+        said: of a `function` message, what the assistant said before it called: thought and text.
         weight: how much the loss of its tokens counts, whatever the run's options say of such
             messages: 0 masks an answer, and a question is learned above 0. None where the row
             says nothing: answers count once.
@@ -44,6 +45,7 @@ class Message:
     role: Role
     content: str
     weight: float | None = None
+    said: str = ""
 
 
 @dataclass(frozen=True, slots=True)

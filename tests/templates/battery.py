@@ -44,12 +44,14 @@ def talk(*contents: str, system: str | None = None, tools: str | None = None) ->
     return Conversation(tuple(messages), system=system, tools=tools)
 
 
-def call_tools(call: str, system: str | None = None, tools: str = TOOLS) -> Conversation:
+def call_tools(
+    call: str, system: str | None = None, tools: str = TOOLS, said: str = ""
+) -> Conversation:
     """A question, a call, what the tool answered, and the answer."""
     return Conversation(
         (
             Message("user", "How is it?"),
-            Message("function", call),
+            Message("function", call, said=said),
             Message("observation", '{"degrees": 3}'),
             Message("assistant", "It is 3 degrees."),
         ),
@@ -73,10 +75,27 @@ def conversations(template: Template) -> dict[str, Conversation]:
         "two thoughts": talk(
             "Hi", thought + thought + "Hello" + thought, "Again", thought + "\nYes"
         ),
+        "bare tags": talk(
+            "Hi", "<think> let me think\r\n</think>Hello", "Again", "so\n</think>\nYes", "And", "No"
+        ),
         "half a thought": talk("Hi", opening + "Hello", "Again", "Yes" + closing),
         "tools": call_tools(CALL),
         "tools and a system text": call_tools(CALL, system="S"),
         "a thought before a call": call_tools(thought + CALL, system="S"),
+        "a bare thought before a call": call_tools("<think>so</think>" + CALL),
+        "text before a call": call_tools(CALL, said="I look.\n"),
+        "a thought and text before a call": call_tools(CALL, said="<think>so</think>\n I look."),
+        "calls for two questions": Conversation(
+            (
+                *call_tools(thought + CALL).messages,
+                Message("user", "And tomorrow?"),
+                *call_tools(CALL, said=thought + "I look again.").messages[1:3],
+                Message("function", "so</think>" + CALL),
+                Message("observation", "all"),
+                Message("assistant", thought + "It is warm."),
+            ),
+            tools=TOOLS,
+        ),
         "no tools": talk("Hi", "Hello", system="S", tools="[]"),
         "no tools and no system text": talk("Hi", "Hello", tools="[]"),
     }

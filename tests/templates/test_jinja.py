@@ -112,14 +112,14 @@ def test_tool_messages_in_a_row_become_one_observation(render):
     assert text.count("<|im_start|>assistant") == 2
 
 
-def test_reasoning_content_stands_as_a_thought(render):
-    template = TEMPLATES.get("qwen3")
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_nothink"])
+def test_reasoning_content_stands_as_a_thought(render, name, key):
+    template = TEMPLATES.get(name)
     written = jinja2.Template(write_chat_template(template))
     question = {"role": "user", "content": "Hi"}
 
-    apart = written.render(
-        messages=[question, {"role": "assistant", "content": "yes", "reasoning_content": "so"}]
-    )
+    apart = written.render(messages=[question, {"role": "assistant", "content": "yes", key: "so"}])
 
     assert apart == join(
         [

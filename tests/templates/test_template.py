@@ -151,12 +151,44 @@ def test_tools_end_the_system_text_and_open_one_where_there_is_none():
     assert join(turn.prompt).startswith("<|im_start|>system\n\n\n# Tools\n\n")
 
 
+@pytest.mark.parametrize("tools", ["[]", " ", "\n", "null", "[ ]"])
+def test_no_tools_open_no_system_block(tools):
+    for name in ("chatml", "qwen3", "glm4"):
+        template = TEMPLATES.get(name)
+        assert template.turns(talk("a", "b", tools=tools)) == template.turns(talk("a", "b"))
+    (turn,) = TEMPLATES.get("phi4_mini").turns(talk("a", "b", tools="[]"))
+    assert join(turn.prompt).startswith("<|system|><|tool|>[]<|/tool|><|end|><|user|>a")
+
+
 def test_text_and_thought_around_a_call_stay_before_it():
     text = f"<think>\nso\n</think>\n\nI look.<tool_call>\n{CALL}\n</tool_call>"
 
     answer = TEMPLATES.get("qwen").turns(call_tools(text))[0].answer
 
-    assert join(answer).startswith("<think>\nso\n</think>\n\nI look.<tool_call>\n{")
+    assert join(answer).startswith("<think>\nso\n</think>\n\nI look.\n<tool_call>\n{")
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("qwen", "I look.\n<tool_call>\n{"),
+        ("qwen3", "<think>\nso\n</think>\n\nI look.\n<tool_call>\n{"),
+        ("glm4_moe", "\n<think>\nso\n</think>\n\nI look.\n<tool_call>get_weather"),
+        ("seed_oss", "<seed:think>so</seed:think>I look.\n<seed:tool_call>"),
+        ("mistral", " I look.[TOOL_CALLS] [{"),
+        ("ministral", "I look.[TOOL_CALLS][{"),
+        ("chatml", "I look.\nAction: get_weather"),
+        ("llama3", '<think>\nso\n</think>\n\n{"name"'),
+        ("glm4", "<think>\nso\n</think>\n\nget_weather\n{"),
+    ],
+)
+def test_thought_text_and_calls_stand_in_this_order(name, written):
+    thought = "<think>so</think>" if "so" in written else ""
+    conversation = call_tools(CALL, said=thought + "I look.")
+
+    answer = TEMPLATES.get(name).turns(conversation)[0].answer
+
+    assert join(answer).startswith(written)
 
 
 def test_every_marked_call_is_kept():

@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 
-from luthier.records import Message
+from luthier.records import Conversation, Message
 from luthier.templates.registry import TEMPLATES
 from luthier.templates.template import Template
 from luthier.templates.thinking import Thinking
-from tests.templates.battery import join, talk
+from tests.templates.battery import CALL, join, talk
 
 THOUGHT = "<think>\nso\n</think>\n\n"
 EMPTY = "<think>\n\n</think>\n\n"
@@ -94,3 +94,94 @@ def test_every_thought_is_taken_out_and_the_newlines_left_before_the_answer():
 
     assert policy.without("<think>a\nb</think>\n\nHello<think>c</think>") == "Hello"
     assert policy.without("<think>a") == "<think>a"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "<think>\nso\n</think>\n\nHello",
+        "<think>\nso\n</think>\nHello",
+        "<think>so</think>Hello",
+        "<think> so </think> Hello",
+        "\n<think>\r\nso\n\n</think>\n\n\nHello",
+        "so\n</think>\n\nHello",
+        "so</think>Hello",
+    ],
+)
+@pytest.mark.parametrize("name", ["qwen3", "glm4_7", "seed_oss", "gpt_oss"])
+def test_a_thought_is_known_by_its_tags_whatever_space_is_around(name, answer):
+    template = TEMPLATES.get(name)
+    off = dataclasses.replace(template, enable_thinking=False)
+    opening, closing = template.thought_words
+
+    (turn,) = template.turns(talk("Hi", answer))
+    (closed,) = off.turns(talk("Hi", answer))
+    prompt = join(template.prompt(talk("Hi", answer, "Again")))
+
+    assert f"{opening}so{closing}Hello" in join(turn.answer)
+    assert "so" not in join(closed.answer)
+    assert "Hello" in join(closed.answer)
+    assert join(closed.prompt).endswith(template.empty_thought)
+    assert f"{opening}so" not in prompt
+    assert "Hello" in prompt
+
+
+def test_tags_that_are_only_spoken_of_and_indented_code_stay():
+    spoken_of = "Write <think> first and </think> last."
+
+    assert join(qwen3(False).turns(talk("Hi", spoken_of))[0].answer).startswith(spoken_of)
+    (turn,) = qwen3().turns(talk("Hi", "<think>\n  - so\n</think>\n\n    x = 1"))
+    assert join(turn.answer).startswith("<think>\n  - so\n</think>\n\n    x = 1")
+
+
+def test_a_history_keeps_the_thoughts_that_led_to_the_calls_for_the_last_question():
+    conversation = Conversation(
+        (
+            Message("user", "Hi"),
+            Message("function", "<think>first</think>" + CALL),
+            Message("observation", "3"),
+            Message("assistant", "<think>second</think>It is 3."),
+            Message("user", "Again"),
+            Message("function", CALL, said="<think>third</think>"),
+            Message("observation", "4"),
+            Message("assistant", "<think>fourth</think>It is 4."),
+        )
+    )
+    asked = dataclasses.replace(conversation, messages=conversation.messages[:-1])
+
+    masked = qwen3().turns(conversation, is_history_masked=True)
+    prompt = join(qwen3().prompt(asked))
+
+    assert "".join(join(turn.prompt + turn.answer) for turn in masked) == prompt + join(
+        masked[-1].answer
+    )
+    assert [word in prompt for word in ("first", "second", "third")] == [False, False, True]
+    assert "<think>\nthird\n</think>\n\n<tool_call>\n" in prompt
+    assert "third" not in join(qwen3(False).prompt(asked))
+    assert "first" in join(qwen3(preserve_thinking=True).prompt(asked))
+
+
+def test_gpt_oss_writes_an_answer_without_thoughts_to_its_channel_and_ends_it():
+    template = TEMPLATES.get("gpt_oss")
+    talked = talk("What is 2 + 2?", "so</think>Four.", "And 3 + 3?", "Six.")
+    asked = "<|start|>user<|message|>{}<|end|><|start|>assistant"
+    start = "<|start|>system<|message|>S<|end|>" + asked.format("What is 2 + 2?")
+    final = "<|channel|>final<|message|>"
+    nothing = "<|channel|>analysis<|message|><|end|><|start|>assistant" + final
+    talked = dataclasses.replace(talked, system="S")
+
+    first, second = template.turns(talked)
+    masked = template.turns(talked, is_history_masked=True)
+
+    assert join(first.prompt + first.answer) == (
+        f"{start}<|channel|>analysis<|message|>so<|end|><|start|>assistant{final}Four."
+    )
+    assert join(second.prompt) == "<|end|>" + asked.format("And 3 + 3?")
+    assert join(second.answer) == nothing + "Six."
+    assert "".join(join(turn.prompt + turn.answer) for turn in masked) == (
+        f"{start}{final}Four.<|end|>{asked.format('And 3 + 3?')}{nothing}Six."
+    )
+    closed = dataclasses.replace(template, enable_thinking=False)
+    assert join(closed.prompt(dataclasses.replace(talked, messages=talked.messages[:3]))) == (
+        f"{start}{final}Four.<|end|>{asked.format('And 3 + 3?')}{nothing}"
+    )

@@ -7,11 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.errors import TemplateError, UnknownName
+from luthier.records import Message
 from luthier.templates.tool_format import (
     TOOL_FORMATS,
     FunctionCall,
-    parse_calls,
     parse_tools,
+    read_calls,
+    split_calls,
 )
 from luthier.templates.tools.llama3 import TODAY
 from tests.templates.battery import TOOLS
@@ -27,6 +29,13 @@ VALUES = st.one_of(
     st.lists(LETTERS, max_size=2),
     st.dictionaries(LETTERS, LETTERS, max_size=2),
 )
+
+
+def parse_calls(content: str) -> tuple[str, list[FunctionCall]]:
+    message = split_calls(Message("function", content), WORDS, TAGS)
+    return message.said, read_calls(message)
+
+
 ARGUMENTS = st.dictionaries(LETTERS, VALUES, max_size=3)
 
 
@@ -52,7 +61,10 @@ def test_every_tool_is_described_and_an_empty_list_says_nothing(name):
     assert "get_weather" in described
     assert "now" in described
     assert "天气" in described
-    assert TOOL_FORMATS.get(name).describe("[]") == ""
+    assert TOOL_FORMATS.get(name).describe("[]") == (
+        "<|tool|>[]<|/tool|>" if name == "phi4_mini" else ""
+    )
+    assert {TOOL_FORMATS.get(name).describe(blank) for blank in (" ", "\n", "null")} == {""}
 
 
 def test_the_date_in_llama3s_system_text_stands_still():
@@ -62,7 +74,7 @@ def test_the_date_in_llama3s_system_text_stands_still():
 def test_arguments_that_are_json_in_a_text_become_the_object():
     content = json.dumps({"name": "find", "arguments": '{"a": 1}'})
 
-    assert parse_calls(content, WORDS, TAGS) == ("", [FunctionCall("find", {"a": 1})])
+    assert parse_calls(content) == ("", [FunctionCall("find", {"a": 1})])
 
 
 @pytest.mark.parametrize(
@@ -76,13 +88,44 @@ def test_arguments_that_are_json_in_a_text_become_the_object():
 )
 def test_a_call_that_cannot_be_read_says_what_is_wrong(content, reason):
     with pytest.raises(TemplateError, match=reason):
-        parse_calls(content, WORDS, TAGS)
+        parse_calls(content)
 
 
 @pytest.mark.parametrize("tools", ["search", '{"name": "search"}', '[{"title": "search"}]', "[1]"])
 def test_tools_that_cannot_be_read_say_what_is_expected(tools):
     with pytest.raises(TemplateError, match=r'\[\{"name": "search"'):
         parse_tools(tools)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "place"),
+    [
+        ("city", "parameters"),
+        ([{"city": "string"}], "parameters"),
+        ({"properties": ["city"]}, "parameters.properties"),
+        ({"properties": {"city": "string"}}, "parameters.properties.city"),
+        ({"properties": {"city": None}}, "parameters.properties.city"),
+        ({"properties": {"city": {"enum": "Paris"}}}, "parameters.properties.city.enum"),
+        ({"properties": {"city": {"items": "string"}}}, "parameters.properties.city.items"),
+        ({"properties": {}, "required": "city"}, "parameters.required"),
+    ],
+)
+@pytest.mark.parametrize("name", TOOL_FORMATS.names())
+def test_a_schema_of_a_wrong_shape_is_refused_by_every_format(name, parameters, place):
+    tools = json.dumps([{"name": "find", "parameters": parameters}])
+
+    with pytest.raises(TemplateError, match=rf"^{place} of tool 'find' is no (object|list): "):
+        TOOL_FORMATS.get(name).describe(tools)
+
+
+def test_a_call_is_found_behind_text():
+    calls = [FunctionCall("find", {"a": 1})]
+    for name in TOOL_FORMATS.names():
+        tool_format = TOOL_FORMATS.get(name)
+        if tool_format.after_text is not None:
+            marker = "[TOOL_CALLS]" if name == "mistral" else tool_format.after_text
+            text = f"I look.{marker}{tool_format.render_calls(calls)}"
+            assert tool_format.extract_calls(text) == calls, name
 
 
 def test_glm4_refuses_two_calls_in_one_turn():

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from luthier.records import Conversation, Message
-from luthier.templates.tool_format import parse_calls, parse_tools
+from luthier.templates.thinking import COMMON_WORDS
+from luthier.templates.tool_format import parse_tools, read_calls, split_calls
 
 ChatMessage = dict[str, Any]
-
-_WORDS = (("<think>\n", "\n</think>\n\n"), ("<think>", "</think>"))
 
 
 def as_chat(
     conversation: Conversation,
-    thought_words: tuple[str, str] | None = None,
+    thought_words: tuple[str, str] = COMMON_WORDS,
     tool_call_words: tuple[str, str] = ("<tool_call>", "</tool_call>"),
 ) -> list[ChatMessage]:
     """The system text and the messages, roles and tool calls named as `transformers` names them.
 
     Args:
         conversation: what is rendered.
-        thought_words: what surrounds a thought; None finds the usual words.
+        thought_words: what surrounds a thought in a function message.
         tool_call_words: what surrounds calls in a function message that also holds text.
 
     Raises:
@@ -41,17 +39,14 @@ def as_chat_tools(tools: str | None) -> list[dict[str, Any]] | None:
 
 
 def _as_chat_message(
-    message: Message, thought_words: tuple[str, str] | None, tool_call_words: tuple[str, str]
+    message: Message, thought_words: tuple[str, str], tool_call_words: tuple[str, str]
 ) -> ChatMessage:
     if message.role == "function":
-        words = thought_words or next(
-            (pair for pair in _WORDS if pair[1] in message.content), _WORDS[0]
-        )
-        text, calls = parse_calls(message.content, words, tool_call_words)
-        called: Sequence[ChatMessage] = [
+        message = split_calls(message, thought_words, tool_call_words)
+        calls = [
             {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in calls
+            for call in read_calls(message)
         ]
-        return {"role": "assistant", "content": text, "tool_calls": list(called)}
+        return {"role": "assistant", "content": message.said, "tool_calls": calls}
     role = "tool" if message.role == "observation" else message.role
     return {"role": role, "content": message.content}

@@ -6,6 +6,7 @@ import re
 
 from luthier.templates.slots import as_expression, quote
 from luthier.templates.template import Template
+from luthier.templates.thinking import COMMON_WORDS
 
 _TEXT_OF = """
 {%- macro text_of(content) -%}
@@ -26,9 +27,9 @@ _SYSTEM = """
 {%- endif %}
 {%- set has_tools = tools is defined and tools is not none %}
 {%- set tools_text %}
-{%- if has_tools and tools %}TOOLS{%- endif %}
+{%- if HAS_TOOLS %}TOOLS{%- endif %}
 {%- endset %}
-{%- set has_system = system or has_tools %}
+{%- set has_system = system or tools_text %}
 {%- set system_text = system ~ tools_text %}
 """
 
@@ -41,6 +42,10 @@ _TURNS = """
 FUSE
 {{- USER }}
 {%- elif role == "assistant" %}
+{%- set thought = message["reasoning_content"] or message["reasoning"] or message["thinking"] %}
+{%- if thought is string and thought %}
+{%- set content = "<think>\\n" ~ thought.strip("\\n") ~ "\\n</think>\\n\\n" ~ content %}
+{%- endif %}
 THOUGHTS
 {%- if message["tool_calls"] %}
 {%- set listed = namespace(calls=[]) %}
@@ -49,11 +54,19 @@ THOUGHTS
 {%- endfor %}
 {%- set calls = listed.calls %}
 {%- set calls_text %}CALLS{%- endset %}
-{%- set content = content ~ calls_text %}
+SHAPE
+{%- set text = part_of(content, "text") %}
+{%- if HAS_TEXT %}
+{%- set content = content ~ BEFORE_CALLS ~ calls_text %}
+{{- ASSISTANT }}
+{%- else %}
+{%- set content = content[:content | length - text | length] ~ calls_text %}
 {{- FUNCTION }}
+{%- endif %}
 {%- else %}
 {{- ASSISTANT }}
 {%- endif %}
+END_TURN
 {%- elif role in ["tool", "observation", "ipython"] %}
 {%- set waiting.observation = waiting.observation ~ content %}
 {%- if not loop.last and loop.nextitem["role"] == role %}
@@ -79,6 +92,25 @@ _NEEDS_QUESTION = """
 {%- endif %}
 """
 
+_PART_OF = """
+{%- macro part_of(content, part) -%}
+{%- set said = namespace(thought="", text=content) %}
+{%- for opening, closing in WORDS %}
+{%- set before = said.text.split(closing, 1)[0] %}
+{%- if not said.thought and closing in said.text
+       and (opening not in before or not before.split(opening, 1)[0].strip()) %}
+{%- set thought = before.split(opening, 1)[-1] %}
+{%- set thought = thought.lstrip("\\n") if thought[:1] == "\\n" else thought.lstrip() %}
+{%- set thought = thought.rstrip("\\n") if thought[-1:] == "\\n" else thought.rstrip() %}
+{%- set said.thought = OPENING ~ thought ~ CLOSING if thought else EMPTY %}
+{%- set text = said.text.split(closing, 1)[1] %}
+{%- set said.text = text.lstrip("\\n") if text[:1] == "\\n" else text.lstrip() %}
+{%- endif %}
+{%- endfor %}
+{{- said.text if part == "text" else said.thought ~ said.text }}
+{%- endmacro %}
+"""
+
 _WITHOUT_THOUGHT = """
 {%- macro without_thought(content) -%}
 {%- set state = namespace(kept="", opened="") %}
@@ -100,19 +132,26 @@ _POLICY = """
 {%- set thinks = enable_thinking if enable_thinking is defined else ENABLED %}
 {%- set keeps_thoughts = preserve_thinking if preserve_thinking is defined else PRESERVED %}
 {%- set is_prompt = messages and messages[-1]["role"] != "assistant" %}
+{%- set asked = namespace(last=0) %}
+{%- for message in turns %}
+{%- if message["role"] == "user" %}{%- set asked.last = loop.index0 %}{%- endif %}
+{%- endfor %}
 """
 
 _THOUGHTS = """
-{%- if message["reasoning_content"] is string and message["reasoning_content"] %}
-{%- set content = OPENING ~ message["reasoning_content"] ~ CLOSING ~ content %}
-{%- endif %}
-{%- if is_prompt %}
-{%- if not keeps_thoughts %}{%- set content = without_thought(content) %}{%- endif %}
+{%- if is_prompt and keeps_thoughts
+       or thinks is not false and (not is_prompt or loop.index0 > asked.last) %}
+{%- set content = part_of(content, "all") %}
 {%- else %}
-{%- if thinks is false %}{%- set content = without_thought(content) %}{%- endif %}
-{%- if OPENING_WORD not in content and CLOSING_WORD not in content %}{{- EMPTY }}{%- endif %}
+{%- set content = without_thought(part_of(content, "text")) %}
+{%- endif %}
+{%- if OPENING_WORD not in content and CLOSING_WORD not in content %}
+{{- PLAIN_OPENING if is_prompt else EMPTY }}
 {%- endif %}
 """
+
+_SHAPE = '{%- set content = part_of(content, "all") %}'
+_COMMON = "[" + ", ".join(map(quote, COMMON_WORDS)) + "]"
 
 _OPEN_PROMPT = """
 {%- if add_generation_prompt and is_prompt and not thinks %}{{- EMPTY }}{%- endif %}
@@ -144,10 +183,15 @@ def write_chat_template(template: Template) -> str:
         "FUNCTION": as_expression(template.function),
         "OBSERVATION": as_expression(template.observation),
         "SEPARATOR": quote(_separator(template)),
+        "HAS_TOOLS": "has_tools" if template.tools.describes_none else "has_tools and tools",
+        "WORDS": f"[[{quote(opening.strip())}, {quote(closing.strip())}], {_COMMON}]",
+        "PLAIN_OPENING": quote(template.plain_opening),
+        "BEFORE_CALLS": quote(template.before_calls or ""),
+        "HAS_TEXT": "text.strip()" if template.before_calls is not None else "false",
         "TOOLS": template.tools.tools_jinja,
         "CALLS": template.tools.calls_jinja,
     }
-    parts = [_TEXT_OF, _put(_SYSTEM, values)]
+    parts = [_TEXT_OF, _put(_PART_OF, values), _put(_SYSTEM, values)]
     if template.is_reasoning:
         parts += [_put(_WITHOUT_THOUGHT, values), _put(_POLICY, values)]
     if template.prefix:
@@ -158,6 +202,9 @@ def write_chat_template(template: Template) -> str:
         parts.append("{%- if has_system %}{{- " + values["SYSTEM"] + " }}{%- endif %}\n")
     values["FUSE"] = _put(_FUSE, values).strip() if template.is_system_in_user else ""
     values["THOUGHTS"] = _put(_THOUGHTS, values).strip() if template.is_reasoning else ""
+    values["SHAPE"] = "" if template.is_reasoning else _SHAPE
+    end = f"{{%- if not loop.last %}}{{{{- {quote(template.turn_end)} }}}}{{%- endif %}}"
+    values["END_TURN"] = end if template.turn_end else ""
     parts.append(_put(_TURNS, values))
     if template.is_reasoning:
         parts.append(_put(_OPEN_PROMPT, values))

@@ -10,8 +10,14 @@ from typing import Protocol
 from luthier.errors import TemplateError
 from luthier.records import Conversation, Message, Piece, Special, Turn
 from luthier.templates.slots import CONTENT, Part, Slots, fill, has_hole
-from luthier.templates.thinking import Place, Thinking
-from luthier.templates.tool_format import TOOL_FORMATS, FunctionCall, ToolFormat, parse_calls
+from luthier.templates.thinking import Place, Thinking, shape_thought, split_thought, spoken
+from luthier.templates.tool_format import (
+    TOOL_FORMATS,
+    FunctionCall,
+    ToolFormat,
+    read_calls,
+    split_calls,
+)
 
 
 class Renders(Protocol):
@@ -69,6 +75,8 @@ class Template:
         tool_call_words: what surrounds the calls in a function message that also holds text.
         thought_words: what opens and what closes a thought.
         empty_thought: an answer's thought that says nothing; both words when left empty.
+        plain_opening: what an answer begins with that shows no thought, not even an empty one.
+        turn_end: what ends an answer that is followed by another turn, at the start of that turn.
         is_reasoning: whether thoughts are handled as `luthier.templates.thinking` says.
         is_system_in_user: whether the system text stands inside the first question (Llama 2).
         efficient_eos: whether answers carry no EOS and the data side sets it between turns.
@@ -91,6 +99,8 @@ class Template:
     tool_call_words: tuple[str, str] = ("<tool_call>", "</tool_call>")
     thought_words: tuple[str, str] = ("<think>\n", "\n</think>\n\n")
     empty_thought: str = ""
+    plain_opening: str = ""
+    turn_end: str = ""
     is_reasoning: bool = False
     is_system_in_user: bool = False
     efficient_eos: bool = False
@@ -128,6 +138,17 @@ class Template:
             self.thought_words, self.empty_thought, self.enable_thinking, self.preserve_thinking
         )
 
+    @property
+    def before_calls(self) -> str | None:
+        """What stands between an answer's text and its calls: their marker, or a line's end.
+
+        None where text beside calls is left out.
+        """
+        marker = next(slot for slot in self.function if isinstance(slot, str) and CONTENT in slot)
+        marker = marker.partition(CONTENT)[0]
+        is_marked = marker.strip() and self.function != self.assistant
+        return marker if is_marked else self.tools.after_text
+
     def turns(self, conversation: Conversation, *, is_history_masked: bool = False) -> list[Turn]:
         """Each question with its answer, for training.
 
@@ -139,7 +160,7 @@ class Template:
             TemplateError: if the conversation ends with a question, or its tools or calls cannot
                 be read.
         """
-        messages: tuple[Message, ...] = conversation.messages
+        messages = self._read(conversation.messages)
         if not messages or len(messages) % 2:
             raise TemplateError(
                 f"a conversation to learn from ends with an answer; this one has "
@@ -153,11 +174,10 @@ class Template:
         turns = []
         for start in range(0, len(messages), 2):
             question, answer = rendered[start], rendered[start + 1]
-            is_shown_as_prompt = is_history_masked and not self.preserve_thinking and start != last
-            if thinking is not None and not is_shown_as_prompt:
-                question, answer = _place_empty_thought(
-                    thinking, messages[start + 1].content, question, answer
-                )
+            if is_history_masked and not self.preserve_thinking and start != last:
+                answer = self._open_plainly(messages[start + 1], answer)
+            else:
+                question, answer = self._place_empty_thought(messages[start + 1], question, answer)
             is_learned = start == last or not is_history_masked
             turns.append(Turn(_pieces(question), _pieces(answer, is_learned)))
         return turns
@@ -169,15 +189,17 @@ class Template:
             conversation: up to the question or the observation that is answered.
             answer: an assistant's or a function message.
         """
-        thinking = self.thinking
-        before: Sequence[Message] = conversation.messages
-        if thinking is not None:
-            before, answer = thinking.as_prompted(before), thinking.as_answered(answer)
-        rendered = self._render([*before, answer], conversation.system, conversation.tools)
-        prompt = [part for message in rendered[:-1] for part in message]
-        learned = rendered[-1]
-        if thinking is not None:
-            prompt, learned = _place_empty_thought(thinking, answer.content, prompt, learned)
+        *before, answer = self._read((*conversation.messages, answer))
+        if self.thinking is not None:
+            before = [*self.thinking.as_prompted(before)]
+            answer = self.thinking.as_answered(answer)
+        *asked, answered = self._render([*before, answer], conversation.system, conversation.tools)
+        prompt = [
+            part
+            for message, parts in zip(before, asked, strict=True)
+            for part in self._open_plainly(message, parts)
+        ]
+        prompt, learned = self._place_empty_thought(answer, prompt, answered)
         return Turn(_pieces(prompt), _pieces(learned, is_learned=True))
 
     def prompt(
@@ -210,12 +232,27 @@ class Template:
         digest = hashlib.sha256(repr((self, rendered)).encode()).hexdigest()
         return f"{self.name}-{digest[:32]}"
 
+    def _read(self, messages: Sequence[Message]) -> tuple[Message, ...]:
+        """The messages, what was said beside calls told from the calls."""
+        read = []
+        for message in messages:
+            if message.role == "function":
+                message = split_calls(message, self.thought_words, self.tool_call_words)
+                said = message.said
+                if said and not self.is_reasoning:  # else it is shaped with the other thoughts
+                    said = shape_thought(said, self.thought_words, self.empty_thought)
+                message = dataclasses.replace(message, said=said)
+            read.append(message)
+        return tuple(read)
+
     def _render(
         self, messages: Sequence[Message], system: str | None, tools: str | None
     ) -> list[list[Part]]:
         """The parts of each message; those of the first begin with prefix and system."""
+        turn_end: list[Part] = [self.turn_end] if self.turn_end else []
         return [
-            (self._opening(message, system, tools) if not position else [])
+            (turn_end if position and not position % 2 else [])
+            + (self._opening(message, system, tools) if not position else [])
             + self._render_message(
                 message, self._fused_system(message, system, tools) if not position else ""
             )
@@ -241,11 +278,9 @@ class Template:
         return "".join(part for part in fill(self.system, text) if isinstance(part, str))
 
     def _system_text(self, system: str | None, tools: str | None) -> str | None:
-        """None when there is no system block; an empty tool list still opens one."""
+        """None when there is no system block."""
         text = system or self.default_system
-        if tools:
-            return text + self.tools.describe(tools)
-        return text or None
+        return text + (self.tools.describe(tools) if tools else "") or None
 
     def _render_message(self, message: Message, before: str) -> list[Part]:
         if message.role == "user":
@@ -254,19 +289,29 @@ class Template:
             return fill(self.assistant, message.content)
         if message.role == "observation":
             return fill(self.observation, message.content)
-        text, calls = parse_calls(message.content, self.thought_words, self.tool_call_words)
-        return fill(self.function, text + self.tools.render_calls(calls))
+        said, calls = message.said, self.tools.render_calls(read_calls(message))
+        text = split_thought(said, self.thought_words)[1]
+        if text and not text.isspace() and self.before_calls is not None:
+            return fill(self.assistant, said + self.before_calls + calls)
+        return fill(self.function, said.removesuffix(text) + calls)
 
+    def _place_empty_thought(
+        self, answer: Message, prompt: list[Part], shown: list[Part]
+    ) -> tuple[list[Part], list[Part]]:
+        """A prompt and its answer with the empty thought that belongs to one of them."""
+        place = self.thinking.place(spoken(answer)) if self.thinking else Place.NOWHERE
+        if place is Place.PROMPT:
+            return [*prompt, self.empty_thought], shown
+        if place is Place.ANSWER:
+            return prompt, [self.empty_thought, *shown]
+        return prompt, shown
 
-def _place_empty_thought(
-    thinking: Thinking, content: str, prompt: list[Part], answer: list[Part]
-) -> tuple[list[Part], list[Part]]:
-    place = thinking.place(content)
-    if place is Place.PROMPT:
-        return [*prompt, thinking.empty], answer
-    if place is Place.ANSWER:
-        return prompt, [thinking.empty, *answer]
-    return prompt, answer
+    def _open_plainly(self, message: Message, shown: list[Part]) -> list[Part]:
+        """An answer that gets no empty thought."""
+        is_plain = message.role in ("assistant", "function") and self.plain_opening
+        if not is_plain or (self.thinking and self.thinking.is_in(spoken(message))):
+            return shown
+        return [self.plain_opening, *shown]
 
 
 def _pieces(parts: Iterable[Part], is_learned: bool = False) -> tuple[Piece, ...]:
@@ -296,6 +341,17 @@ _PROBES = (
         ),
         system="system",
         tools=_TOOLS,
+    ),
+    Conversation(
+        (
+            Message("user", "question"),
+            Message("assistant", "<think>thought</think>answer"),
+            Message("user", "question"),
+            Message("function", '{"name": "find", "arguments": {}}', said="thought</think>text"),
+            Message("observation", "found"),
+            Message("assistant", "answer"),
+        ),
+        tools="[]",
     ),
 )
 """Conversations whose rendering belongs to a template's fingerprint."""

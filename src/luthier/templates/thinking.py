@@ -1,7 +1,9 @@
 """what a reasoning template does with thoughts: on, off, kept.
 
-A *thought* stands between the template's two thought words, usually `<think>` and `</think>`, at
-the start of an answer. One policy holds for all reasoning templates and is set by two arguments.
+A *thought* stands between the template's two thought words, or between `<think>` and `</think>`, at
+the start of an answer. Only the tags count, not the space around them, and a closing tag without an
+opening one ends a thought, too; what is learned has the template's own form. One policy holds for
+all reasoning templates and is set by two arguments.
 
 `enable_thinking` says what an answer without a thought means:
 
@@ -16,6 +18,8 @@ the start of an answer. One policy holds for all reasoning templates and is set 
 
     False  a prompt (generation, prediction, preference pairs) shows earlier answers without their
            thoughts. So does training with `mask_history`, where only the last answer is learned.
+           Earlier is what stands before the user's last question: the thoughts that led to the
+           tool calls since then stay.
     True   earlier answers are shown as they are.
 
 Training on every answer (no `mask_history`) always shows earlier answers with their thoughts,
@@ -66,10 +70,18 @@ class Thinking:
         """Whether one of the thought words stands in `content`."""
         return any(word.strip() in content for word in self.words)
 
+    def shaped(self, content: str) -> str:
+        """`content` with its thought in the template's form."""
+        return shape_thought(content, self.words, self.empty)
+
     def without(self, content: str) -> str:
-        """`content` without its thoughts and without the newlines then leading it."""
+        """`content` without its thoughts and without the newlines then leading it.
+
+        A thought in the middle of the text is one where it has exactly the template's form.
+        """
         opening, closing = map(re.escape, self.words)
-        return re.sub(f"{opening}.*?{closing}", "", content, flags=re.DOTALL).lstrip("\n")
+        text = split_thought(content, self.words)[1]
+        return re.sub(f"{opening}.*?{closing}", "", text, flags=re.DOTALL).lstrip("\n")
 
     def place(self, content: str) -> Place:
         """Where the empty thought of the answer `content` goes."""
@@ -81,33 +93,77 @@ class Thinking:
         self, messages: Sequence[Message], *, is_history_masked: bool
     ) -> tuple[Message, ...]:
         """The messages with the thoughts that training shows."""
-        last = len(messages) - 1
+        is_shortened = is_history_masked and not self.is_preserved
+        first = _find_last_question(messages) if is_shortened else 0
         return tuple(
-            self._without(message)
-            if _is_answer(message)
-            and (
-                self.is_enabled is False
-                or (is_history_masked and not self.is_preserved and position != last)
-            )
-            else message
+            self._show(message, position >= first and self.is_enabled is not False)
             for position, message in enumerate(messages)
         )
 
     def as_prompted(self, messages: Sequence[Message]) -> tuple[Message, ...]:
         """The messages before an answer with the thoughts that a prompt shows."""
-        if self.is_preserved:
-            return tuple(messages)
+        first = _find_last_question(messages)
         return tuple(
-            self._without(message) if _is_answer(message) else message for message in messages
+            self._show(
+                message, self.is_preserved or (position >= first and self.is_enabled is not False)
+            )
+            for position, message in enumerate(messages)
         )
 
     def as_answered(self, message: Message) -> Message:
         """The answer with the thoughts that are learned."""
-        return self._without(message) if self.is_enabled is False else message
+        return self._show(message, self.is_enabled is not False)
 
-    def _without(self, message: Message) -> Message:
-        return dataclasses.replace(message, content=self.without(message.content))
+    def _show(self, message: Message, with_thoughts: bool) -> Message:
+        show = self.shaped if with_thoughts else self.without
+        if message.role == "assistant":
+            return dataclasses.replace(message, content=show(message.content))
+        if message.role == "function":
+            return dataclasses.replace(message, said=show(message.said))
+        return message
 
 
-def _is_answer(message: Message) -> bool:
-    return message.role in ("assistant", "function")
+COMMON_WORDS = ("<think>", "</think>")
+"""What data sets write around a thought, whatever the model."""
+
+
+def split_thought(content: str, words: tuple[str, str]) -> tuple[str | None, str]:
+    """The thought at the start of `content`, and what stands behind it.
+
+    The newlines next to a tag are part of it; where there are none, all space is.
+
+    Args:
+        content: what an assistant said.
+        words: what opens and what closes a thought, beside `COMMON_WORDS`.
+
+    Returns:
+        None for the thought, and all of `content`, where it does not begin with one.
+    """
+    for opening, closing in ((words[0].strip(), words[1].strip()), COMMON_WORDS):
+        before, closed, text = content.partition(closing)
+        head, opened, thought = before.partition(opening)
+        if closed and not (opened and head.strip()):
+            thought = thought if opened else head
+            thought = thought.lstrip("\n" if thought[:1] == "\n" else None)
+            thought = thought.rstrip("\n" if thought[-1:] == "\n" else None)
+            return thought, text.lstrip("\n" if text[:1] == "\n" else None)
+    return None, content
+
+
+def shape_thought(content: str, words: tuple[str, str], empty: str) -> str:
+    """`content` with the thought at its start between `words`, or `empty` for one without words."""
+    thought, text = split_thought(content, words)
+    if thought is None:
+        return content
+    return (words[0] + thought + words[1] if thought else empty) + text
+
+
+def spoken(answer: Message) -> str:
+    """What an assistant said, its calls left out."""
+    return answer.said if answer.role == "function" else answer.content
+
+
+def _find_last_question(messages: Sequence[Message]) -> int:
+    """Where the user spoke last; 0 where no user did."""
+    asked = [position for position, message in enumerate(messages) if message.role == "user"]
+    return asked[-1] if asked else 0

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from luthier.errors import TemplateError
+from luthier.records import Message
 from luthier.registry import Registry
+from luthier.templates.thinking import split_thought
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +35,15 @@ class ToolFormat(ABC):
         tools_jinja: jinja statements that print what `describe_tools` gives, reading `tools`.
         calls_jinja: jinja statements that print what `render_calls` gives, reading `calls`, a list
             of objects with `name` and `arguments`. Arguments that are text are taken for JSON.
+        after_text: what stands between an answer's text and its calls; None where calls are
+            found only when they stand alone, so that text beside them is left out.
+        describes_none: whether an empty list of tools is told, too.
     """
 
     tools_jinja: ClassVar[str]
     calls_jinja: ClassVar[str]
+    after_text: ClassVar[str | None] = "\n"
+    describes_none: ClassVar[bool] = False
 
     def describe(self, tools: str) -> str:
         """What the system text says about the tools.
@@ -67,18 +74,20 @@ TOOL_FORMATS: Registry[ToolFormat] = Registry("tool format", "luthier.templates.
 
 
 def parse_tools(tools: str) -> list[dict[str, Any]]:
-    """The tool descriptions of a JSON text.
+    """The tool descriptions of a JSON text; none of a blank one or of null.
 
     Raises:
-        TemplateError: if it is not a list of objects, each with a name.
+        TemplateError: if it is not a list of objects, each with a name, or their parameters are no
+            JSON schema.
     """
     try:
-        described = json.loads(tools)
+        described = json.loads(tools) if tools.strip() else []
     except json.JSONDecodeError as error:
         raise TemplateError(
             f"the tools are not JSON ({error}): {_shortened(tools)}\n"
             '  A list is expected, such as [{"name": "search", "parameters": {...}}].'
         ) from error
+    described = [] if described is None else described
     if not isinstance(described, list) or not all(
         isinstance(tool, dict) and isinstance(bare(tool).get("name"), str) for tool in described
     ):
@@ -87,34 +96,96 @@ def parse_tools(tools: str) -> list[dict[str, Any]]:
             '  Write them as [{"name": "search", "parameters": {...}}] or as '
             '[{"type": "function", "function": {...}}].'
         )
+    for tool in map(bare, described):
+        for place, value, kind in _find_misshapen(tool):
+            raise TemplateError(
+                f"{place} of tool {tool['name']!r} is no {kind}: {_shortened(dump(value))}\n"
+                '  Write "parameters" as {"type": "object", "properties": {"text": {"type": '
+                '"string"}}, "required": ["text"]}.'
+            )
     return described
 
 
-def parse_calls(
-    content: str, thought_words: tuple[str, str], tool_call_words: tuple[str, str]
-) -> tuple[str, list[FunctionCall]]:
-    """The text and the calls of a function message.
+def _find_misshapen(tool: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    """What of a tool's parameters has another type than in a JSON schema: place, value, type."""
+    parameters = tool.get("parameters")
+    if not isinstance(parameters, dict | None):
+        yield "parameters", parameters, "object"
+        return
+    properties = (parameters or {}).get("properties")
+    if not isinstance(properties, dict | None):
+        yield "parameters.properties", properties, "object"
+        return
+    if not isinstance((parameters or {}).get("required"), list | None):
+        yield "parameters.required", (parameters or {})["required"], "list"
+    for name, schema in (properties or {}).items():
+        place = f"parameters.properties.{name}"
+        if not isinstance(schema, dict):
+            yield place, schema, "object"
+            continue
+        for key, kind in (("enum", list), ("items", dict)):
+            if not isinstance(schema.get(key), kind | None):
+                yield f"{place}.{key}", schema[key], "list" if kind is list else "object"
+
+
+def split_calls(
+    message: Message, thought_words: tuple[str, str], tool_call_words: tuple[str, str]
+) -> Message:
+    """A function message whose content is nothing but the JSON of its calls.
 
     Args:
-        content: JSON of one call or of a list of calls, with a thought before it or the calls
-            between `tool_call_words` and any text around.
+        message: its content is such JSON, with a thought before it or the calls between
+            `tool_call_words` and any text around.
         thought_words: what opens and closes a thought.
         tool_call_words: what opens and closes a call.
 
     Returns:
-        The text outside the calls, and the calls in order.
+        The message with all else in `said`.
+    """
+    content, around = message.content.strip(), ""
+    if content[:1] in ("{", "["):
+        return message
+    opening, closing = map(re.escape, tool_call_words)
+    marked = re.compile(f"\n?{opening}(.*?){closing}", re.DOTALL)
+    if calls := marked.findall(content):
+        around = marked.sub("", content)
+        content = calls[0] if len(calls) == 1 else f"[{', '.join(calls)}]"
+    else:
+        rest = split_thought(content, thought_words)[1]
+        around, content = content[: len(content) - len(rest)], rest
+    return replace(message, content=content, said=message.said + around)
+
+
+def read_calls(message: Message) -> list[FunctionCall]:
+    """The calls of a function message whose content is nothing but their JSON.
 
     Raises:
-        TemplateError: if the calls are not JSON with `name` and `arguments`.
+        TemplateError: if it is not JSON with `name` and `arguments`.
     """
-    marked = re.compile(_between(tool_call_words), re.DOTALL)
-    if marked.search(content):
-        calls = [call for text in marked.findall(content) for call in _read_calls(text)]
-        return marked.sub("", content), calls
-    thought = re.search(_between(thought_words), content, re.DOTALL)
-    if thought is None:
-        return "", _read_calls(content)
-    return thought.group(0), _read_calls(content.replace(thought.group(0), ""))
+    text = message.content
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise TemplateError(
+            f"a function message is not JSON ({error}): {_shortened(text)}\n"
+            '  One call is {"name": "search", "arguments": {...}}; several are a list of them.'
+        ) from error
+    listed = found if isinstance(found, list) else [found]
+    flat = [item for one in listed for item in (one if isinstance(one, list) else [one])]
+    calls = []
+    for item in flat:
+        if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+            raise TemplateError(
+                f"a function message has a call without a name: {_shortened(text)}\n"
+                '  A call is {"name": "search", "arguments": {...}}.'
+            )
+        if "arguments" not in item:
+            raise TemplateError(
+                f"the call of {item['name']!r} has no arguments: {_shortened(text)}\n"
+                '  Write {"name": ..., "arguments": {}} for a call without any.'
+            )
+        calls.append(FunctionCall(item["name"], _decoded(item["arguments"])))
+    return calls
 
 
 def bare(tool: dict[str, Any]) -> dict[str, Any]:
@@ -150,34 +221,6 @@ def read_objects(texts: Sequence[str], key: str = "arguments") -> list[FunctionC
             if not isinstance(item, dict) or "name" not in item or key not in item:
                 return []
             calls.append(FunctionCall(item["name"], item[key]))
-    return calls
-
-
-def _between(words: tuple[str, str]) -> str:
-    return f"{re.escape(words[0])}(.*?){re.escape(words[1])}"
-
-
-def _read_calls(text: str) -> list[FunctionCall]:
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise TemplateError(
-            f"a function message is not JSON ({error}): {_shortened(text)}\n"
-            '  One call is {"name": "search", "arguments": {...}}; several are a list of them.'
-        ) from error
-    calls = []
-    for item in found if isinstance(found, list) else [found]:
-        if not isinstance(item, dict) or not isinstance(item.get("name"), str):
-            raise TemplateError(
-                f"a function message has a call without a name: {_shortened(text)}\n"
-                '  A call is {"name": "search", "arguments": {...}}.'
-            )
-        if "arguments" not in item:
-            raise TemplateError(
-                f"the call of {item['name']!r} has no arguments: {_shortened(text)}\n"
-                '  Write {"name": ..., "arguments": {}} for a call without any.'
-            )
-        calls.append(FunctionCall(item["name"], _decoded(item["arguments"])))
     return calls
 
 

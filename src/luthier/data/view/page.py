@@ -57,7 +57,7 @@ def _row(row: ShownRow, cutoff_len: int) -> Iterator[str]:
     if conversation is None:
         return
     said = [("system", conversation.system), ("tools", conversation.tools)]
-    said += [(message.role, message.content) for message in conversation.messages]
+    said += [(message.role, message.said + message.content) for message in conversation.messages]
     cells = "".join(
         f"<tr><th>{role}</th><td><pre>{_text(content)}</pre></td></tr>"
         for role, content in said

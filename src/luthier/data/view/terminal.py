@@ -102,7 +102,7 @@ def lines(row: ShownRow, style: Style, cutoff_len: int) -> Iterator[str]:
         return
     yield style.title("conversation")
     said = [("system", conversation.system), ("tools", conversation.tools)]
-    said += [(message.role, message.content) for message in conversation.messages]
+    said += [(message.role, message.said + message.content) for message in conversation.messages]
     for role, content in said:
         if content is not None:
             first, *others = visible(content).split("\n")

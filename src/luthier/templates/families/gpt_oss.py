@@ -16,6 +16,8 @@ TEMPLATES.register("gpt_oss")(
             "<|channel|>analysis<|message|>",
             "<|end|><|start|>assistant<|channel|>final<|message|>",
         ),
+        plain_opening="<|channel|>final<|message|>",
+        turn_end="<|end|>",
         is_reasoning=True,
         efficient_eos=True,
     )

@@ -29,8 +29,8 @@ class DefaultTools(ToolFormat):
         "{%- for tool in tools %}"
         '{%- set tool = tool["function"] if tool["type"] == "function" else tool %}'
         '{%- set tool_names.all = tool_names.all + [tool["name"]] %}'
-        '{{- "> Tool Name: " ~ tool["name"] ~ "\\nTool Description: " ~ tool["description"] ~'
-        ' "\\nTool Args:\\n" }}'
+        '{{- "> Tool Name: " ~ tool["name"] ~ "\\nTool Description: " ~'
+        ' (tool["description"] or "") ~ "\\nTool Args:\\n" }}'
         '{%- set parameters = tool["parameters"] or {} %}'
         '{%- for name, parameter in (parameters["properties"] or {}).items() %}'
         '{{- "  - " ~ name ~ " (" ~ parameter["type"] }}'
@@ -88,7 +88,7 @@ def _describe_tool(tool: dict[str, Any]) -> str:
         for name, parameter in (parameters.get("properties") or {}).items()
     )
     return (
-        f"> Tool Name: {tool['name']}\nTool Description: {tool.get('description', '')}\n"
+        f"> Tool Name: {tool['name']}\nTool Description: {tool.get('description') or ''}\n"
         f"Tool Args:\n{lines}\n"
     )
 

@@ -46,8 +46,8 @@ class MistralTools(ToolFormat):
         return dump([{"name": call.name, "arguments": call.arguments} for call in calls])
 
     def extract_calls(self, text: str) -> list[FunctionCall]:
-        """Reads an answer that is nothing but such JSON, its marker perhaps before it."""
-        return read_objects([text.strip().removeprefix("[TOOL_CALLS]").strip()])
+        """Reads an answer that is nothing but such JSON, or ends so behind the marker."""
+        return read_objects([text.rpartition("[TOOL_CALLS]")[2].strip()])
 
 
 TOOL_FORMATS.register("mistral")(MistralTools())

@@ -108,6 +108,7 @@ def _loose(tag: str) -> str:
 class Glm4MoeTools(ToolFormat):
     """The format of GLM-4.5 to 4.7."""
 
+    after_text = ""
     before = (
         "\n\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
         "You are provided with function signatures within <tools></tools> XML tags:\n<tools>"
@@ -189,6 +190,7 @@ class MiniMax2Tools(ToolFormat):
 class SeedTools(ToolFormat):
     """The format of Seed-OSS."""
 
+    after_text = ""
     before = (
         "system\nYou are Doubao, a helpful AI assistant. You may call one or more functions to "
         "assist with the user query.Tool List:\nYou are authorized to use the following tools "
