@@ -10,13 +10,13 @@ import pytest
 
 from luthier.data import stretches
 from luthier.data.cache import Store
-from luthier.data.catalog import DatasetDescription
+from luthier.data.catalog import Columns, DatasetDescription
 from luthier.data.encode import Encoder, EncodingOptions
 from luthier.data.formats.registry import Reading
 from luthier.data.report import Counts
 from luthier.data.rows import Row
 from luthier.data.stretches import RowStretch
-from luthier.data.table import Task, Work, make_shards
+from luthier.data.table import Task, Work, make_shards, read_rows
 from luthier.errors import DataError
 from luthier.records import IGNORE_INDEX, Origin
 from luthier.templates.registry import TEMPLATES
@@ -177,3 +177,19 @@ def test_picked_rows_are_those_of_their_numbers(tmp_path, suffix):
     assert [one.values["text"] for one in picked.rows()] == ["text 3", "text 17", "text 49"]
     assert [one.values["text"] for one in first.rows()] == ["text 0", "text 1"]
     assert part.count() == 50
+
+
+def test_rows_with_images_are_refused_one_by_one_and_those_without_are_read():
+    description = DatasetDescription(
+        "seen", "file", "seen.json", "sharegpt", columns=Columns(images="images")
+    )
+    rows = [row(1, images=["a.png"]), row(2, images=[]), row(3), row(4, images="b.png")]
+
+    found, problems = read_rows(rows, Reading(description))
+
+    assert [number for number, _ in found] == [1, 2]
+    assert [(problem.origin, problem.field) for problem in problems] == [
+        ("rows.json:1", "images"),
+        ("rows.json:4", "images"),
+    ]
+    assert '"images" from "columns" of \'seen\'' in str(problems[0])

@@ -24,7 +24,11 @@ TOOLS = json.dumps(
         },
         {
             "type": "function",
-            "function": {"name": "now", "parameters": {"type": "object", "properties": {}}},
+            "function": {
+                "name": "now",
+                "parameters": {"type": "object", "properties": {}},
+                "response": {"type": "object", "description": "The time"},
+            },
         },
     ],
     ensure_ascii=False,

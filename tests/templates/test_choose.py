@@ -7,7 +7,7 @@ import pytest
 from luthier.errors import TemplateError, UnknownName
 from luthier.templates.chat_template import ChatTemplate
 from luthier.templates.choose import choose_template
-from luthier.templates.registry import MULTIMODAL, NOT_YET, TEMPLATES
+from luthier.templates.registry import TEMPLATES
 from luthier.templates.template import Template
 from tests import tiny
 from tests.templates.battery import join, talk
@@ -57,14 +57,11 @@ def test_an_unknown_tool_format_gets_the_nearest_name():
         named(template="qwen", tool_format="lama3")
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", "hy_dense_7b"])
-def test_known_names_that_are_not_available_say_so(name):
-    with pytest.raises(TemplateError, match="yet"):
-        named(template=name)
+def test_names_of_one_form_keep_their_own_name():
+    template = named(template="qwen3_vl")
 
-
-def test_no_name_is_both_available_and_not():
-    assert not (MULTIMODAL | NOT_YET) & set(TEMPLATES.names())
+    assert template.name == "qwen3_vl"
+    assert template.turns(talk("Hi", "Hello")) == named(template="qwen3").turns(talk("Hi", "Hello"))
 
 
 def test_prompts_are_not_learned_where_eos_is_a_label_of_the_next_question():

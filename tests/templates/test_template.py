@@ -160,6 +160,14 @@ def test_no_tools_open_no_system_block(tools):
     assert join(turn.prompt).startswith("<|system|><|tool|>[]<|/tool|><|end|><|user|>a")
 
 
+def test_moss_vl_writes_tools_without_a_system_text_at_the_head_of_their_turn():
+    (alone,) = TEMPLATES.get("moss_vl").turns(talk("a", "b", tools=TOOLS))
+    (beside,) = TEMPLATES.get("moss_vl").turns(talk("a", "b", system="S", tools=TOOLS))
+
+    assert join(alone.prompt).startswith("<|im_start|>system\n# Tools\n\n")
+    assert join(beside.prompt).startswith("<|im_start|>system\nS\n\n# Tools\n\n")
+
+
 def test_text_and_thought_around_a_call_stay_before_it():
     text = f"<think>\nso\n</think>\n\nI look.<tool_call>\n{CALL}\n</tool_call>"
 

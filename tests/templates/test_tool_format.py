@@ -133,6 +133,27 @@ def test_glm4_refuses_two_calls_in_one_turn():
         TOOL_FORMATS.get("glm4").render_calls([FunctionCall("a", {}), FunctionCall("b", {})])
 
 
+def test_gemma4_writes_tools_and_calls_in_its_short_form():
+    tool_format = TOOL_FORMATS.get("gemma4")
+    tools = (
+        '[{"name": "find", "description": "Finds.", "parameters": {"type": "object", "properties": '
+        '{"text": {"type": "string", "description": "What"}, "many": {"type": "integer"}}, '
+        '"required": ["text", "many"]}, "response": {"type": "object", "description": "All"}}]'
+    )
+    call = FunctionCall("find", {"text": "a", "many": [1, None, True], "deep": {"b": 2, "a": "c"}})
+
+    assert tool_format.describe(tools) == (
+        'declaration:find{description:<|"|>Finds.<|"|>,parameters:{properties:{text:{description:'
+        '<|"|>What<|"|>,type:<|"|>STRING<|"|>},many:{type:<|"|>INTEGER<|"|>}},required:[<|"|>text'
+        '<|"|>,<|"|>many<|"|>],type:<|"|>OBJECT<|"|>},response:{description:<|"|>All<|"|>,type:'
+        '<|"|>OBJECT<|"|>}}'
+    )
+    assert tool_format.render_calls([call]) == (
+        '<|tool_call>call:find{deep:{a:<|"|>c<|"|>,b:2},many:[1,null,true],text:<|"|>a<|"|>}'
+        "<tool_call|>"
+    )
+
+
 def test_an_unknown_format_gets_the_nearest_name():
     with pytest.raises(UnknownName, match="qwen"):
         TOOL_FORMATS.get("qwenn")

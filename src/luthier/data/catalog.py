@@ -390,13 +390,6 @@ def check_readable(description: DatasetDescription) -> None:
             f'data set {description.name!r}: "ranking" is true, its rows hold a chosen and a '
             "rejected answer; stage sft learns from one answer. Use a data set of conversations."
         )
-    columns = description.columns
-    for column in ("images", "videos", "audios"):
-        if getattr(columns, column) is not None:
-            raise DataError(
-                f'data set {description.name!r}: "columns" names {column}, and only text is read. '
-                f'Take "{column}" away to learn from the text alone.'
-            )
 
 
 def is_offline() -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 from luthier.data.cache import Shard, Store, write_shard
 from luthier.data.check import RowError, RowProblem
 from luthier.data.encode import UNLEARNED, Encoder, Example, LeftOut, Outcome
+from luthier.data.formats.fields import refuse_media
 from luthier.data.formats.registry import FORMATS, Format, Reading
 from luthier.data.report import Counts
 from luthier.data.rows import RowOrProblem
@@ -265,7 +266,12 @@ def read_rows(
 ) -> tuple[list[tuple[int, Conversation]], list[RowProblem]]:
     """Conversations with the number of their row, and the rows that are none."""
     read: Format = FORMATS.get(reading.description.formatting or "alpaca")
-    return read_each(rows, lambda values, origin: read(values, reading, origin))
+
+    def read_row(values: Mapping[str, Any], origin: Origin) -> Conversation:
+        refuse_media(values, reading.description)
+        return read(values, reading, origin)
+
+    return read_each(rows, read_row)
 
 
 def read_each(

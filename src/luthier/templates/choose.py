@@ -9,7 +9,7 @@ from luthier import console
 from luthier.errors import TemplateError
 from luthier.records import Special
 from luthier.templates.chat_template import ChatTemplate, Tokenizer
-from luthier.templates.registry import MULTIMODAL, NOT_YET, TEMPLATES
+from luthier.templates.registry import TEMPLATES
 from luthier.templates.slots import CONTENT, Slots
 from luthier.templates.template import Template
 from luthier.templates.tool_format import TOOL_FORMATS
@@ -51,7 +51,7 @@ def choose_template(data_args: TemplateOptions, tokenizer: Tokenizer) -> Templat
 
     Raises:
         UnknownName: if no template or tool format has this name.
-        TemplateError: if the template is not available, or does not allow an option.
+        TemplateError: if the template does not allow an option.
     """
     if data_args.template is None and tokenizer.chat_template:
         console.info("template: the tokenizer's own chat template (none is named)")
@@ -79,24 +79,12 @@ def choose_template(data_args: TemplateOptions, tokenizer: Tokenizer) -> Templat
 
 
 def find_template(name: str) -> Template:
-    """The registered template of this name.
+    """The registered template of this name, under which several may stand.
 
     Raises:
         UnknownName: with the nearest names.
-        TemplateError: if the name is known but its models cannot be trained here.
     """
-    if name in MULTIMODAL:
-        raise TemplateError(
-            f"template {name!r} is for a model that reads images, video or sound, which luthier "
-            "does not yet do.\n  For text alone, name the template of the text model "
-            "it is built on."
-        )
-    if name in NOT_YET:
-        raise TemplateError(
-            f"template {name!r} is not available yet.\n"
-            "  Leave template out to use the tokenizer's own chat template."
-        )
-    return TEMPLATES.get(name)
+    return dataclasses.replace(TEMPLATES.get(name), name=name)
 
 
 def with_tool_format(template: Template, name: str) -> Template:

@@ -30,7 +30,7 @@ _SYSTEM = """
 {%- if HAS_TOOLS %}TOOLS{%- endif %}
 {%- endset %}
 {%- set has_system = system or tools_text %}
-{%- set system_text = system ~ tools_text %}
+{%- set system_text = system ~ LISTED %}
 """
 
 _TURNS = """
@@ -189,6 +189,9 @@ def write_chat_template(template: Template) -> str:
         "BEFORE_CALLS": quote(template.before_calls or ""),
         "HAS_TEXT": "text.strip()" if template.before_calls is not None else "false",
         "TOOLS": template.tools.tools_jinja,
+        "LISTED": "tools_text"
+        if not template.trims_lone_tools
+        else '(tools_text if system else tools_text.lstrip("\\n"))',
         "CALLS": template.tools.calls_jinja,
     }
     parts = [_TEXT_OF, _put(_PART_OF, values), _put(_SYSTEM, values)]

@@ -79,6 +79,7 @@ class Template:
         turn_end: what ends an answer that is followed by another turn, at the start of that turn.
         is_reasoning: whether thoughts are handled as `luthier.templates.thinking` says.
         is_system_in_user: whether the system text stands inside the first question (Llama 2).
+        trims_lone_tools: whether tools without a system text before them lose their first newlines.
         efficient_eos: whether answers carry no EOS and the data side sets it between turns.
         replace_eos: whether the first stop word becomes EOS.
         replace_chat_template: whether a chat template of the tokenizer is always replaced.
@@ -103,6 +104,7 @@ class Template:
     turn_end: str = ""
     is_reasoning: bool = False
     is_system_in_user: bool = False
+    trims_lone_tools: bool = False
     efficient_eos: bool = False
     replace_eos: bool = False
     replace_chat_template: bool = False
@@ -280,7 +282,10 @@ class Template:
     def _system_text(self, system: str | None, tools: str | None) -> str | None:
         """None when there is no system block."""
         text = system or self.default_system
-        return text + (self.tools.describe(tools) if tools else "") or None
+        described = self.tools.describe(tools) if tools else ""
+        if self.trims_lone_tools and not text:
+            described = described.lstrip("\n")
+        return text + described or None
 
     def _render_message(self, message: Message, before: str) -> list[Part]:
         if message.role == "user":

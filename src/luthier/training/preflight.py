@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from luthier.arguments.record import Arguments
 from luthier.data.catalog import check_datasets, metric_names
-from luthier.errors import TemplateError, UnknownName
+from luthier.errors import UnknownName
 from luthier.modeling.source import check_model, check_tokenizer
 from luthier.optional import is_installed, missing
 from luthier.templates.choose import find_template
@@ -82,7 +82,7 @@ def _template(arguments: Arguments) -> Iterator[str]:
     if arguments.data.template is not None:
         try:
             find_template(arguments.data.template)
-        except (UnknownName, TemplateError) as problem:
+        except UnknownName as problem:
             yield str(problem)
 
 

@@ -170,6 +170,23 @@ def tools_of(row: Mapping[str, Any], description: DatasetDescription) -> str | N
     return as_text(given if isinstance(given, str) else dump(given, column), column)
 
 
+def refuse_media(row: Mapping[str, Any], description: DatasetDescription) -> None:
+    """Refuses a row whose text speaks of images, videos or sounds that stand beside it.
+
+    Raises:
+        RowError: if a column that "columns" names for them holds some.
+    """
+    for kind in ("images", "videos", "audios"):
+        column = getattr(description.columns, kind)
+        if column is not None and row.get(column) not in (None, "", "[]", []):
+            raise RowError(
+                column,
+                f"{kind} beside the text, and only text is read",
+                f'Take the row away, or "{kind}" from "columns" of {description.name!r} to learn '
+                "from the text alone.",
+            )
+
+
 def dump(value: Any, field: str) -> str:
     """`value` as JSON text.
 

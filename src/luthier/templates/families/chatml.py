@@ -94,4 +94,16 @@ TEMPLATES.register("sailor")(
         ),
     )
 )
-TEMPLATES.register("yi")(make_chatml("yi"))
+TEMPLATES.register("yi", "llava_next_yi", "llava_next_video_yi")(make_chatml("yi"))
+TEMPLATES.register("minicpm_v", "minicpm_v_4_6")(
+    make_chatml("minicpm_v", default_system="You are a helpful assistant.")
+)
+TEMPLATES.register("minicpm_o")(
+    make_chatml(
+        "minicpm_o",
+        default_system=(
+            "You are a helpful assistant. "
+            "You can accept audio and text input and output voice and text."
+        ),
+    )
+)

@@ -26,3 +26,15 @@ TEMPLATES.register("ernie_nothink")(
         stop_words=("<|end_of_sentence|>",),
     )
 )
+TEMPLATES.register("ernie_vl")(
+    Template(
+        "ernie_vl",
+        user=("User: {{content}}",),
+        assistant=("\nAssistant: {{content}}<|end_of_sentence|>",),
+        system=("{{content}}\n",),
+        stop_words=("<|end_of_sentence|>",),
+        is_reasoning=True,
+        replace_eos=True,
+        replace_chat_template=True,
+    )
+)

@@ -1,4 +1,4 @@
-"""ChatGLM 3, GLM-4, GLM-Z1, and families that read as GLM-4.7 does (Aeva)."""
+"""ChatGLM 3, GLM-4, GLM-Z1, their sighted kin, and families that read as GLM-4.7 does (Aeva)."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ _GLM4_7: dict[str, Any] = _GLM4 | {
     "empty_thought": "</think>",
     "is_reasoning": True,
 }
+_WITH_ANSWER_TAGS: dict[str, Any] = _GLM4 | {
+    "stop_words": (*_GLM4["stop_words"], "</answer>"),
+}
 
 TEMPLATES.register("chatglm3")(
     Template(
@@ -39,10 +42,16 @@ TEMPLATES.register("chatglm3")(
         efficient_eos=True,
     )
 )
-TEMPLATES.register("glm4")(Template("glm4", tool_format="glm4", **_GLM4))
+TEMPLATES.register("glm4", "glm_ocr")(Template("glm4", tool_format="glm4", **_GLM4))
 TEMPLATES.register("glmz1")(Template("glmz1", tool_format="glm4", is_reasoning=True, **_GLM4))
 TEMPLATES.register("glm4_moe")(
     Template("glm4_moe", tool_format="glm4_moe", is_reasoning=True, **_GLM4)
+)
+TEMPLATES.register("glm4v")(
+    Template("glm4v", tool_format="glm4", is_reasoning=True, **_WITH_ANSWER_TAGS)
+)
+TEMPLATES.register("glm4_5v")(
+    Template("glm4_5v", tool_format="glm4_moe", is_reasoning=True, **_WITH_ANSWER_TAGS)
 )
 TEMPLATES.register("glm4_7")(Template("glm4_7", **_GLM4_7))
 TEMPLATES.register("aeva")(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from luthier.templates.families.plain import VICUNA_SYSTEM
 from luthier.templates.registry import TEMPLATES
 from luthier.templates.template import Template
 
@@ -27,5 +28,13 @@ TEMPLATES.register("granite4")(
         default_system="You are Granite, developed by IBM. You are a helpful AI assistant.",
         stop_words=("<|end_of_text|>",),
         **_TURNS,
+    )
+)
+TEMPLATES.register("granite3_vision")(
+    Template(
+        "granite3_vision",
+        user=("<|user|>\n{{content}}\n<|assistant|>\n",),
+        system=("<|system|>\n{{content}}\n",),
+        default_system=VICUNA_SYSTEM,
     )
 )

@@ -38,3 +38,24 @@ TEMPLATES.register("hy3")(
         replace_eos=True,
     )
 )
+TEMPLATES.register("hy_dense_1_8b")(
+    Template(
+        "hy_dense_1_8b",
+        user=("<｜hy_User｜>{{content}}",),
+        assistant=("<｜hy_Assistant｜>{{content}}",),
+        system=("{{content}}<｜hy_place▁holder▁no▁3｜>",),
+        prefix=(Special.BOS,),
+        stop_words=("<｜hy_place▁holder▁no▁2｜>",),
+        efficient_eos=True,
+    )
+)
+TEMPLATES.register("hy_dense_7b")(
+    Template(
+        "hy_dense_7b",
+        user=("{{content}}<|extra_0|>",),
+        system=("{{content}}<|extra_4|>",),
+        prefix=(Special.BOS,),
+        stop_words=("<|eos|>",),
+        efficient_eos=True,
+    )
+)

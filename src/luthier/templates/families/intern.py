@@ -1,4 +1,4 @@
-"""InternLM 2."""
+"""InternLM 2, InternVL and Intern-S1."""
 
 from __future__ import annotations
 
@@ -20,3 +20,14 @@ TEMPLATES.register("intern2")(
         ),
     )
 )
+TEMPLATES.register("intern_vl")(
+    make_chatml(
+        "intern_vl",
+        prefix=(Special.BOS,),
+        default_system=(
+            "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位"
+            "联合开发的多模态大语言模型。"
+        ),
+    )
+)
+TEMPLATES.register("intern_s1")(make_chatml("intern_s1", prefix=(Special.BOS,)))

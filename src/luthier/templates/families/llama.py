@@ -1,4 +1,4 @@
-"""Llama 2 and 3."""
+"""Llama 2, 3 and 4."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEMPLATES.register("llama2_zh")(
         is_system_in_user=True,
     )
 )
-TEMPLATES.register("llama3")(
+TEMPLATES.register("llama3", "mllama", "llava_next_llama3")(
     Template(
         "llama3",
         user=(
@@ -36,6 +36,25 @@ TEMPLATES.register("llama3")(
         ),
         prefix=(Special.BOS,),
         stop_words=("<|eot_id|>", "<|eom_id|>"),
+        tool_format="llama3",
+        replace_eos=True,
+    )
+)
+TEMPLATES.register("llama4")(
+    Template(
+        "llama4",
+        user=(
+            "<|header_start|>user<|header_end|>\n\n{{content}}<|eot|>"
+            "<|header_start|>assistant<|header_end|>\n\n",
+        ),
+        assistant=("{{content}}<|eot|>",),
+        system=("<|header_start|>system<|header_end|>\n\n{{content}}<|eot|>",),
+        observation=(
+            "<|header_start|>ipython<|header_end|>\n\n{{content}}<|eot|>"
+            "<|header_start|>assistant<|header_end|>\n\n",
+        ),
+        prefix=(Special.BOS,),
+        stop_words=("<|eot|>", "<|eom|>"),
         tool_format="llama3",
         replace_eos=True,
     )

@@ -1,4 +1,4 @@
-"""Mistral, Ministral and Mistral Small: one form a generation of tokenizers."""
+"""Mistral, Ministral, Pixtral and Mistral Small: one form a generation of tokenizers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from luthier.records import Special
 from luthier.templates.registry import TEMPLATES
 from luthier.templates.template import Template
 
-TEMPLATES.register("mistral")(
+TEMPLATES.register("mistral", "llava_next_mistral", "llava_next_video_mistral")(
     Template(
         "mistral",
         user=("[INST] {{content}}[/INST]",),
@@ -19,7 +19,7 @@ TEMPLATES.register("mistral")(
         is_system_in_user=True,
     )
 )
-TEMPLATES.register("ministral")(
+TEMPLATES.register("ministral", "ministral3", "pixtral")(
     Template(
         "ministral",
         user=("[INST]{{content}}[/INST]",),

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from luthier.templates.registry import TEMPLATES
 from luthier.templates.template import Template
 
-_PHI3: dict[str, Any] = {
-    "user": ("<|user|>\n{{content}}<|end|>\n<|assistant|>\n",),
-    "assistant": ("{{content}}<|end|>\n",),
-    "system": ("<|system|>\n{{content}}<|end|>\n",),
-    "stop_words": ("<|end|>",),
-    "replace_eos": True,
-}
-
-TEMPLATES.register("phi")(Template("phi", **_PHI3))
-TEMPLATES.register("phi_small")(Template("phi_small", **_PHI3))
+TEMPLATES.register("phi", "phi_small")(
+    Template(
+        "phi",
+        user=("<|user|>\n{{content}}<|end|>\n<|assistant|>\n",),
+        assistant=("{{content}}<|end|>\n",),
+        system=("<|system|>\n{{content}}<|end|>\n",),
+        stop_words=("<|end|>",),
+        replace_eos=True,
+    )
+)
 TEMPLATES.register("phi4")(
     Template(
         "phi4",

@@ -1,10 +1,21 @@
-"""templates without tokens of their own: default, empty, fewshot, alpaca, vicuna."""
+"""templates without tokens of their own: default, empty, fewshot, alpaca, vicuna, llava."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from luthier.records import Special
 from luthier.templates.registry import TEMPLATES
 from luthier.templates.template import Template
+
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+_VICUNA: dict[str, Any] = {
+    "user": ("USER: {{content}} ASSISTANT:",),
+    "default_system": VICUNA_SYSTEM,
+}
 
 TEMPLATES.register("default")(
     Template(
@@ -36,14 +47,7 @@ TEMPLATES.register("alpaca")(
         replace_chat_template=True,
     )
 )
-TEMPLATES.register("vicuna")(
-    Template(
-        "vicuna",
-        user=("USER: {{content}} ASSISTANT:",),
-        default_system=(
-            "A chat between a curious user and an artificial intelligence assistant. "
-            "The assistant gives helpful, detailed, and polite answers to the user's questions."
-        ),
-        replace_chat_template=True,
-    )
+TEMPLATES.register("vicuna")(Template("vicuna", **_VICUNA, replace_chat_template=True))
+TEMPLATES.register("llava", "llava_next", "llava_next_video", "video_llava")(
+    Template("llava", **_VICUNA)
 )

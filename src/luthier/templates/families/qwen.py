@@ -1,4 +1,4 @@
-"""Qwen 2.5 and 3, and families that read as they do (MiMo)."""
+"""Qwen 2 to 3.6, and families that read as they do (Keye, LLaVA-NeXT, MiMo, MOSS)."""
 
 from __future__ import annotations
 
@@ -33,8 +33,23 @@ TEMPLATES.register("qwen")(
         default_system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
     )
 )
-TEMPLATES.register("qwen3")(make_qwen("qwen3", is_reasoning=True))
-TEMPLATES.register("qwen3_nothink")(make_qwen("qwen3_nothink"))
+TEMPLATES.register("qwen2_vl", "qwen2_omni", "llava_next_qwen")(
+    make_qwen("qwen2_vl", default_system="You are a helpful assistant.")
+)
+TEMPLATES.register("qwen2_audio")(
+    make_chatml("qwen2_audio", default_system="You are a helpful assistant.", replace_eos=True)
+)
+TEMPLATES.register("qwen3", "qwen3_vl", "qwen3_omni", "keye_vl")(
+    make_qwen("qwen3", is_reasoning=True)
+)
+TEMPLATES.register("qwen3_nothink", "qwen3_vl_nothink", "qwen3_omni_nothink")(
+    make_qwen("qwen3_nothink")
+)
+TEMPLATES.register("qwen3_5", "qwen3_6")(
+    make_qwen("qwen3_5", tool_format="qwen3_5", is_reasoning=True)
+)
+TEMPLATES.register("qwen3_5_nothink")(make_qwen("qwen3_5_nothink", tool_format="qwen3_5"))
+TEMPLATES.register("moss_vl")(make_qwen("moss_vl", trims_lone_tools=True))
 TEMPLATES.register("mimo")(
     make_qwen("mimo", default_system="You are a helpful assistant.", is_reasoning=True)
 )
@@ -43,6 +58,13 @@ TEMPLATES.register("mimo_v2")(
         "mimo_v2",
         default_system="You are MiMo, a helpful AI assistant engineered by Xiaomi.",
         thought_words=("<think>", "</think>"),
+        is_reasoning=True,
+    )
+)
+TEMPLATES.register("mimo_vl")(
+    make_qwen(
+        "mimo_vl",
+        default_system="You are MiMo, an AI assistant developed by Xiaomi.",
         is_reasoning=True,
     )
 )

@@ -25,6 +25,16 @@ TEMPLATES.register("cohere")(
         prefix=(Special.BOS,),
     )
 )
+TEMPLATES.register("dots_ocr")(
+    Template(
+        "dots_ocr",
+        user=("<|user|>{{content}}<|endofuser|><|assistant|>",),
+        assistant=("{{content}}<|endofassistant|>",),
+        system=("<|system|>{{content}}<|endofsystem|>\n",),
+        stop_words=("<|endofassistant|>",),
+        efficient_eos=True,
+    )
+)
 TEMPLATES.register("exaone")(
     Template(
         "exaone",
@@ -91,6 +101,22 @@ TEMPLATES.register("xuanyuan")(
         ),
     )
 )
+TEMPLATES.register("yi_vl")(
+    Template(
+        "yi_vl",
+        user=("### Human: {{content}}\n### Assistant:",),
+        assistant=("{{content}}\n",),
+        default_system=(
+            "This is a chat between an inquisitive human and an AI assistant. Assume the role of "
+            "the AI assistant. Read all the images carefully, and respond to the human's questions "
+            "with informative, helpful, detailed and polite answers. "
+            "这是一个好奇的人类和一个人工智能助手之间的对话。假设你扮演这个AI助手的角色。"
+            "仔细阅读所有的图像，并对人类的问题做出信息丰富、有帮助、详细的和礼貌的回答。\n\n"
+        ),
+        stop_words=("###",),
+        efficient_eos=True,
+    )
+)
 TEMPLATES.register("youtu")(
     Template(
         "youtu",
@@ -102,6 +128,16 @@ TEMPLATES.register("youtu")(
         stop_words=("<|end_of_text|>",),
         is_reasoning=True,
         replace_eos=True,
+    )
+)
+TEMPLATES.register("youtu_vl")(
+    Template(
+        "youtu_vl",
+        user=("<|begin_of_text|>user\n{{content}}<|end_of_text|>\n<|begin_of_text|>assistant\n",),
+        assistant=("{{content}}<|end_of_text|>\n",),
+        system=("<|begin_of_text|>system\n{{content}}<|end_of_text|>\n",),
+        default_system="You are a helpful assistant.",
+        stop_words=("<|end_of_text|>",),
     )
 )
 TEMPLATES.register("yuan")(
