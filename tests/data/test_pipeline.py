@@ -15,7 +15,8 @@ from luthier.arguments.data import DataArguments
 from luthier.arguments.model import ModelArguments
 from luthier.arguments.training import TrainingArguments
 from luthier.data import stretches
-from luthier.data.pipeline import EncodedDatasets, find_tool_separator, load_datasets
+from luthier.data.formats.registry import ToolTurns
+from luthier.data.pipeline import EncodedDatasets, find_tool_turns, load_datasets
 from luthier.data.table import Work
 from luthier.errors import DataError
 from luthier.records import IGNORE_INDEX
@@ -277,8 +278,10 @@ def test_ranking_data_is_refused_by_name(folder):
 
 
 def test_tool_results_are_wrapped_one_by_one_where_the_template_wraps_them():
-    assert find_tool_separator(TEMPLATES.get("qwen")) == "\n</tool_response>\n<tool_response>\n"
-    assert find_tool_separator(TEMPLATES.get("llama3")) == "\n"
+    assert find_tool_turns(TEMPLATES.get("qwen")) == ToolTurns(
+        "\n</tool_response>\n<tool_response>\n", takes_text=True
+    )
+    assert find_tool_turns(TEMPLATES.get("llama3")) == ToolTurns("\n", takes_text=False)
 
 
 def test_the_tokenizers_own_chat_template_encodes_alike(folder):

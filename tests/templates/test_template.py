@@ -186,8 +186,6 @@ def test_text_and_thought_around_a_call_stay_before_it():
         ("mistral", " I look.[TOOL_CALLS] [{"),
         ("ministral", "I look.[TOOL_CALLS][{"),
         ("chatml", "I look.\nAction: get_weather"),
-        ("llama3", '<think>\nso\n</think>\n\n{"name"'),
-        ("glm4", "<think>\nso\n</think>\n\nget_weather\n{"),
     ],
 )
 def test_thought_text_and_calls_stand_in_this_order(name, written):

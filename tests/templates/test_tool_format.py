@@ -122,7 +122,7 @@ def test_a_call_is_found_behind_text():
     calls = [FunctionCall("find", {"a": 1})]
     for name in TOOL_FORMATS.names():
         tool_format = TOOL_FORMATS.get(name)
-        if tool_format.after_text is not None:
+        if tool_format.takes_text:
             marker = "[TOOL_CALLS]" if name == "mistral" else tool_format.after_text
             text = f"I look.{marker}{tool_format.render_calls(calls)}"
             assert tool_format.extract_calls(text) == calls, name

@@ -31,7 +31,7 @@ from luthier.data.formats.detect import NUM_LOOKED_AT
 from luthier.data.mixing import column_of, draw_rows, mix, place_drawn, split
 from luthier.data.packing import pack
 from luthier.data.report import DataReport, SetReport
-from luthier.data.routes import Route, choose_route, find_tool_separator
+from luthier.data.routes import Route, choose_route, find_tool_turns
 from luthier.data.sources import HubAccess, Row, Source
 from luthier.data.streaming.load import load_stream
 from luthier.data.streaming.stream import Stream
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from luthier.arguments.record import Arguments
     from luthier.templates.template import Renders
 
-__all__ = ["EncodedDatasets", "check_datasets", "find_tool_separator", "load_datasets", "read_rows"]
+__all__ = ["EncodedDatasets", "check_datasets", "find_tool_turns", "load_datasets", "read_rows"]
 
 COLUMNS = [
     "input_ids",

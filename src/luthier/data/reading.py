@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.data.catalog import Catalog, check_readable
 from luthier.data.check import RowProblem
 from luthier.data.formats.detect import NUM_LOOKED_AT, detect_format
-from luthier.data.formats.registry import Reading
+from luthier.data.formats.registry import Reading, ToolTurns
 from luthier.data.rows import Row, RowOrProblem
 from luthier.data.sources import HubAccess, Source
 from luthier.data.table import read_rows
@@ -53,7 +53,7 @@ class DatasetReader:
         catalog: what names stand for.
         name: the data set.
         is_evaluated: whether it is one to evaluate on.
-        tool_separator: what stands between the contents of tool messages that follow each other.
+        tool_turns: how calls and what tools answered are written.
 
     Attributes:
         source: its files.
@@ -69,7 +69,7 @@ class DatasetReader:
     catalog: Catalog
     name: str
     is_evaluated: bool = False
-    tool_separator: str = "\n"
+    tool_turns: ToolTurns = field(default_factory=ToolTurns)
     detected: str = ""
     reading: Reading | None = field(default=None, init=False)
 
@@ -97,7 +97,7 @@ class DatasetReader:
             self.description, detected = detect_format(self.description, values)
             self.detected = "; ".join(filter(None, (self.detected, detected)))
         is_prompt = self.is_evaluated and self.arguments.training.predict_with_generate
-        self.reading = Reading(self.description, not is_prompt, self.tool_separator)
+        self.reading = Reading(self.description, not is_prompt, self.tool_turns)
         while together:
             yield Batch(together, *read_rows(together, self.reading))
             together = list(islice(rows, BATCH_SIZE))

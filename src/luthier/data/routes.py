@@ -10,7 +10,7 @@ from luthier.data.blocks import BlockOptions
 from luthier.data.catalog import DatasetDescription
 from luthier.data.encode import Encoder, EncodingOptions
 from luthier.data.formats.detect import detect_format
-from luthier.data.formats.registry import Reading
+from luthier.data.formats.registry import Reading, ToolTurns
 from luthier.data.formats.text import find_text_column
 from luthier.data.packing import DocumentPacker, Packer, RowPacker
 from luthier.data.table import Makes, Purpose, Work
@@ -82,13 +82,13 @@ class ConversationRoute:
     ) -> None:
         self.data = data_args
         self.encoder = Encoder(tokenizer, template, EncodingOptions.of(data_args))
-        self.tool_separator = find_tool_separator(template)
+        self.tool_turns = find_tool_turns(template)
 
     def encoding(self) -> dict[str, Any]:
         """The template and what is learned of conversations."""
         return {
             "template": self.encoder.template.fingerprint(),
-            "tool_separator": self.tool_separator,
+            "tool_turns": asdict(self.tool_turns),
             **asdict(self.encoder.options),
         }
 
@@ -110,7 +110,7 @@ class ConversationRoute:
         self, description: DatasetDescription, purpose: Purpose, *, allow_prompts: bool
     ) -> Work:
         """Encodes conversations."""
-        reading = Reading(description, not allow_prompts, self.tool_separator)
+        reading = Reading(description, not allow_prompts, self.tool_turns)
         return Work(self.encoder, reading, purpose, self.data.preprocessing_batch_size)
 
     def packer(self, *, is_trained: bool) -> RowPacker | None:
@@ -175,11 +175,12 @@ class TextRoute:
         return DocumentPacker(self.options)
 
 
-def find_tool_separator(template: Renders) -> str:
-    """What joins the contents of tool messages that follow each other.
+def find_tool_turns(template: Renders) -> ToolTurns:
+    """How a template writes calls and what tools answered.
 
     Templates that wrap an observation in `<tool_response>` get each content wrapped on its own;
-    for others the contents stand on lines of their own.
+    for others the contents stand on lines of their own, as they do for a template that refuses to
+    show them.
     """
     probe = Conversation(
         (
@@ -191,6 +192,7 @@ def find_tool_separator(template: Renders) -> str:
     try:
         texts = [piece.content for piece in template.prompt(probe)]
     except TemplateError:
-        return "\n"
+        texts = []
     is_wrapped = any(isinstance(text, str) and "<tool_response>\nfound" in text for text in texts)
-    return "\n</tool_response>\n<tool_response>\n" if is_wrapped else "\n"
+    separator = "\n</tool_response>\n<tool_response>\n" if is_wrapped else "\n"
+    return ToolTurns(separator, template.takes_text_beside_calls)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from luthier.data.check import RowProblem
 from luthier.data.json_rows import holds_lines, read_lines, read_list
-from luthier.data.rows import Row, RowOrProblem
+from luthier.data.rows import Row, RowOrProblem, without_nulls
 from luthier.errors import DataError
 from luthier.records import Origin
 
@@ -136,7 +136,7 @@ class TableStretch:
         for at in range(0, self.batch.num_rows, 1000):
             for number, values in enumerate(self.batch.slice(at, 1000).to_pylist(), at):
                 if self.picked is None or number in self.picked:
-                    yield Row(values, Origin(self.name, self.first + number))
+                    yield Row(without_nulls(values), Origin(self.name, self.first + number))
 
     def count(self) -> int:
         """Rows of the batch."""

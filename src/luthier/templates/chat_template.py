@@ -125,6 +125,7 @@ class ChatTemplate:
         stop_words: the texts of tokens, other than EOS, with which the chat template ends an
             answer; found by rendering one when not given.
         efficient_eos: never; the chat template writes what ends an answer.
+        takes_text_beside_calls: always; where a chat template leaves it out, that is an error.
     """
 
     tokenizer: Tokenizer = dataclasses.field(repr=False)
@@ -134,6 +135,7 @@ class ChatTemplate:
     preserve_thinking: bool = False
     stop_words: tuple[str, ...] = ()
     efficient_eos: bool = False
+    takes_text_beside_calls: bool = True
     _opens_after_answers: bool = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:

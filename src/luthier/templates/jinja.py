@@ -56,7 +56,7 @@ THOUGHTS
 {%- set calls_text %}CALLS{%- endset %}
 SHAPE
 {%- set text = part_of(content, "text") %}
-{%- if HAS_TEXT %}
+{%- if text.strip() %}
 {%- set content = content ~ BEFORE_CALLS ~ calls_text %}
 {{- ASSISTANT }}
 {%- else %}
@@ -186,8 +186,7 @@ def write_chat_template(template: Template) -> str:
         "HAS_TOOLS": "has_tools" if template.tools.describes_none else "has_tools and tools",
         "WORDS": f"[[{quote(opening.strip())}, {quote(closing.strip())}], {_COMMON}]",
         "PLAIN_OPENING": quote(template.plain_opening),
-        "BEFORE_CALLS": quote(template.before_calls or ""),
-        "HAS_TEXT": "text.strip()" if template.before_calls is not None else "false",
+        "BEFORE_CALLS": quote(template.before_calls),
         "TOOLS": template.tools.tools_jinja,
         "LISTED": "tools_text"
         if not template.trims_lone_tools

@@ -35,6 +35,10 @@ class Renders(Protocol):
     def efficient_eos(self) -> bool:
         """Whether an answer's EOS stands in the next prompt or at the end, not in the answer."""
 
+    @property
+    def takes_text_beside_calls(self) -> bool:
+        """Whether an answer that calls tools may say something, too."""
+
     def turns(self, conversation: Conversation, *, is_history_masked: bool = False) -> list[Turn]:
         """What training reads."""
 
@@ -141,11 +145,13 @@ class Template:
         )
 
     @property
-    def before_calls(self) -> str | None:
-        """What stands between an answer's text and its calls: their marker, or a line's end.
+    def takes_text_beside_calls(self) -> bool:
+        """Whether calls are found behind the text of an answer."""
+        return self.tools.takes_text
 
-        None where text beside calls is left out.
-        """
+    @property
+    def before_calls(self) -> str:
+        """What stands between an answer's text and its calls: their marker, or a line's end."""
         marker = next(slot for slot in self.function if isinstance(slot, str) and CONTENT in slot)
         marker = marker.partition(CONTENT)[0]
         is_marked = marker.strip() and self.function != self.assistant
@@ -296,7 +302,7 @@ class Template:
             return fill(self.observation, message.content)
         said, calls = message.said, self.tools.render_calls(read_calls(message))
         text = split_thought(said, self.thought_words)[1]
-        if text and not text.isspace() and self.before_calls is not None:
+        if text and not text.isspace():
             return fill(self.assistant, said + self.before_calls + calls)
         return fill(self.function, said.removesuffix(text) + calls)
 

@@ -35,14 +35,15 @@ class ToolFormat(ABC):
         tools_jinja: jinja statements that print what `describe_tools` gives, reading `tools`.
         calls_jinja: jinja statements that print what `render_calls` gives, reading `calls`, a list
             of objects with `name` and `arguments`. Arguments that are text are taken for JSON.
-        after_text: what stands between an answer's text and its calls; None where calls are
-            found only when they stand alone, so that text beside them is left out.
+        after_text: what stands between an answer's text and its calls.
+        takes_text: whether calls are found behind text; if not, none is learned beside them.
         describes_none: whether an empty list of tools is told, too.
     """
 
     tools_jinja: ClassVar[str]
     calls_jinja: ClassVar[str]
-    after_text: ClassVar[str | None] = "\n"
+    after_text: ClassVar[str] = "\n"
+    takes_text: ClassVar[bool] = True
     describes_none: ClassVar[bool] = False
 
     def describe(self, tools: str) -> str:

@@ -96,7 +96,7 @@ DAMAGES = {
     ),
     "an empty answer": Damage(_row(USER, message("assistant", "")), "empty"),
     "a blank question": Damage(_row(message("user", " \n"), ASSISTANT), "empty"),
-    "a null answer": Damage(_row(USER, message("assistant", None)), "empty"),
+    "a null answer": Damage(_row(USER, message("assistant", None)), "null"),
     "an answer that is a number": Damage(_row(USER, message("assistant", 4)), "a number where"),
     "an answer that is true": Damage(_row(USER, message("assistant", True)), "a boolean where"),
     "an image": Damage(_row(message("user", [{"type": "image_url"}]), ASSISTANT), "a part that is"),

@@ -173,6 +173,22 @@ def test_a_misspelt_column_is_named_with_the_one_that_is_meant(tmp_path):
     assert "Did you mean" not in mends["id"]
 
 
+def test_a_key_of_messages_that_nobody_reads_is_a_note(tmp_path):
+    answer = {"role": "assistant", "content": "b", "reasoning": "so", "loss": True, "mood": "good"}
+    rows = [
+        {"messages": [{"role": "user", "content": "a", "name": None}, answer]},
+        {"messages": [{"role": "user", "content": "c", "name": "Ann"}, answer]},
+    ]
+
+    report = look(write(tmp_path / "rows.jsonl", *rows))
+
+    notes = {finding.problem.field: finding.problem.found for finding in report.findings}
+    assert notes == {
+        "messages[].mood": " (in 2 of 2 rows)",
+        "messages[].name": " (in 1 of 2 rows)",
+    }
+
+
 def test_a_named_column_that_is_in_no_row_is_a_note(tmp_path):
     file = write(tmp_path / "rows.jsonl", alpaca("one", system_prompt="be kind"))
     entry = {"file_name": str(file), "columns": {"system": "sistem_prompt"}}

@@ -1,5 +1,6 @@
 import contextlib
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,14 +10,14 @@ from hypothesis import strategies as st
 from luthier.data.catalog import OPENAI_TAGS, Columns, DatasetDescription, Tags, load_catalog
 from luthier.data.check import RowError
 from luthier.data.formats.detect import detect_format
-from luthier.data.formats.registry import FORMATS, Reading
+from luthier.data.formats.registry import FORMATS, Reading, ToolTurns
 from luthier.errors import DataError
 from luthier.records import Conversation
 
 
 def read(row: Any, formatting: str, answers: bool = True, **entry: Any) -> Conversation:
     catalog = load_catalog({"user": {"file_name": "x", "formatting": formatting, **entry}})
-    reading = Reading(catalog.describe("user"), needs_answer=answers, tool_separator="|")
+    reading = Reading(catalog.describe("user"), needs_answer=answers, tool_turns=ToolTurns("|"))
     return FORMATS.get(formatting)(row, reading, None)
 
 
@@ -159,15 +160,109 @@ def test_openai_calls_become_a_function_message_and_results_one_observation():
     assert json.loads(found.tools or "") == row["tools"]
 
 
-def test_openai_thoughts_stand_before_their_answer():
-    parts = [{"type": "reasoning", "text": "hm"}, {"type": "text", "text": "b"}]
-    for answer in (
-        {"role": "assistant", "content": parts},
-        {"role": "assistant", "content": "b", "reasoning_content": "hm"},
-    ):
-        found = read({"messages": [{"role": "user", "content": "a"}, answer]}, "openai")
+def chat(formatting: str, *messages: dict[str, Any], reading: Reading | None = None) -> Any:
+    """What a format reads of messages with the keys role and content."""
+    description = DatasetDescription(
+        "user", "file", "x", formatting, columns=Columns(messages="messages"), tags=OPENAI_TAGS
+    )
+    reading = replace(reading or Reading(description), description=description)
+    return FORMATS.get(formatting)({"messages": list(messages)}, reading, None).messages
 
-        assert found.messages[1].content == "<think>\nhm\n</think>\n\nb"
+
+ASKED = {"role": "user", "content": "a"}
+CALLS = [{"function": {"name": "f", "arguments": {"x": 1}}}]
+FOUND = {"role": "tool", "content": "3"}
+ANSWER = {"role": "assistant", "content": "b"}
+
+
+@pytest.mark.parametrize("formatting", ["openai", "sharegpt"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"content": [{"type": "reasoning", "text": "hm"}, {"type": "text", "text": "b"}]},
+        {"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "b"}]},
+        {"content": "b", "reasoning_content": "hm"},
+        {"content": "b", "reasoning": "hm"},
+        {"content": "b", "thinking": "hm"},
+        {"content": "b", "reasoning": "hm", "reasoning_content": "hm", "thinking": None},
+        {"content": "<think>\nhm\n</think>\n\nb", "reasoning_content": "hm"},
+    ],
+)
+def test_thoughts_stand_before_their_answer(formatting, answer):
+    found = chat(formatting, ASKED, {"role": "assistant", **answer})
+
+    assert found[1].content == "<think>\nhm\n</think>\n\nb"
+
+
+@pytest.mark.parametrize("formatting", ["openai", "sharegpt"])
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({"content": None}, ""),
+        ({"content": "I look."}, "I look."),
+        ({"content": "<think>hm</think>I look."}, "<think>hm</think>I look."),
+        ({"content": "I look.", "reasoning": "hm"}, "<think>\nhm\n</think>\n\nI look."),
+    ],
+)
+def test_what_is_said_beside_calls_stays_with_them(formatting, answer, said):
+    messages = (ASKED, {"role": "assistant", "tool_calls": CALLS, **answer}, FOUND, ANSWER)
+
+    called = chat(formatting, *messages)[1]
+    alone = Reading(DatasetDescription("x", "file", "x"), tool_turns=ToolTurns(takes_text=False))
+    shortened = chat(formatting, *messages, reading=alone)[1]
+
+    assert (called.role, called.said) == ("function", said)
+    assert json.loads(called.content) == [CALLS[0]["function"]]
+    assert shortened.said == said.removesuffix("I look.")
+    assert alone.remarks.total() == int(said.endswith("I look."))
+
+
+def test_a_single_call_under_its_older_name_is_one():
+    call = {"name": "f", "arguments": "{}"}
+    answer = {"role": "assistant", "content": None, "function_call": call}
+
+    assert chat("openai", ASKED, answer, FOUND, ANSWER)[1].content == (
+        '[{"name": "f", "arguments": {}}]'
+    )
+
+
+def test_sharegpt_joins_calls_and_results_that_follow_each_other():
+    one, two = '{"name": "f", "arguments": {}}', '[{"name": "g", "arguments": {}}]'
+    messages = said(
+        ("human", "a"),
+        ("function_call", one),
+        ("function_call", two),
+        ("observation", "3"),
+        ("observation", "4"),
+        ("gpt", "b"),
+    )
+
+    found = read({"conversations": messages}, "sharegpt")
+
+    assert json.loads(found.messages[1].content) == [json.loads(one), *json.loads(two)]
+    assert turns(found)[2:] == [("observation", "3|4"), ("assistant", "b")]
+    for number, change in ((2, {"value": "I look."}), (4, {"weight": 0.5})):
+        wrong = [*messages]
+        wrong[number] = wrong[number] | change
+        with pytest.raises(RowError, match=rf"^conversations\[{number}\]: "):
+            read({"conversations": wrong}, "sharegpt")
+
+
+def test_a_thought_that_is_no_text_is_counted():
+    reading = Reading(DatasetDescription("x", "file", "x"))
+
+    found = chat("openai", ASKED, ANSWER | {"thinking": True}, reading=reading)
+
+    assert found[1].content == "b"
+    assert list(reading.remarks) == ["'thinking' of a message is not read: it is no text"]
+
+
+@pytest.mark.parametrize("tools", ["", " ", "\n", "null", None])
+def test_blank_tools_are_none(tools):
+    row = {"instruction": "a", "output": "b", "tools": tools}
+
+    assert read(row, "alpaca", columns={"tools": "tools"}).tools is None
+    assert read(row | {"tools": []}, "alpaca", columns={"tools": "tools"}).tools == "[]"
 
 
 @pytest.mark.parametrize(
@@ -178,7 +273,22 @@ def test_openai_thoughts_stand_before_their_answer():
             "messages[0].content[0]",
             "no text",
         ),
-        ([{"role": "user", "content": None}], "messages[0].content", "empty"),
+        ([{"role": "user", "content": None}], "messages[0].content", "null"),
+        ([{"role": "user", "content": []}], "messages[0].content", "empty"),
+        (
+            [{"role": "user", "content": "a", "tool_calls": [{"name": "f"}]}],
+            "messages[0].tool_calls",
+            "no answer",
+        ),
+        (
+            [
+                {"role": "system", "content": "S"},
+                {"role": "user", "content": "a"},
+                {"role": "user", "content": "b"},
+            ],
+            "messages[2]",
+            "out of order",
+        ),
         ([{"role": "usr", "content": "a"}], "messages[0].role", "unknown role"),
         (
             [
@@ -244,7 +354,8 @@ WORDS = st.sampled_from(
 )
 KEYS = st.sampled_from(
     """instruction input output history system tools conversations messages from value role
-    content tool_calls function name arguments type text reasoning_content""".split()
+    content tool_calls function name arguments type text reasoning_content thinking loss
+    function_call""".split()
 )
 ANY = st.recursive(
     SCALARS | WORDS,
@@ -313,8 +424,13 @@ def test_messages_and_rows_say_how_much_they_count(marks, weight):
     assert of_row.weight == (weight if weight != 1 or "weight" in marks else None)
 
 
+@pytest.mark.parametrize(("loss", "weight"), [(False, 0), (True, 1), (0.5, 0.5), (None, None)])
+def test_loss_says_what_train_says(loss, weight):
+    assert chat("openai", ASKED, ANSWER | {"loss": loss})[1].weight == weight
+
+
 @pytest.mark.parametrize(
-    "marks", [{"train": "no"}, {"weight": "much"}, {"weight": -1}, {"train": 1}]
+    "marks", [{"train": "no"}, {"weight": "much"}, {"weight": -1}, {"train": 1}, {"loss": "no"}]
 )
 def test_a_mark_of_a_message_that_says_nothing_is_a_wrong_row(marks):
     said = {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"} | marks

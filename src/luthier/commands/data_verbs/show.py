@@ -87,15 +87,15 @@ def run(argv: list[str]) -> int:
 
 def _pick(arguments: Arguments, encoder: Encoder, asked: Namespace) -> list[PickedRow]:
     from luthier.data.catalog import load_catalog
-    from luthier.data.pipeline import find_tool_separator
+    from luthier.data.pipeline import find_tool_turns
     from luthier.data.reading import DatasetReader
     from luthier.data.view.pick import pick_by_chance, pick_by_place, pick_first
 
     data = arguments.data
     catalog = load_catalog(data.dataset_dir, allow_outside=data.allow_outside)
-    separator = find_tool_separator(encoder.template)
+    tool_turns = find_tool_turns(encoder.template)
     readers = [
-        DatasetReader(arguments, catalog, name, is_evaluated, separator)
+        DatasetReader(arguments, catalog, name, is_evaluated, tool_turns)
         for names, is_evaluated in ((data.dataset, False), (data.eval_dataset, True))
         for name in names
     ]

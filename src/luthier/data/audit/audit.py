@@ -22,7 +22,9 @@ from luthier.data.catalog import (
 )
 from luthier.data.check import RowError, RowProblem, show_value
 from luthier.data.encode import OVERLONG, UNLEARNED, Encoder, LeftOut, Outcome
-from luthier.data.pipeline import find_tool_separator
+from luthier.data.formats.messages import KEYS
+from luthier.data.formats.registry import ToolTurns
+from luthier.data.pipeline import find_tool_turns
 from luthier.data.reading import Batch, DatasetReader
 from luthier.data.rows import Row
 from luthier.data.sources import Source
@@ -58,13 +60,13 @@ class _Audit:
         )
         self.findings = Findings(most)
         self.oddities = [*ODDITIES]
-        self.tool_separator = "\n"
+        self.tool_turns = ToolTurns()
         self.measure: Encoder | None = None
         if encoder is not None:
             tokenizer = encoder.tokenizer
             uncut = replace(encoder.options, cutoff_len=UNCUT, on_overlong="truncate")
             self.measure = Encoder(tokenizer, encoder.template, uncut)
-            self.tool_separator = find_tool_separator(encoder.template)
+            self.tool_turns = find_tool_turns(encoder.template)
             special = None if tokenizer.split_special_tokens else special_tokens(_special(encoder))
             self.oddities += [special] if special else []
 
@@ -83,7 +85,7 @@ class _Audit:
         found = SetAudit(name, use, Lengths(self.data.cutoff_len))
         try:
             reader = DatasetReader(
-                self.arguments, self.catalog, name, use == "eval", self.tool_separator
+                self.arguments, self.catalog, name, use == "eval", self.tool_turns
             )
             self._look_at_rows(reader, found, repeats)
         except DataError as error:
@@ -103,6 +105,7 @@ class _Audit:
             found.detected = reader.detected
             found.format = reader.description.formatting or ""
             self._columns = _columns_of(reader.description)
+            self._message_columns, self._message_keys = _message_keys_of(reader.description)
             found.num_rows += len(batch.rows)
             self._look_at_batch(batch, found, repeats)
         assert reader.reading is not None
@@ -229,7 +232,19 @@ class _Audit:
 
     def _look_for_columns(self, row: Row) -> None:
         self._seen |= row.values.keys()
-        for column in map(str, row.values.keys() - self._columns):
+        unread = [*map(str, row.values.keys() - self._columns)]
+        for column in self._message_columns & row.values.keys():
+            listed = row.values[column]
+            messages = listed if isinstance(listed, list) else []
+            keys = {
+                str(key)
+                for message in messages
+                if isinstance(message, Mapping)
+                for key, value in message.items()
+                if value is not None
+            }
+            unread += [f"{column}[].{key}" for key in keys - self._message_keys]
+        for column in unread:
             if column in self._unread or len(self._unread) < MOST_COLUMNS:
                 self._unread.setdefault(column, row)
                 self._unread_counts[column] += 1
@@ -269,3 +284,11 @@ def _columns_of(description: DatasetDescription) -> list[str]:
     if description.formatting == "openai" and description.columns.messages == "messages":
         read.append("conversations")
     return read
+
+
+def _message_keys_of(description: DatasetDescription) -> tuple[set[str], set[str]]:
+    """The columns that hold messages, and the keys that are read of each."""
+    tags = description.tags
+    named = {"conversations", description.columns.messages or ""}
+    columns = named if description.formatting in ("sharegpt", "openai") else set()
+    return columns & {*_columns_of(description)}, {tags.role_tag, tags.content_tag, *KEYS}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from luthier.data.catalog import DatasetDescription
@@ -97,19 +97,24 @@ def as_list(value: Any, field: str) -> list[Any]:
 
 
 def weight_of_message(message: Mapping[str, Any], field: str) -> float | None:
-    """How much a message counts, from its keys `train` and `weight`; None when it says neither.
+    """How much a message counts, from its keys `train`, `loss` and `weight`; None without any.
 
     Raises:
-        RowError: if `train` is not true or false, or `weight` no number from 0 on.
+        RowError: if `train` is not true or false, `loss` neither that nor a number from 0 on, or
+            `weight` no such number.
     """
-    train, weight = message.get("train"), message.get("weight")
-    if train is None and weight is None:
+    train, loss, weight = message.get("train"), message.get("loss"), message.get("weight")
+    if train is None and loss is None and weight is None:
         return None
     if train is not None and not isinstance(train, bool):
         raise RowError(f"{field}.train", f"{kind_of(train)} where true or false belongs", _TRAIN)
+    if loss is not None and not isinstance(loss, bool) and not _is_weight(loss):
+        raise RowError(f"{field}.loss", f"{kind_of(loss)} where true or false belongs", _TRAIN)
     if weight is not None and not _is_weight(weight):
         raise RowError(f"{field}.weight", "no number from 0 on", _WEIGHT)
-    return 0.0 if train is False else float(1 if weight is None else weight)
+    if train is False:
+        return 0.0
+    return math.prod(float(1 if factor is None else factor) for factor in (loss, weight))
 
 
 def weight_of_row(row: Mapping[str, Any], reading: Reading) -> float | None:
@@ -155,12 +160,14 @@ def tools_of(row: Mapping[str, Any], description: DatasetDescription) -> str | N
     """
     column = description.columns.tools
     value = row.get(column) if column is not None else None
-    if value is None or value == "":
+    if value is None:
         return None
     assert column is not None
     given = value
     if isinstance(value, str):
-        value = _parse(as_text(value, column))
+        value = _parse(as_text(value, column)) if value.strip() else None
+        if value is None:
+            return None
     if isinstance(value, Mapping):
         value = given = [value]
     if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
@@ -200,12 +207,13 @@ def dump(value: Any, field: str) -> str:
 
 
 def check_order(
-    messages: list[Message], field: str, *, needs_answer: bool, tags: str
+    messages: list[Message], numbers: Sequence[int], field: str, *, needs_answer: bool, tags: str
 ) -> list[Message]:
     """`messages` in turn: a question or tool result, then an answer or tool call.
 
     Args:
         messages: without the system message.
+        numbers: which of the row's messages each is.
         field: how the row names them.
         needs_answer: whether the last one is an answer; if not, an empty one is put there.
         tags: how roles are called in this data set, for the message.
@@ -217,10 +225,9 @@ def check_order(
     for number, message in enumerate(messages):
         if message.role not in expected[number % 2]:
             raise RowError(
-                f"{field}[{number}]",
+                f"{field}[{numbers[number]}]",
                 f"role {message.role} out of order",
-                f"Questions and answers take turns, a question first ({tags}); system texts are "
-                "not counted here.",
+                f"Questions and answers take turns, a question first ({tags}).",
             )
     if not messages:
         raise RowError(field, "no messages", "Give a question and an answer.")

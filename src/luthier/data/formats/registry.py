@@ -13,6 +13,19 @@ from luthier.registry import Registry
 
 
 @dataclass(frozen=True)
+class ToolTurns:
+    """How a template writes the turns in which tools are called and answer.
+
+    Attributes:
+        separator: what stands between the contents of tool messages that follow each other.
+        takes_text: whether text beside calls can be told from them.
+    """
+
+    separator: str = "\n"
+    takes_text: bool = True
+
+
+@dataclass(frozen=True)
 class Reading:
     """How the rows of one data set are read.
 
@@ -20,13 +33,13 @@ class Reading:
         description: columns and tags.
         needs_answer: whether a row without an answer is wrong (learning) or ends with an empty
             one (generation only).
-        tool_separator: what stands between the contents of tool messages that follow each other.
+        tool_turns: how calls and what tools answered are written.
         remarks: counted by readers: what a row had that is not learned from.
     """
 
     description: DatasetDescription
     needs_answer: bool = True
-    tool_separator: str = "\n"
+    tool_turns: ToolTurns = ToolTurns()
     remarks: Counter[str] = field(default_factory=Counter)
 
 

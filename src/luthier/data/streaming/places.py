@@ -17,7 +17,7 @@ from luthier.data.check import SAVE_AS_UTF8
 from luthier.data.cloud import protocol_of
 from luthier.data.files import file_name
 from luthier.data.json_rows import holds_lines, read_lines
-from luthier.data.rows import Row, RowOrProblem
+from luthier.data.rows import Row, RowOrProblem, without_nulls
 from luthier.data.streaming.json_list import read_list_from
 from luthier.data.stretches import NUM_TOGETHER, CsvRows, ReadLines, read_texts
 from luthier.data.text_files import SampleBy
@@ -84,7 +84,7 @@ class Cell:
 
     def row(self) -> Row:
         """It as an object."""
-        return Row(self.batch.slice(self.at, 1).to_pylist()[0], self.origin)
+        return Row(without_nulls(self.batch.slice(self.at, 1).to_pylist()[0]), self.origin)
 
     def to_send(self) -> Parsed:
         """What another process is given: the row, not the batch around it."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from luthier.data.catalog import DatasetDescription
 from luthier.data.cloud import find_urls
-from luthier.data.rows import Row
+from luthier.data.rows import Row, without_nulls
 from luthier.data.sources import HubAccess, load_from_hub, told_in_a_sentence
 from luthier.data.streaming.places import DataFile, Entry, Parsed, Position
 from luthier.records import Origin
@@ -60,7 +60,7 @@ class HubRows:
             for values in rows:
                 number += 1
                 yield (
-                    Parsed(Row(values, Origin(self.name, number)), _size(values)),
+                    Parsed(Row(without_nulls(values), Origin(self.name, number)), _size(values)),
                     [number, rows.state_dict()],
                 )
 

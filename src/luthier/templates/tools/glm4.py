@@ -20,7 +20,7 @@ _ONE_CALL = "tool format glm4 writes one call a turn"
 class Glm4Tools(ToolFormat):
     """The format of ChatGLM 3, GLM-4 and GLM-Z1."""
 
-    after_text = None
+    takes_text = False
     tools_jinja = (
         "{{- " + quote(_HEAD) + " }}"
         "{%- for tool in tools %}"

@@ -32,7 +32,7 @@ _HEAD = (
 class Llama3Tools(ToolFormat):
     """The JSON calls of Llama 3.1 to 3.3."""
 
-    after_text = None
+    takes_text = False
     tools_jinja = (
         "{{- " + quote(_HEAD) + " }}"
         "{%- for tool in tools %}"
