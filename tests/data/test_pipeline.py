@@ -467,3 +467,23 @@ def test_rows_that_are_not_to_be_learned_are_left_out_and_counted(folder):
 
     assert len(found.train) == 5  # type: ignore[arg-type]
     assert sum(found.report.sets[0].left_out.values()) == 5
+
+
+def test_the_report_says_what_the_conversations_hold_from_the_cache_too(folder):
+    rows = [
+        {"instruction": "a", "output": "b"},
+        {"instruction": "a", "output": "b", "system": "S"},
+        {"instruction": "a", "output": "b", "history": [["c", "d"]]},
+        {"instruction": "a", "output": ""},
+    ]
+    (folder / "more.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    entry = {"file_name": "more.jsonl", "columns": {"system": "system", "history": "history"}}
+    entry["columns"] |= {"prompt": "instruction", "response": "output"}
+    (folder / "dataset_info.json").write_text(json.dumps({"more": entry}))
+
+    for _ in range(2):
+        found = load(folder, dataset="more", max_bad_rows=1)
+
+        assert found.report.sets[0].kinds == {"": 1, "a system text": 1, "several turns": 1}
+        assert found.report.kinds() == {"", "a system text", "several turns"}
+    assert was_cached(found)

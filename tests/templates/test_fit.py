@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import pytest
 
 from luthier.templates.chat_template import ChatTemplate
-from luthier.templates.fit import fit_tokenizer
+from luthier.templates.fit import fit_chat_template, fit_tokenizer, kind_of
 from luthier.templates.jinja import write_chat_template
 from luthier.templates.registry import TEMPLATES
 from tests import tiny
+from tests.templates.battery import CALL, call_tools, talk
 
 
 def test_the_first_stop_word_becomes_eos_where_the_template_says_so():
@@ -80,47 +84,116 @@ def test_fitting_twice_changes_nothing_more(name):
     assert (len(tokenizer), tokenizer.special_tokens_map, tokenizer.chat_template) == state
 
 
+def fit(tokenizer: Any, name: str, kinds: Any = ()) -> str:
+    template = TEMPLATES.get(name)
+    fit_tokenizer(tokenizer, template)
+    return fit_chat_template(tokenizer, template, kinds)
+
+
 def test_a_chat_template_is_written_where_there_is_none():
     tokenizer = tiny.make_tokenizer(chat_template=None)
 
-    fit_tokenizer(tokenizer, TEMPLATES.get("smollm2"))
+    note = fit(tokenizer, "smollm2")
 
     assert tokenizer.chat_template == write_chat_template(TEMPLATES.get("smollm2"))
+    assert "is saved" in note
+    assert fit(tokenizer, "smollm2") == ""
 
 
 def test_a_chat_template_that_renders_otherwise_is_replaced_and_the_difference_shown():
     tokenizer = tiny.make_tokenizer()
 
-    fitted = fit_tokenizer(tokenizer, TEMPLATES.get("smollm2"))
+    note = fit(tokenizer, "smollm2")
 
     assert tokenizer.chat_template == write_chat_template(TEMPLATES.get("smollm2"))
-    (note,) = [note for note in fitted.notes if "replaced" in note]
-    assert "one question and answer" in note
+    assert "replaced" in note
+    assert "On a conversation with several turns" in note
     assert "<|im_start|>system" in note
 
 
-def test_a_chat_template_that_renders_the_same_is_kept():
-    template = TEMPLATES.get("smollm2")
-    own = write_chat_template(template) + "{#- written by somebody else #}"
+def test_a_chat_template_that_writes_the_same_prompts_is_kept():
+    own = write_chat_template(TEMPLATES.get("smollm2")) + "{#- written by somebody else #}"
     tokenizer = tiny.make_tokenizer(chat_template=own)
 
-    fitted = fit_tokenizer(tokenizer, template)
-
+    assert "is kept" in fit(tokenizer, "smollm2")
     assert tokenizer.chat_template == own
-    assert any("is kept" in note for note in fitted.notes)
+
+
+REFUSES_SYSTEM = tiny.CHATML.replace(
+    "{% for",
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('none') }}{% endif %}{% for",
+    1,
+)
+DROPS_TOOLS = write_chat_template(TEMPLATES.get("qwen3_nothink")).replace(
+    "{%- if has_tools and tools %}", "{%- if false %}"
+)
 
 
 def test_a_chat_template_that_refuses_a_system_text_is_replaced():
-    refusing = tiny.CHATML.replace(
-        "{% for",
-        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('none') }}{% endif %}{% for",
-        1,
+    note = fit(tiny.make_tokenizer(chat_template=REFUSES_SYSTEM), "qwen3_nothink")
+
+    assert "refuses" in note
+    assert "none" in note
+
+
+@pytest.mark.parametrize(
+    ("own", "kind", "is_kept"),
+    [
+        (DROPS_TOOLS, "", True),
+        (DROPS_TOOLS, "several turns, a system text, a thought", True),
+        (DROPS_TOOLS, "a call of a tool", True),
+        (DROPS_TOOLS, "tools", False),
+        (DROPS_TOOLS, "several turns, tools, a call of a tool", False),
+        (REFUSES_SYSTEM, "several turns", True),
+        (REFUSES_SYSTEM, "a system text", False),
+    ],
+)
+def test_a_chat_template_is_judged_by_what_the_data_holds(own, kind, is_kept):
+    tokenizer = tiny.make_tokenizer(chat_template=own)
+
+    note = fit(tokenizer, "qwen3_nothink", {"", kind})
+
+    assert (tokenizer.chat_template == own) == is_kept
+    assert is_kept or f"On a conversation with {kind}" in note
+
+
+def test_a_chat_template_that_writes_the_last_answer_otherwise_is_kept_for_its_prompts():
+    own = tiny.CHATML.replace(
+        "{{ message['content']",
+        "{% if loop.last and message['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+        "{{ message['content']",
     )
-    tokenizer = tiny.make_tokenizer(chat_template=refusing)
 
-    fitted = fit_tokenizer(tokenizer, TEMPLATES.get("qwen3_nothink"))
+    assert "is kept" in fit(tiny.make_tokenizer(chat_template=own), "qwen3_nothink", {""})
 
-    assert any("refuses" in note and "none" in note for note in fitted.notes)
+
+def test_how_an_earlier_answer_ends_is_looked_at_whatever_the_data_holds():
+    own = tiny.CHATML.replace(
+        "<|im_end|>", "{{ '</s>' if message['role'] == 'assistant' else '<|im_end|>' }}"
+    )
+
+    assert "several turns" in fit(tiny.make_tokenizer(chat_template=own), "qwen3_nothink", {""})
+
+
+def test_a_default_system_text_does_not_matter_where_every_row_has_its_own():
+    theirs = dataclasses.replace(TEMPLATES.get("smollm2"), default_system="Another.")
+    own = write_chat_template(theirs)
+    tokenizer = tiny.make_tokenizer(chat_template=own)
+
+    assert "is kept" in fit(tokenizer, "smollm2", {"a system text"})
+    assert "replaced" in fit(tokenizer, "smollm2", {"a system text", ""})
+
+
+def test_the_kind_of_a_conversation_names_all_that_it_holds():
+    template = TEMPLATES.get("qwen3")
+    thought = "<think>\nso\n</think>\n\n"
+
+    assert kind_of(talk("a", "b"), template) == ""
+    assert kind_of(talk("a", "b", "c", thought + "d", system="S"), template) == (
+        "several turns, a system text, a thought"
+    )
+    assert kind_of(call_tools(CALL), template) == "tools, a call of a tool"
+    assert kind_of(talk("a", "◁think▷so◁/think▷b"), TEMPLATES.get("kimi_vl")) == "a thought"
 
 
 def test_a_tokenizers_own_chat_template_is_left_alone():

@@ -29,6 +29,7 @@ class Counts:
         num_tokens: tokens kept.
         num_learned: tokens that are learned.
         longest: the tokens of the longest row that was met, before anything was cut.
+        kinds: what conversations hold, as `templates.fit.kind_of` says it -> how many.
     """
 
     num_read: int = 0
@@ -44,6 +45,7 @@ class Counts:
     num_tokens: int = 0
     num_learned: int = 0
     longest: int = 0
+    kinds: dict[str, int] = field(default_factory=dict)
 
     def add(self, other: Counts | Mapping[str, Any]) -> None:
         """Takes in the counts of further rows."""
@@ -192,6 +194,11 @@ class DataReport:
     num_train: int = 0
     num_eval: dict[str, int] = field(default_factory=dict)
     num_predict: dict[str, int] = field(default_factory=dict)
+
+    def kinds(self) -> set[str]:
+        """What the conversations hold; empty where that is not known of each set."""
+        known = [one.kinds for one in self.sets if one.num_kept or not one.num_read]
+        return {kind for kinds in known for kind in kinds} if all(known) else set()
 
     def line(self) -> str:
         """How many rows each set has; empty when there is none."""

@@ -22,6 +22,8 @@ from luthier.data.stretches import Stretch
 from luthier.data.workers import start_pool
 from luthier.errors import DataError
 from luthier.records import IGNORE_INDEX, Conversation, Origin
+from luthier.templates.fit import kind_of
+from luthier.templates.template import Template
 
 if TYPE_CHECKING:
     import pyarrow
@@ -133,6 +135,11 @@ class Work:
                 asked = len(weighing) - len(answered)
                 counts.remarks[ONLY_ASKED] = counts.remarks.get(ONLY_ASKED, 0) + asked
             weighing = answered
+        template = self.encoder.template
+        if isinstance(template, Template):
+            counts.kinds = dict(
+                Counter(counts.kinds) + Counter(kind_of(one, template) for _, one in weighing)
+            )
         encode = self.encoder.learn if self.purpose == "learn" else self.encoder.ask
         kept = _Kept(self.purpose)
         outcomes = encode([one for _, one in weighing])

@@ -1,9 +1,9 @@
-"""A tokenizer made to fit a template: EOS, PAD, stop words, chat template."""
+"""A tokenizer made to fit a template and the data: EOS, PAD, stop words, chat template."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from luthier.errors import TemplateError
 from luthier.records import Conversation, Message, Piece
@@ -17,6 +17,7 @@ from luthier.templates.chat_template import (
 )
 from luthier.templates.slots import as_text
 from luthier.templates.template import Template
+from luthier.templates.thinking import COMMON_WORDS, spoken
 
 _COMMON_EOS = "<|endoftext|>"
 
@@ -38,13 +39,12 @@ class Fitted:
 
 
 def fit_tokenizer(tokenizer: Tokenizer, template: Template | ChatTemplate | None) -> Fitted:
-    """Sets EOS, PAD, the stop words and the chat template on the tokenizer.
+    """Sets EOS, PAD and the stop words on the tokenizer.
 
     With `replace_eos` the template's first stop word becomes EOS. A tokenizer without EOS gets
-    `<|endoftext|>`, one without PAD pads with EOS. Stop words become special tokens. A chat
-    template is written unless the tokenizer has one that renders what this template trains.
-    Without a template, for texts, only EOS and PAD are seen to. Fitting a tokenizer twice changes
-    nothing more.
+    `<|endoftext|>`, one without PAD pads with EOS. Stop words become special tokens. Without a
+    template, for texts, only EOS and PAD are seen to. Fitting a tokenizer twice changes nothing
+    more.
 
     Raises:
         TemplateError: if a stop word is not one token.
@@ -60,8 +60,6 @@ def fit_tokenizer(tokenizer: Tokenizer, template: Template | ChatTemplate | None
             f"{len(new)} new tokens{' of the template' if template else ''}: {', '.join(new)}. "
             "The model's vocabulary grows to hold them."
         )
-    if isinstance(template, Template):
-        notes += _fit_chat_template(tokenizer, template)
     stop_ids = _find_stop_ids(tokenizer, stop_words, template.name if template else "")
     return Fitted(stop_ids, tuple(notes), len(new))
 
@@ -106,45 +104,90 @@ def _find_stop_ids(
     return tuple(dict.fromkeys(vocabulary[word] for word in words))
 
 
-def _fit_chat_template(tokenizer: Tokenizer, template: Template) -> list[str]:
+def fit_chat_template(tokenizer: Tokenizer, template: Template, kinds: Collection[str] = ()) -> str:
+    """Gives the tokenizer the template's chat template, unless its own writes the same prompts.
+
+    Args:
+        tokenizer: fitted to the template.
+        template: renders what is trained.
+        kinds: what the data holds, as `kind_of` says it; empty where that is not known.
+
+    Returns:
+        What was done, empty where nothing had to be.
+    """
+    ours = write_chat_template(template)
+    if tokenizer.chat_template == ours:
+        return ""
     if not tokenizer.chat_template:
-        tokenizer.chat_template = write_chat_template(template)
-        return [f"the chat template of {template.name!r} is saved with the tokenizer."]
-    if tokenizer.chat_template == write_chat_template(template):
-        return []
-    if template.replace_chat_template:
-        tokenizer.chat_template = write_chat_template(template)
-        return [f"the tokenizer's chat template is replaced by that of {template.name!r}."]
-    difference = find_difference(tokenizer, template)
-    if not difference:
-        return ["the tokenizer's own chat template renders what is trained and is kept."]
-    tokenizer.chat_template = write_chat_template(template)
-    return [
-        f"the tokenizer's chat template is replaced by that of {template.name!r}, because it does "
-        f"not render what is trained. {difference}"
-    ]
+        tokenizer.chat_template = ours
+        return f"the chat template of {template.name!r} is saved with the tokenizer."
+    reason = "."
+    if not template.replace_chat_template:
+        held = kinds or ("", _SYSTEM, "tools, a call of a tool")
+        # how an earlier answer ends shows in the next prompt only, so that is tried in any case
+        ending = f"{_TURNS}, {_SYSTEM}" if all(_SYSTEM in kind for kind in held) else _TURNS
+        difference = _find_difference(tokenizer, template, dict.fromkeys((ending, *held)))
+        if not difference:
+            return (
+                f"the tokenizer's own chat template writes prompts as {template.name!r} does and "
+                "is kept."
+            )
+        reason = f", because it writes other prompts than those that are trained. {difference}"
+    tokenizer.chat_template = ours
+    return f"the tokenizer's chat template is replaced by that of {template.name!r}{reason}"
 
 
-def find_difference(tokenizer: Tokenizer, template: Template) -> str:
+def kind_of(conversation: Conversation, template: Template) -> str:
+    """What a conversation holds beside questions and answers: `a system text, tools`."""
+    messages = conversation.messages
+    closing = {template.thought_words[1].strip(), COMMON_WORDS[1]}
+    said = [spoken(message) for message in messages if message.role in ("assistant", "function")]
+    holds = (
+        sum(message.role == "user" for message in messages) > 1,
+        bool(conversation.system),
+        conversation.tools is not None,
+        any(message.role == "function" for message in messages),
+        any(word in text for text in said for word in closing),
+    )
+    return ", ".join(part for part, is_held in zip(_PARTS, holds, strict=True) if is_held)
+
+
+def _make_probe(kind: str, template: Template) -> Conversation:
+    """A conversation of that kind."""
+    turns, system, tools, call, thought = (part in kind.split(", ") for part in _PARTS)
+    before = "thought".join(template.thought_words) if thought else ""
+    messages = [Message("user", "question")]
+    if call:
+        messages.append(
+            Message("function", '{"name": "find", "arguments": {"text": "a"}}', said=before)
+        )
+        messages.append(Message("observation", "found"))
+    messages.append(Message("assistant", before + "answer"))
+    if turns:
+        messages.append(Message("user", "second question"))
+        messages.append(Message("assistant", before + "second answer"))
+    return Conversation(
+        tuple(messages), system="system text" if system else None, tools=_TOOLS if tools else None
+    )
+
+
+def _find_difference(tokenizer: Tokenizer, template: Template, kinds: Iterable[str]) -> str:
     """How the tokenizer's chat template departs from `template`, or nothing.
 
-    Some conversations (several turns, a system text, tools) are rendered both ways, to the last
-    answer and to the last question.
+    Every prompt of a conversation of each kind is written both ways.
     """
-    for what, probe in _PROBES.items():
-        asked = dataclasses.replace(probe, messages=probe.messages[:-1])
-        pieces = [piece for turn in template.turns(probe) for piece in (*turn.prompt, *turn.answer)]
-        for shown, ours, is_prompt in (
-            (probe, pieces, False),
-            (asked, list(template.prompt(asked)), True),
-        ):
-            text = _join(tokenizer, ours)
+    for kind in kinds:
+        what = f"a conversation with {kind}" if kind else "a question"
+        probe = _make_probe(kind, template)
+        for end in range(1, len(probe.messages), 2):
+            asked = dataclasses.replace(probe, messages=probe.messages[:end])
+            text = _join(tokenizer, template.prompt(asked, probe.messages[end]))
             try:
                 theirs = render_chat(
                     tokenizer,
-                    as_chat(shown, template.thought_words, template.tool_call_words),
-                    as_chat_tools(shown.tools),
-                    is_prompt=is_prompt,
+                    as_chat(asked, template.thought_words, template.tool_call_words),
+                    as_chat_tools(asked.tools),
+                    is_prompt=True,
                 )
             except TemplateError as error:
                 return f"On {what}, {str(error).splitlines()[0]}"
@@ -154,36 +197,14 @@ def find_difference(tokenizer: Tokenizer, template: Template) -> str:
     return ""
 
 
-def _join(tokenizer: Tokenizer, pieces: list[Piece]) -> str:
+def _join(tokenizer: Tokenizer, pieces: Iterable[Piece]) -> str:
     bos, eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
     return "".join(as_text(piece.content, bos, eos) for piece in pieces)
 
 
-_PROBES = {
-    "one question and answer": Conversation(
-        (Message("user", "question"), Message("assistant", "answer"))
-    ),
-    "two turns": Conversation(
-        (
-            Message("user", "question"),
-            Message("assistant", "answer"),
-            Message("user", "second question"),
-            Message("assistant", "second answer"),
-        )
-    ),
-    "a system text": Conversation(
-        (Message("user", "question"), Message("assistant", "answer")), system="system text"
-    ),
-    "a call of a tool": Conversation(
-        (
-            Message("user", "question"),
-            Message("function", '{"name": "find", "arguments": {"text": "a"}}'),
-            Message("observation", "found"),
-            Message("assistant", "answer"),
-        ),
-        tools=(
-            '[{"type": "function", "function": {"name": "find", "description": "Finds.", '
-            '"parameters": {"type": "object", "properties": {"text": {"type": "string"}}}}}]'
-        ),
-    ),
-}
+_TURNS, _SYSTEM = "several turns", "a system text"
+_PARTS = (_TURNS, _SYSTEM, "tools", "a call of a tool", "a thought")
+_TOOLS = (
+    '[{"type": "function", "function": {"name": "find", "description": "Finds.", '
+    '"parameters": {"type": "object", "properties": {"text": {"type": "string"}}}}}]'
+)

@@ -71,6 +71,8 @@ def run(
         from luthier.modeling.plain_data import reading_plain_data
         from luthier.modeling.tokenizer import load_tokenizer
         from luthier.stages.stage import STAGES
+        from luthier.templates.fit import fit_chat_template
+        from luthier.templates.template import Template
         from luthier.training.checkpoints.hub import push_model
         from luthier.training.checkpoints.identity import identify
         from luthier.training.checkpoints.resume import go_on
@@ -99,6 +101,10 @@ def run(
         for note in fitted.notes:
             console.info(note)
         data = load_datasets(arguments, template, tokenizer, stage.record)
+        if isinstance(template, Template):
+            note = fit_chat_template(tokenizer, template, data.report.kinds())
+            if note:
+                console.info(note)
         if training.do_eval and not data.eval:
             raise DataError(
                 "do_eval: no row of the evaluation data has an answer to take a loss on. Take "
