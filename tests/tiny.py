@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -53,6 +53,39 @@ def make_tokenizer(
         pad_token="<|endoftext|>",
         chat_template=chat_template,
         model_max_length=512,
+    )
+
+
+def make_sentencepiece(prepend: str = "first") -> PreTrainedTokenizerFast:
+    """BPE over texts whose spaces are letters, with one set before a text.
+
+    Args:
+        prepend: before the "first" stretch, "always" (also behind special tokens), or as "normal",
+            the always of Llama 2, where a normaliser does it.
+    """
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    scheme = "always" if prepend == "normal" else prepend
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme=scheme, split=False)
+    bytes_of_text = [f"<0x{number:02X}>" for number in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=["<unk>", "<s>", "</s>", *bytes_of_text],
+        show_progress=False,
+    )
+    words = [word for line in CORPUS for word in line.split()]
+    tokenizer.train_from_iterator(words, trainer)
+    if prepend == "normal":
+        tokenizer.pre_tokenizer = None
+        parts = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        tokenizer.normalizer = normalizers.Sequence(parts)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="</s>",
+        chat_template=CHATML.replace("<|im_start|>", "<s>").replace("<|im_end|>", "</s>"),
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from ruamel.yaml import YAML, YAMLError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 
 from luthier import console
 from luthier.arguments.model import ModelArguments
@@ -36,7 +37,7 @@ def load_tokenizer(
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source.path,
-            split_special_tokens=model_args.split_special_tokens,
+            split_special_tokens=False,  # contents are split where rows are encoded
             padding_side="right",
             **gguf,
             **hub_options(model_args),
@@ -87,9 +88,29 @@ def _add_tokens(tokenizer: PreTrainedTokenizerBase, model_args: ModelArguments) 
     known = tokenizer.get_vocab() if special or model_args.add_tokens else {}
     added = []
     for tokens, is_special in ((model_args.add_tokens, False), (special, True)):
-        if tokens:
-            tokenizer.add_tokens(list(tokens), special_tokens=is_special)
-            added += [token for token in tokens if token not in known and token not in added]
+        # normalisers of some tokenizers set a space before a text, and would before the token
+        tokenizer.add_tokens(
+            [AddedToken(one, special=is_special, normalized=False) for one in tokens]
+        )
+        added += [token for token in tokens if token not in known and token not in added]
+    _check_found(tokenizer, [*model_args.add_tokens, *special])
     if added:
         console.info(f"new tokens: {', '.join(added)}")
     return tuple(added)
+
+
+def _check_found(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
+    """Tries each token at the beginning of a text and further on."""
+    lost = [
+        (token, text)
+        for token in tokens
+        for text in (f"{token}a", f"a{token}a", f"a {token} a", f"a\n{token}\n")
+        if tokenizer.convert_tokens_to_ids(token) not in tokenizer(text)["input_ids"]
+    ]
+    if lost:
+        token, text = lost[0]
+        raise ModelError(
+            f"add_tokens, add_special_tokens: the token {token!r} is not found in the text "
+            f"{text!r}; this tokenizer reads {tokenizer.tokenize(text)}. Another token, or how the "
+            "model's own tokenizer.json describes this one, stands before it: choose other letters."
+        )
