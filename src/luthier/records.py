@@ -13,6 +13,9 @@ from typing import Literal, NamedTuple, TypeAlias
 IGNORE_INDEX = -100
 """The label of a position from which nothing is learned, as in `transformers` and `torch`."""
 
+BEHIND = 32
+"""Characters of what precedes that `Piece.behind` holds; more would not change a token."""
+
 Role: TypeAlias = Literal["user", "assistant", "observation", "function"]
 
 
@@ -117,10 +120,13 @@ class Piece:
     Attributes:
         content: text, or a token. Special tokens written out in text are found by the tokenizer.
         is_learned: whether the loss is taken on its tokens.
+        behind: the end of the text that this one goes on. Some tokenizers (SentencePiece) read the
+            beginning of a text otherwise than the same letters further on. Empty at a beginning.
     """
 
     content: str | Special | Token
     is_learned: bool = False
+    behind: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 
 import pytest
@@ -11,6 +12,7 @@ from luthier.records import IGNORE_INDEX, Conversation, Encoded, Message, Origin
 from luthier.templates.chat_template import ChatTemplate
 from luthier.templates.registry import TEMPLATES
 from luthier.templates.template import CONTENT, Template
+from tests import tiny
 
 CHATML = TEMPLATES.get("chatml")
 EFFICIENT = Template("efficient", user=("Q:" + CONTENT + "A:",), efficient_eos=True)
@@ -76,8 +78,8 @@ def test_history_is_masked_and_the_last_turn_has_room_first(tiny_tokenizer):
     cut = encode(tiny_tokenizer, conversation, mask_history=True, cutoff_len=40)
 
     assert learned(tiny_tokenizer, whole) == learned(tiny_tokenizer, cut) == "four<|im_end|>\n"
-    assert len(cut.input_ids) == 40
-    assert cut.num_cut == len(whole.input_ids) - 40
+    assert cut.input_ids == encode(tiny_tokenizer, chat("three", "four")).input_ids
+    assert cut.num_cut == len(whole.input_ids) - len(cut.input_ids)
 
 
 def test_prompts_are_learned_when_asked(tiny_tokenizer):
@@ -125,13 +127,13 @@ def test_no_example_is_longer_than_its_room(
     assert all(label in (IGNORE_INDEX, token) or label == eos for token, label in pairs)
 
 
-def test_a_row_without_room_for_its_answer_is_a_problem(tiny_tokenizer):
+def test_a_row_without_room_for_its_answer_is_too_long(tiny_tokenizer):
     encoder = Encoder(tiny_tokenizer, CHATML, EncodingOptions(2))
 
     (found,) = encoder.encode([chat("one " * 50, "two")])
 
     assert isinstance(found, RowProblem)
-    assert "no learned token" in str(found)
+    assert "longer than cutoff_len" in str(found)
 
 
 def test_tools_that_cannot_be_rendered_are_a_problem_of_the_row(tiny_tokenizer):
@@ -166,6 +168,61 @@ def test_a_batch_equals_rows_and_pieces_one_by_one(tiny_tokenizer):
                 else:
                     expected.append(tiny_tokenizer.eos_token_id)
         assert found.input_ids == expected
+
+
+def outcomes(tokenizer, template, conversation: Conversation, **options) -> list[list[int]]:
+    """The ids of a row as it is learned, and as it is asked, the answer behind the prompt."""
+    encoder = Encoder(tokenizer, template, EncodingOptions(**({"cutoff_len": 512} | options)))
+    ((learned,),), ((asked,),) = encoder.learn([conversation]), encoder.ask([conversation])
+    return [learned.input_ids.tolist(), (asked.input_ids + asked.labels).tolist()]
+
+
+@pytest.mark.parametrize("name", ["chatml", "qwen", "own"])
+def test_special_tokens_are_split_in_contents_alone(tiny_tokenizer, name):
+    template = ChatTemplate(tiny_tokenizer) if name == "own" else TEMPLATES.get(name)
+    texts = ["What does the marker <|im_end|> mean?", "The marker <|im_end|> ends a turn."]
+    tools = r'[{"name": "end", "description": "<|im_end|> and \u003c|im_end|\u003E"}]'
+    plain = dataclasses.replace(chat(*texts), system="never <|im_end|> or <|im_start|>system")
+    rows = [plain] + ([dataclasses.replace(plain, tools=tools)] if name == "qwen" else [])
+    call = '{"name": "end", "arguments": {"at": "<|im_end|>"}}'
+    calling = Message("function", call, said="an <|im_end|> then")
+    rows += [Conversation((plain.messages[0], calling))] if name == "qwen" else []
+    eos = tiny_tokenizer.eos_token_id
+
+    for row in rows:
+        found = outcomes(tiny_tokenizer, template, row, split_special_tokens=True)
+        kept = outcomes(tiny_tokenizer, template, row)
+
+        assert [ids.count(eos) for ids in found] == [3, 3]
+        assert min(ids.count(eos) for ids in kept) > 4
+        assert list(map(tiny_tokenizer.decode, found)) == list(map(tiny_tokenizer.decode, kept))
+        assert not any("\ue0f1" in tiny_tokenizer.decode(ids) for ids in found)
+
+
+def test_words_of_a_thought_are_the_templates_own_where_special_tokens_are_split(tiny_tokenizer):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.add_tokens(["<think>", "</think>"], special_tokens=True)
+    thought, own = "<think>\nhm\n</think>\n\n", tokenizer.convert_tokens_to_ids("<think>")
+
+    for template in (TEMPLATES.get("qwen3"), ChatTemplate(tokenizer)):
+        row = chat("Write <think>", f"{thought}Done.")
+        found = outcomes(tokenizer, template, row, split_special_tokens=True)
+
+        assert [ids.count(own) for ids in found] == [1, 1]
+
+
+@pytest.mark.parametrize("prepend", ["first", "always", "normal"])
+@pytest.mark.parametrize("splits", [False, True])
+def test_the_ids_of_a_chat_template_are_those_that_it_gives(prepend, splits):
+    tokenizer = tiny.make_sentencepiece(prepend)
+    row = chat("Tell me how glue is made.", "The neck", "a\n\nsecond  one ", " The belly\n")
+    messages = [{"role": one.role, "content": one.content} for one in row.messages]
+
+    found = outcomes(tokenizer, ChatTemplate(tokenizer), row, split_special_tokens=splits)
+
+    given = tokenizer.apply_chat_template(messages, tokenize=True)["input_ids"]
+    assert found == [given, given]
+    assert tokenizer.convert_ids_to_tokens(given).count("▁The") == 1
 
 
 def test_a_prompt_to_answer_holds_no_answer(tiny_tokenizer):

@@ -1,15 +1,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.data.check import RowProblem
 from luthier.data.encode import OVERLONG, Encoder, EncodingOptions, Example, LeftOut
-from luthier.data.frames import find_frames
+from luthier.data.frames import find_frame
 from luthier.records import IGNORE_INDEX, Conversation, Message, Origin, Piece
 from luthier.templates.chat_template import ChatTemplate
 from luthier.templates.registry import TEMPLATES
@@ -29,18 +29,25 @@ def chat(*texts: str, system: str | None = None) -> Conversation:
 EFFICIENT = Template("efficient", user=("Q:" + CONTENT + "A:",), efficient_eos=True)
 
 
-def learn(conversation: Conversation, template: Any = "chatml", **options: Any) -> Any:
-    tokenizer = TOKENIZER
-    chosen = ChatTemplate(tokenizer) if template == "own" else template
+def make(template: Any, **options: Any) -> Encoder:
+    chosen = ChatTemplate(TOKENIZER) if template == "own" else template
     if isinstance(chosen, str):
         chosen = TEMPLATES.get(chosen)
-    encoder = Encoder(tokenizer, chosen, EncodingOptions(**options))
-    (outcome,) = encoder.learn([conversation])
+    return Encoder(TOKENIZER, chosen, EncodingOptions(**options))
+
+
+def learn(conversation: Conversation, template: Any = "chatml", **options: Any) -> Any:
+    (outcome,) = make(template, **options).learn([conversation])
     return outcome
 
 
 def texts(outcome: list[Example]) -> list[str]:
     return [TOKENIZER.decode(one.input_ids) for one in outcome]
+
+
+def ask(conversation: Conversation, template: Any = "chatml", **options: Any) -> Any:
+    (outcome,) = make(template, **options).ask([conversation])
+    return outcome
 
 
 def learned(example: Example) -> str:
@@ -54,21 +61,22 @@ def learned(example: Example) -> str:
     answered=st.text("user assistant", min_size=1, max_size=60).filter(str.strip),
     cutoff_len=st.integers(10, 80),
 )
-def test_neither_header_nor_end_is_ever_cut(template, asked, answered, cutoff_len):
+def test_a_prompt_keeps_its_headers_and_only_a_whole_answer_its_end(
+    template, asked, answered, cutoff_len
+):
     asked, answered = f"q{asked}q", f"a{answered}a"
     outcome = learn(chat(asked, answered), template, cutoff_len=cutoff_len)
 
-    if isinstance(outcome, RowProblem):
-        assert cutoff_len < 30
+    if isinstance(outcome, LeftOut):
+        assert cutoff_len < 20
         return
     ((text,), example) = texts(outcome), outcome[0]
-    assert len(example.input_ids) <= cutoff_len
     assert text.startswith("<|im_start|>user\nq")
-    assert text.count(f"<|im_end|>\n{HEADER}a") == 1
-    assert text.endswith(END)
-    assert learned(example).endswith(END)
-    if example.num_cut:
-        assert len(example.input_ids) == cutoff_len
+    head, _, said = text.rpartition(f"<|im_end|>\n{HEADER}")
+    assert head.count("<|im_end|>") == 0
+    assert said == learned(example)
+    assert (answered + END).startswith(said)
+    assert len(example.input_ids) == min(cutoff_len, len(example.input_ids) + example.num_cut)
 
 
 def test_the_system_text_and_both_headers_outlive_a_long_question():
@@ -86,24 +94,84 @@ def test_turns_without_room_are_left_out_whole():
     (text,) = texts(learn(conversation, cutoff_len=50))
     (last,) = texts(learn(conversation, cutoff_len=50, mask_history=True))
 
-    assert text.startswith(f"<|im_start|>user\none{END}{HEADER}two{END}")
-    assert text.endswith(END)
+    assert text.startswith(
+        f"<|im_start|>user\none{END}{HEADER}two{END}<|im_start|>user\nthree three"
+    )
+    assert text.endswith(f"{HEADER}four{END}")
     assert last.endswith(f"<|im_start|>user\nfive{END}{HEADER}six{END}")
 
 
-def test_an_end_that_is_a_token_of_its_own_is_kept():
-    (example,) = learn(chat("question", "answer " * 100), "vicuna", cutoff_len=200)
+@pytest.mark.parametrize("template", ["chatml", "vicuna", "own", EFFICIENT])
+@pytest.mark.parametrize("options", [{}, {"mask_history": True}, {"train_on_prompt": True}])
+def test_a_cut_answer_is_not_taught_to_end(template, options):
+    if template is EFFICIENT and "train_on_prompt" in options:
+        return  # they do not go together
+    eos = TOKENIZER.eos_token_id
+    row = chat("one", "two", "question", "answer " * 100)
 
-    assert example.input_ids[-1] == TOKENIZER.eos_token_id == example.labels[-1]
+    for conversation in (row, chat(*(one.content for one in row.messages[2:]))):
+        (example,) = learn(conversation, template, cutoff_len=250, **options)
+        (asked,) = ask(conversation, template, cutoff_len=250)
+        (whole,) = ask(chat("question", "answer"), template, cutoff_len=250)
+
+        for said in (example.labels[-9:], example.input_ids[-9:], asked.labels[-9:]):
+            assert "answer" in TOKENIZER.decode(said)
+        assert eos not in (example.input_ids[-1], example.labels[-1], *asked.labels)
+        assert eos in whole.labels
+        assert "question" in TOKENIZER.decode(asked.input_ids)
 
 
-def test_a_call_of_a_tool_ends_as_answers_do():
+def test_a_cut_call_of_a_tool_is_not_taught_to_end():
     call = '{"name": "find", "arguments": {"text": "' + "a" * 200 + '"}}'
     conversation = Conversation((Message("user", "q"), Message("function", call)), tools="[]")
 
-    (text,) = texts(learn(conversation, "qwen", cutoff_len=90))
+    (example,) = learn(conversation, "qwen", cutoff_len=90)
 
-    assert text.endswith(END)
+    assert learned(example) == '<tool_call>\n{"name": "find", "arguments": '
+
+
+@pytest.mark.parametrize("template", ["qwen", "own"])
+@pytest.mark.parametrize("options", [{}, {"mask_history": True}, {"on_overlong": "split"}])
+def test_what_is_never_cut_and_too_long_leaves_the_row_out(template, options):
+    tools = json.dumps([{"name": "find", "parameters": {"type": "object"}}] * 40)
+    rows = [chat("one", "two", "three", "four", system="be kind " * 40)]
+    rows += [dataclasses.replace(chat("one", "two"), tools=tools)] if template == "qwen" else []
+
+    for row in rows:
+        outcomes = learn(row, template, cutoff_len=60, **options), ask(row, template, cutoff_len=60)
+
+        assert [one.reason for one in outcomes] == [OVERLONG, OVERLONG]
+        assert all(one.num_tokens > 100 for one in outcomes)
+
+
+def test_a_masked_history_is_cut_as_a_prompt_is():
+    contents = ["one " * 20, "two", "three " * 20, "four", "five", "six " * 3]
+    conversation = chat(*contents, system="be kind")
+
+    for cutoff_len in range(60, 130, 10):
+        (kept,) = learn(conversation, cutoff_len=cutoff_len, mask_history=True)
+        (asked,) = ask(conversation, cutoff_len=cutoff_len)
+
+        (text,) = texts([kept])
+        assert text.startswith("<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\n")
+        assert kept.input_ids == asked.input_ids + asked.labels
+        assert learned(kept) == f"six six six {END}"
+        assert kept.num_cut == asked.num_cut > 0
+
+
+def test_a_long_last_question_is_cut_behind_its_own_calls():
+    call = Message("function", '{"name": "f", "arguments": {}}')
+    messages = [Message("user", "old"), Message("assistant", "old"), Message("user", "question")]
+    messages += [call, Message("observation", "found " * 60), Message("assistant", "answer")]
+    conversation = Conversation(tuple(messages), system="be kind")
+
+    (example,) = learn(conversation, "qwen", cutoff_len=200, mask_history=True)
+
+    (text,) = texts([example])
+    assert text.startswith("<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\nquestion")
+    assert "<tool_call>" in text
+    assert text.endswith(f"\n</tool_response><|im_end|>\n{HEADER}answer{END}")
+    assert len(example.input_ids) == 200
 
 
 def test_long_rows_are_dropped_or_told():
@@ -162,13 +230,12 @@ def test_of_a_long_prompt_the_oldest_turns_go_first():
     assert example.num_cut > 0
 
 
-def test_frames_are_what_is_no_content():
+def test_a_frame_is_what_is_no_content():
     template = TEMPLATES.get("chatml")
-    ((prompt, answer),) = find_frames(chat("user", "assistant"), template.turns)
+    frame = find_frame(chat("user", "assistant"), -1, template.turns)
 
-    assert prompt.frame.head == (Piece("<|im_start|>user\n"),)
-    assert prompt.frame.tail == (Piece(f"<|im_end|>\n{HEADER}"),)
-    assert answer.frame.tail == (Piece(END, is_learned=True),)
+    assert frame.head == (Piece("<|im_start|>user\n"),)
+    assert frame.tail == (Piece(f"<|im_end|>\n{HEADER}", behind="<|im_start|>user\nuser"),)
 
 
 def marked(*weights: float | None) -> Conversation:

@@ -252,9 +252,28 @@ def test_more_bad_rows_than_the_budget_end_the_run(folder, budget, run):
         assert words in text
 
 
-def test_rows_with_nothing_learned_count_as_bad(folder):
-    with pytest.raises(DataError, match="no learned token is left"):
+def test_rows_whose_headers_have_no_room_are_too_long_and_not_bad(folder, capsys):
+    with pytest.raises(DataError, match=r"40 x longer than cutoff_len\)\. Raise cutoff_len"):
         load(folder, cutoff_len=1)
+    system = {"instruction": "a", "output": "b", "system": "be kind " * 40}
+    write(folder, "rows", 40, *[json.dumps(system)] * 5)
+    columns = {"prompt": "instruction", "response": "output", "system": "system"}
+    entry = {"rows": {"file_name": "rows.jsonl", "columns": columns}}
+    (folder / "dataset_info.json").write_text(json.dumps(entry))
+
+    found = load(folder, cutoff_len=60, max_bad_rows=0)
+
+    (report,) = found.report.sets
+    assert (report.num_skipped, report.left_out) == (0, {"longer than cutoff_len": 5})
+    assert len(found.train) == 40
+    assert "5 rows are left out: their system text" in capsys.readouterr().err
+
+
+def test_a_row_that_is_empty_counts_as_bad(folder):
+    (folder / "rows.jsonl").write_text('{"instruction": "a", "output": ""}\n')
+
+    with pytest.raises(DataError, match="1 of 1 rows cannot be used"):
+        load(folder)
 
 
 def test_the_format_of_a_path_is_said(folder, capsys):

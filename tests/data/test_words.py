@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import tokenizers
 from hypothesis import given, settings
@@ -57,6 +59,65 @@ def test_the_ids_are_those_of_the_tokenizer(split, normalizer):
     check()
 
 
+def without(tokenizer: PreTrainedTokenizerFast, special: str) -> PreTrainedTokenizerFast:
+    """The same tokenizer, to which `special` is a word like any other."""
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    parts["added_tokens"] = [one for one in parts["added_tokens"] if one["content"] != special]
+    backend = tokenizers.Tokenizer.from_str(json.dumps(parts))
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+SENTENCEPIECE = [tiny.make_sentencepiece(prepend) for prepend in ("first", "always", "normal")]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "start", "end"),
+    [
+        *(
+            (make(split, tokenizers.normalizers.NFC()), *tiny.SPECIAL_TOKENS[1:])
+            for split in SPLITS
+        ),
+        *((one, "<s>", "</s>") for one in SENTENCEPIECE),
+    ],
+)
+def test_a_special_token_is_letters_in_contents_and_a_token_between_them(tokenizer, start, end):
+    texts, expected = TextTokenizer(tokenizer, splits_special=True), without(tokenizer, end)
+    assert texts.marks is not None
+    mark = texts.marks.mark
+    content = st.lists(st.sampled_from([*PARTS, "a", end, "\ue0f1\ue0f2"]), max_size=9).map("".join)
+
+    @settings(max_examples=150, deadline=None)
+    @given(st.lists(content, max_size=4))
+    def check(contents: list[str]) -> None:
+        given_texts = [start.join(contents), start + start.join(contents), "".join(contents)]
+        marked = [start.join(map(mark, contents)), start + start.join(map(mark, contents))]
+        found = [ids.tolist() for ids in texts.encode([*marked, "".join(map(mark, contents))])]
+        assert found == [expected.encode(one, add_special_tokens=False) for one in given_texts]
+
+    check()
+    (ids,) = texts.encode([mark(f"{start}{end}") + start + mark(f" {start}") + end])
+    special = tokenizer.convert_tokens_to_ids([start, end])
+    assert [one for one in ids if one in special] == special
+    assert texts.encode([mark("<think>", ["<think>"])]) == texts.encode(["<think>"])
+
+
+@pytest.mark.parametrize("tokenizer", [*SENTENCEPIECE, make("qwen")])
+def test_a_text_behind_another_reads_as_it_does_there(tokenizer):
+    texts, eos = TextTokenizer(tokenizer), tokenizer.eos_token
+    heads = ["user", "a\n", f"{eos}", f"{eos}assistant\n", "glue ", "a.", "é"]
+    tails = ["The neck", " The", "\n", "\n\nThe", ".", f"{eos}The", "小", "maple"]
+    pairs = [(head, tail) for head in heads for tail in tails]
+
+    found = texts.encode_behind(pairs)
+
+    for (head, tail), ids in zip(pairs, found, strict=True):
+        before = tokenizer.encode(head, add_special_tokens=False)
+        both = tokenizer.encode(head + tail, add_special_tokens=False)
+        if both[: len(before)] == before:  # else they would share a token
+            assert ids.tolist() == both[len(before) :]
+        assert tokenizer.decode(before + ids.tolist()) == tokenizer.decode(both)
+
+
 def test_words_are_asked_for_once(tiny_tokenizer, monkeypatch):
     asked: list[str] = []
     encode = TextTokenizer._encode_words
@@ -97,7 +158,6 @@ def test_very_long_words_and_many_words_are_right(tiny_tokenizer):
         lambda one: one.add_tokens([tokenizers.AddedToken("glue", single_word=True)]),
         lambda one: one.add_tokens([tokenizers.AddedToken("glue", rstrip=True)]),
         lambda one: one.add_tokens(["hide glue"]),
-        lambda one: setattr(one, "split_special_tokens", True),
         lambda one: setattr(
             one.backend_tokenizer, "pre_tokenizer", pre_tokenizers.Metaspace(prepend_scheme="never")
         ),

@@ -42,10 +42,12 @@ class DataArguments(Section):
     )
     on_overlong: Literal["truncate", "drop", "split", "error"] = knob(
         "truncate",
-        "What becomes of a row with more tokens than `cutoff_len`: its contents are cut at their "
-        "ends, never headers or what ends an answer (`truncate`, the default), it is left out "
-        "(`drop`), its turns make several examples (`split`), or the run ends (`error`). Every "
-        "such row is counted.",
+        "What becomes of a row with more tokens than `cutoff_len`: turns without room are left "
+        "out and one is cut at the ends of its question and answer, where prompts keep system "
+        "text, tools and headers and a cut answer is not taught to end (`truncate`, the default); "
+        "it is left out (`drop`), its turns make several examples (`split`), or the run ends "
+        "(`error`). Where system text, tools and headers alone are longer, a row is left out. "
+        "Every such row is counted.",
     )
     packing: bool | None = knob(
         None,

@@ -39,8 +39,9 @@ class ModelArguments(Section):
     )
     split_special_tokens: bool = knob(
         False,
-        "Whether special tokens that stand in the text of the data are split into ordinary "
-        "tokens. By default they are recognised.",
+        "Whether special tokens that stand in contents (questions, answers, system texts, tools; "
+        "texts in stage `pt`) are read as their letters. Those that the template writes stay "
+        "tokens, and the saved tokenizer does not split. By default all are recognised.",
     )
     add_tokens: CommaList = knob(
         (), "Ordinary tokens to add to the vocabulary, a comma list. None by default."

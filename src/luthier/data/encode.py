@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from luthier.data.check import RowError, RowProblem
-from luthier.data.frames import Frame, Framed, find_frames
+from luthier.data.frames import Render, find_frame
 from luthier.data.words import TYPECODE, Ids, TextTokenizer
 from luthier.errors import DataError, TemplateError
 from luthier.records import (
@@ -25,7 +27,7 @@ from luthier.records import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from luthier.arguments.data import DataArguments
+    from luthier.arguments.record import Arguments
     from luthier.templates.template import Renders
 
 OnOverlong: TypeAlias = Literal["truncate", "drop", "split", "error"]
@@ -43,21 +45,25 @@ class EncodingOptions:
         mask_history: only the last answer is learned, and the last turns have room first.
         train_on_prompt: prompts are learned as well.
         on_overlong: what becomes of a row that is longer.
+        split_special_tokens: whether special tokens in contents are read as their letters.
     """
 
     cutoff_len: int
     mask_history: bool = False
     train_on_prompt: bool = False
     on_overlong: OnOverlong = "truncate"
+    split_special_tokens: bool = False
 
     @classmethod
-    def of(cls, data_args: DataArguments) -> EncodingOptions:
+    def of(cls, arguments: Arguments) -> EncodingOptions:
         """Those of a configuration."""
+        data = arguments.data
         return cls(
-            data_args.cutoff_len,
-            data_args.mask_history,
-            data_args.train_on_prompt,
-            data_args.on_overlong,
+            data.cutoff_len,
+            data.mask_history,
+            data.train_on_prompt,
+            data.on_overlong,
+            arguments.model.split_special_tokens,
         )
 
 
@@ -91,6 +97,11 @@ class LeftOut(NamedTuple):
     reason: str
     num_tokens: int = 0
 
+
+IdsOf: TypeAlias = dict[Any, Ids]
+"""Pieces by their `_key`, with the ids of each."""
+
+_ANSWERS = ("assistant", "function")
 
 Outcome: TypeAlias = list[Example] | RowProblem | LeftOut
 """What becomes of a row: one example, several with `split`, or none."""
@@ -129,8 +140,8 @@ def share_room(num_source: int, num_target: int, room: int) -> tuple[int, int]:
 class Encoder:
     """Encodes many conversations with one call of the tokenizer.
 
-    Every piece of a template is tokenised on its own, without added special tokens, so the ids of
-    a row are those of its pieces one after the other.
+    Every piece of a template is tokenised on its own, or behind what it says, without added special
+    tokens, so the ids of a row are those of its pieces one after the other.
 
     Args:
         tokenizer: fitted to the template.
@@ -142,7 +153,7 @@ class Encoder:
         self, tokenizer: PreTrainedTokenizerBase, template: Renders, options: EncodingOptions
     ) -> None:
         self.tokenizer, self.template, self.options = tokenizer, template, options
-        self._texts = TextTokenizer(tokenizer)
+        self._texts = TextTokenizer(tokenizer, splits_special=options.split_special_tokens)
         self._tokens: dict[str, int] = {}
 
     def encode(self, conversations: Sequence[Conversation]) -> list[EncodedOrProblem]:
@@ -164,53 +175,90 @@ class Encoder:
 
     def learn(self, conversations: Sequence[Conversation]) -> list[Outcome]:
         """What each row gives to learn from."""
-        rendered = self._render_all(conversations)
+        marked = [self._mark(one) for one in conversations]
+        rendered = [self._render(one, self._turns) for one in marked]
         ids = self._tokenise(rendered)
-        room = self._room()
-        outcomes: list[Outcome] = []
-        overlong: list[int] = []
-        for conversation, turns in zip(conversations, rendered, strict=True):
-            if isinstance(turns, RowProblem):
-                outcomes.append(turns)
-                continue
-            lengths = [_count(turn, ids) for turn in turns]
-            if sum(lengths) <= room:
-                outcomes.append(self._finish(conversation, self._join(conversation, turns, ids)))
-            elif self.options.on_overlong in ("drop", "error"):
-                outcomes.append(LeftOut(OVERLONG, sum(lengths)))
-            else:
-                overlong.append(len(outcomes))
-                outcomes.append([])
-        if overlong:
-            rows = [conversations[at] for at in overlong]
-            shorten = self._split if self.options.on_overlong == "split" else self._truncate
-            for at, outcome in zip(overlong, shorten(rows), strict=True):
-                outcomes[at] = outcome
-        return outcomes
+        return [
+            self._learn(conversation, turns, ids, self.options.on_overlong)
+            for conversation, turns in zip(marked, rendered, strict=True)
+        ]
 
     def ask(self, conversations: Sequence[Conversation]) -> list[Outcome]:
         """The prompt of each row's last answer, and that answer's ids as labels.
 
         Of a prompt that is too long the oldest turns go first, then the end of the question.
         """
-        rendered = [self._render(one, self._last_turn) for one in conversations]
+        marked = [self._mark(one) for one in conversations]
+        rendered = [self._render(one, self._last_turn) for one in marked]
         ids = self._tokenise(rendered)
-        outcomes: list[Outcome] = []
-        for conversation, turns in zip(conversations, rendered, strict=True):
-            if isinstance(turns, RowProblem):
-                outcomes.append(turns)
-                continue
-            source, target = self._asked(turns[0], ids)
-            if len(source) + len(target) <= self.options.cutoff_len:
-                outcomes.append([Example(source, target)])
-            elif self.options.on_overlong in ("drop", "error"):
-                outcomes.append(LeftOut(OVERLONG, len(source) + len(target)))
-            else:
-                outcomes.append(self._shorten_prompt(conversation, len(source) + len(target)))
-        return outcomes
+        return [
+            self._ask(conversation, turns, ids)
+            for conversation, turns in zip(marked, rendered, strict=True)
+        ]
+
+    def turns(self, conversation: Conversation) -> list[Turn]:
+        """The turns that are tokenised; see `luthier.data.words.ContentMarks` for their texts."""
+        return self._turns(self._mark(conversation))
+
+    def _learn(
+        self,
+        conversation: Conversation,
+        turns: list[Turn] | RowProblem,
+        ids: IdsOf,
+        on_overlong: OnOverlong,
+    ) -> Outcome:
+        if isinstance(turns, RowProblem):
+            return turns
+        num_tokens = sum(_count(turn, ids) for turn in turns)
+        if num_tokens <= self._room():
+            sides = [(_side(turn.prompt, ids), _side(turn.answer, ids)) for turn in turns]
+            return self._finish(conversation, self._put_together(conversation, sides))
+        if on_overlong in ("drop", "error"):
+            return LeftOut(OVERLONG, num_tokens)
+        if on_overlong == "split":
+            return self._split(conversation, turns, ids)
+        is_last = self.options.mask_history
+        cut = self._cut(conversation, turns, ids, self._turns, keeps_last=is_last)
+        if not isinstance(cut, _Cut):
+            return cut
+        example = self._put_together(cut.conversation, cut.turns, cut.num_cut, ends=cut.ends)
+        return self._finish(cut.conversation, example)
+
+    def _ask(
+        self, conversation: Conversation, turns: list[Turn] | RowProblem, ids: IdsOf
+    ) -> Outcome:
+        if isinstance(turns, RowProblem):
+            return turns
+        (turn,), num_cut, ends = turns, 0, True
+        (source, _), (target, _) = _side(turn.prompt, ids), _side(turn.answer, ids)
+        if len(source) + len(target) > self._room():
+            if self.options.on_overlong in ("drop", "error"):
+                return LeftOut(OVERLONG, len(source) + len(target))
+            cut = self._cut(conversation, turns, ids, self._last_turn, keeps_last=True)
+            if not isinstance(cut, _Cut):
+                return cut
+            (((source, _), (target, _)),), num_cut, ends = cut.turns, cut.num_cut, cut.ends
+        if self.template.efficient_eos and ends:
+            target = target + array(TYPECODE, [self._eos()])
+        return [Example(source, target, num_cut)]
 
     def _room(self) -> int:
         return self.options.cutoff_len - int(self.template.efficient_eos)
+
+    def _mark(self, conversation: Conversation) -> Conversation:
+        """The same with marked special tokens, where those in contents are split."""
+        marks = self._texts.marks
+        if marks is None:
+            return conversation
+        messages = []
+        for one in conversation.messages:
+            own = self.template.content_words if one.role in _ANSWERS else ()
+            content, said = marks.mark(one.content, own), marks.mark(one.said, own)
+            messages.append(replace(one, content=content, said=said))
+        system, tools = (
+            text and marks.mark(text) for text in (conversation.system, conversation.tools)
+        )
+        return replace(conversation, messages=tuple(messages), system=system, tools=tools)
 
     def _turns(self, conversation: Conversation) -> list[Turn]:
         return self.template.turns(conversation, is_history_masked=self.options.mask_history)
@@ -218,13 +266,10 @@ class Encoder:
     def _last_turn(self, conversation: Conversation) -> list[Turn]:
         return [self.template.turn(_question(conversation), conversation.messages[-1])]
 
-    def _render_all(self, conversations: Sequence[Conversation]) -> list[list[Turn] | RowProblem]:
-        return [self._render(one, self._turns) for one in conversations]
-
     def ids_of(self, pieces: Sequence[Piece]) -> list[list[int]]:
         """The ids of each piece as they stand in every example, before anything is cut."""
-        ids = self._tokenise([[Turn(tuple(pieces), ())]])
-        return [list(ids[piece.content]) for piece in pieces]
+        ids = self._tokenise_pieces(pieces, {})
+        return [ids[_key(piece)].tolist() for piece in pieces]
 
     def _render(self, conversation: Conversation, render: Any) -> list[Turn] | RowProblem:
         try:
@@ -236,32 +281,41 @@ class Encoder:
             return RowProblem.of(conversation.origin, problem)
         return turns
 
-    def _tokenise(self, rendered: Iterable[list[Turn] | RowProblem]) -> dict[Any, Ids]:
-        """The ids of every content, each text tokenised once."""
+    def _tokenise(
+        self, rendered: Iterable[list[Turn] | RowProblem], known: IdsOf | None = None
+    ) -> IdsOf:
+        """The ids of every piece, each text tokenised once; those that are `known` already too."""
         return self._tokenise_pieces(
-            piece
-            for turns in rendered
-            if not isinstance(turns, RowProblem)
-            for turn in turns
-            for side in (turn.prompt, turn.answer)
-            for piece in side
+            (
+                piece
+                for turns in rendered
+                if not isinstance(turns, RowProblem)
+                for turn in turns
+                for side in (turn.prompt, turn.answer)
+                for piece in side
+            ),
+            {} if known is None else known,
         )
 
-    def _tokenise_pieces(self, pieces: Iterable[Piece]) -> dict[Any, Ids]:
-        contents = {piece.content for piece in pieces}
-        texts = [content for content in contents if isinstance(content, str) and content]
-        ids: dict[Any, Ids] = {"": array(TYPECODE)}
+    def _tokenise_pieces(self, pieces: Iterable[Piece], ids: IdsOf) -> IdsOf:
+        """Adds the ids of pieces to those that are known."""
+        ids.setdefault("", array(TYPECODE))
+        new = {_key(piece) for piece in pieces} - ids.keys()
+        texts = [one for one in new if isinstance(one, str)]
+        behind = [one for one in new if isinstance(one, tuple)]
         ids |= zip(texts, self._texts.encode(texts), strict=True)
-        for content in contents:
-            if isinstance(content, Special):
+        if behind:
+            ids |= zip(behind, self._texts.encode_behind(behind), strict=True)
+        for one in new.difference(texts, behind):
+            if isinstance(one, Special):
                 named = (
                     self.tokenizer.bos_token_id
-                    if content is Special.BOS
+                    if one is Special.BOS
                     else self.tokenizer.eos_token_id
                 )
-                ids[content] = array(TYPECODE, [] if named is None else [named])
-            elif isinstance(content, Token):
-                ids[content] = array(TYPECODE, [self._token(content.text)])
+                ids[one] = array(TYPECODE, [] if named is None else [named])
+            elif isinstance(one, Token):
+                ids[one] = array(TYPECODE, [self._token(one.text)])
         return ids
 
     def _token(self, text: str) -> int:
@@ -285,17 +339,15 @@ class Encoder:
             )
         return int(self.tokenizer.eos_token_id)
 
-    def _join(
-        self, conversation: Conversation, turns: Sequence[Turn], ids: dict[Any, Ids]
-    ) -> Example:
-        """All turns one after the other."""
-        sides = [(_side(turn.prompt, ids), _side(turn.answer, ids)) for turn in turns]
-        return self._put_together(conversation, sides)
-
     def _put_together(
-        self, conversation: Conversation, turns: Sequence[tuple[Side, Side]], num_cut: int = 0
+        self,
+        conversation: Conversation,
+        turns: Sequence[tuple[Side, Side]],
+        num_cut: int = 0,
+        *,
+        ends: bool = True,
     ) -> Example:
-        """An example of turns that are as long as they shall be; they are the row's first.
+        """An example of turns that are as long as they shall be; `ends` if the last answer does.
 
         With `efficient_eos` an answer's EOS is the first label of the next prompt, with the
         answer's weight, and one more EOS ends the example. With `mask_history` none of those
@@ -327,7 +379,7 @@ class Encoder:
                 (len(target), 1.0 if answered is None else answered),
             )
             is_last_learned = has_eos and not options.mask_history and answered != 0
-        if has_eos:
+        if has_eos and ends:
             eos = self._eos()
             input_ids.append(eos)
             is_learned = not marks or marks[-1][1] != 0
@@ -341,192 +393,169 @@ class Encoder:
         ends_learned = len(labels) > 1 and labels[-1] != IGNORE_INDEX
         if ends_learned or labels[1:].count(IGNORE_INDEX) < len(labels) - 1:
             return [example]
-        if not example.num_cut and any(one.weight == 0 for one in conversation.messages):
+        if example.num_cut:
+            return LeftOut(OVERLONG, len(labels) + example.num_cut)
+        if any(one.weight == 0 for one in conversation.messages):
             return LeftOut(UNLEARNED, len(labels))
-        fix = "Shorten the prompt, or raise cutoff_len."
-        found = f" ({example.num_cut:,} tokens were cut)"
-        error = RowError("", "no learned token is left", fix, found)
+        fix = "Write an answer, or leave the row out."
+        error = RowError("", "no learned token is left", fix, ": its answers are empty")
         return RowProblem.of(conversation.origin, error)
 
-    def _framed(
-        self, conversations: Sequence[Conversation], render: Any
-    ) -> list[tuple[list[tuple[Framed, Framed]], dict[Any, Ids]]]:
-        """The turns of each, with what of them is no content, and the ids of every part."""
-        framed = [find_frames(one, render) for one in conversations]
-        pieces = [piece for turns in framed for turn in turns for side in turn for piece in side]
-        frames = [
-            piece
-            for turns in framed
-            for turn in turns
-            for side in turn
-            for piece in (*side.frame.head, *side.frame.tail)
-        ]
-        ids = self._tokenise_pieces([*pieces, *frames])
-        return [(turns, ids) for turns in framed]
+    def _cut(
+        self,
+        conversation: Conversation,
+        turns: Sequence[Turn],
+        ids: IdsOf,
+        render: Render,
+        *,
+        keeps_last: bool,
+    ) -> _Cut | RowProblem | LeftOut:
+        """As many whole turns as there is room for, and what fits of one more.
 
-    def _truncate(self, conversations: Sequence[Conversation]) -> list[Outcome]:
-        """Turns put together while there is room, contents cut at their ends."""
-        outcomes = []
-        for conversation, (turns, ids) in zip(
-            conversations, self._framed(conversations, self._turns), strict=True
-        ):
-            sides = [
-                (_Cuttable.of(source, ids), _Cuttable.of(target, ids)) for source, target in turns
-            ]
-            room, num_all = self._room(), sum(len(s) + len(t) for s, t in sides)
-            kept: list[tuple[Side, Side]] = []
-            num_kept = 0
-            for source, target in reversed(sides) if self.options.mask_history else sides:
-                shares = _share_with_frames(source, target, room - num_kept)
-                if shares is None:
-                    break
-                kept.append((source.cut(shares[0]), target.cut(shares[1])))
-                num_kept += sum(shares)
-            if self.options.mask_history:
-                kept.reverse()
-            first = len(sides) - len(kept) if self.options.mask_history else 0
-            messages = conversation.messages[2 * first :][: 2 * len(kept)]
-            example = self._put_together(_with(conversation, messages), kept, num_all - num_kept)
-            outcomes.append(self._finish(conversation, example))
-        return outcomes
+        Every prompt keeps its headers, the first one the system text and the tools; an answer that
+        is cut loses its end. Where not even those fit, the row is left out.
 
-    def _split(self, conversations: Sequence[Conversation]) -> list[Outcome]:
+        Args:
+            conversation: one that is too long.
+            turns: the same, rendered.
+            ids: of every piece; those of other turns that are rendered join them.
+            render: gives the turns.
+            keeps_last: whether the oldest turns are left out and the last one is cut, not the
+                first that does not fit.
+        """
+        room, num_all = self._room(), sum(_count(turn, ids) for turn in turns)
+        if keeps_last:
+            conversation, found = self._newest(conversation, turns, ids, render)
+            if isinstance(found, RowProblem):
+                return found
+            turns = found
+        ends = [0, *accumulate(_count(turn, ids) for turn in turns)]
+        at = len(turns) - 1 if keeps_last else bisect_right(ends, room) - 1
+        frame = find_frame(conversation, at - len(turns), render)
+        self._tokenise_pieces((*frame.head, *frame.tail), ids)
+        sides = [(_side(turn.prompt, ids), _side(turn.answer, ids)) for turn in turns[: at + 1]]
+        source, target = sides.pop()
+        head, tail = _side(frame.head, ids), _side(frame.tail, ids)
+        least = min(len(source[0]), len(head[0]) + 1 + len(tail[0]))
+        shares = _share_with_frame(len(source[0]), len(target[0]), least, room - ends[at])
+        if shares is None and (keeps_last or not sides):
+            return LeftOut(OVERLONG, num_all)
+        is_whole = True
+        if shares is not None:
+            is_whole = shares[1] == len(target[0])
+            sides.append((_first(source, shares[0], tail), _first(target, shares[1], _NOTHING)))
+        num_kept = sum(len(side[0]) for turn in sides for side in turn)
+        messages = conversation.messages
+        messages = messages[: len(messages) - 2 * (len(turns) - len(sides))]
+        return _Cut(_with(conversation, messages), sides, num_all - num_kept, is_whole)
+
+    def _newest(
+        self, conversation: Conversation, turns: Sequence[Turn], ids: IdsOf, render: Render
+    ) -> tuple[Conversation, list[Turn] | RowProblem]:
+        """The last turns from a user's question on, as many as fit; at least the last question's.
+
+        Args:
+            conversation: one that is too long.
+            turns: the same, rendered.
+            ids: takes those of what is rendered here.
+            render: gives the turns.
+        """
+        messages = conversation.messages
+        starts = [at for at in range(2, len(messages), 2) if messages[at].role == "user"]
+        if not starts:
+            return conversation, list(turns)
+
+        def turns_from(start: int) -> list[Turn] | RowProblem:
+            found = self._render(_with(conversation, messages[start:]), render)
+            self._tokenise([found], ids)
+            return found
+
+        def fits(start: int) -> bool:
+            found = turns_from(start)
+            if isinstance(found, RowProblem):
+                return True
+            return sum(_count(turn, ids) for turn in found) <= self._room()
+
+        at = bisect_left(starts, True, key=fits)
+        start = starts[min(at, len(starts) - 1)]
+        return _with(conversation, messages[start:]), turns_from(start)
+
+    def _split(self, conversation: Conversation, turns: Sequence[Turn], ids: IdsOf) -> Outcome:
         """Rows of whole turns, as many in each as fit; a turn that fits nowhere is cut.
 
         Every part begins with the system text and the tools. It begins with a question where one
         is near enough, not with what a tool answered.
         """
-        parts: list[list[Example]] = [[] for _ in conversations]
-        problems: dict[int, RowProblem] = {}
-        waiting = list(enumerate(conversations))
-        while waiting:
-            rendered = self._render_all([rest for _, rest in waiting])
-            ids = self._tokenise(rendered)
-            ready: list[tuple[int, Conversation]] = []
-            after: list[tuple[int, Conversation]] = []
-            for (at, rest), turns in zip(waiting, rendered, strict=True):
-                if isinstance(turns, RowProblem):
-                    problems[at] = turns
-                    continue
-                taken = 2 * _count_fitting(
-                    rest, [_count(turn, ids) for turn in turns], self._room()
-                )
-                ready.append((at, _with(rest, rest.messages[:taken])))
-                if taken < len(rest.messages):
-                    after.append((at, _with(rest, rest.messages[taken:])))
-            whole = [part for _, part in ready]
-            for (at, _), outcome in zip(ready, self._take_parts(whole), strict=True):
-                if isinstance(outcome, list):
-                    parts[at] += outcome
-                elif isinstance(outcome, RowProblem):
-                    problems[at] = outcome
-            waiting = after
-        for at in problems:
-            if parts[at]:  # the rest of the row is used, and this part counts as cut
-                parts[at][0] = parts[at][0]._replace(num_cut=parts[at][0].num_cut + 1)
-        nothing = LeftOut(UNLEARNED)
-        return [found or problems.get(at) or nothing for at, found in enumerate(parts)]
-
-    def _take_parts(self, conversations: Sequence[Conversation]) -> list[Outcome]:
-        rendered = self._render_all(conversations)
-        ids = self._tokenise(rendered)
-        outcomes: list[Outcome] = []
-        for conversation, turns in zip(conversations, rendered, strict=True):
-            if isinstance(turns, RowProblem):
-                outcomes.append(turns)
-            elif sum(_count(turn, ids) for turn in turns) <= self._room():
-                outcomes.append(self._finish(conversation, self._join(conversation, turns, ids)))
-            else:
-                outcomes += self._truncate([conversation])
-        return outcomes
-
-    def _asked(self, turn: Turn, ids: dict[Any, Ids]) -> tuple[Ids, Ids]:
-        source, target = _side(turn.prompt, ids)[0], _side(turn.answer, ids)[0]
-        if self.template.efficient_eos:
-            target = target + array(TYPECODE, [self._eos()])
-        return source, target
-
-    def _shorten_prompt(self, conversation: Conversation, num_all: int) -> Outcome:
-        room = self._room()
+        parts: list[Example] = []
+        left_out: RowProblem | LeftOut = LeftOut(UNLEARNED)
+        num_all, num_lost = sum(_count(turn, ids) for turn in turns), 0
         rest = conversation
-        while True:
-            ((turns, ids),) = self._framed([rest], self._last_turn)
-            ((framed_source, framed_target),) = turns
-            source, target = _Cuttable.of(framed_source, ids), _Cuttable.of(framed_target, ids)
-            is_short = len(source) + len(target) <= room
-            starts = range(2, len(rest.messages), 2)
-            start = next((at for at in starts if rest.messages[at].role == "user"), None)
-            if is_short or start is None:
+        while rest.messages:
+            lengths = [_count(turn, ids) for turn in turns]
+            num_turns = _count_fitting(rest, lengths, self._room())
+            part = _with(rest, rest.messages[: 2 * num_turns])
+            rest = _with(rest, rest.messages[2 * num_turns :])
+            rendered = self._render(part, self._turns)
+            following: list[Turn] | RowProblem = (
+                self._render(rest, self._turns) if rest.messages else []
+            )
+            self._tokenise([rendered, following], ids)
+            outcome = self._learn(part, rendered, ids, "truncate")
+            if isinstance(outcome, list):
+                parts += outcome
+            elif isinstance(outcome, RowProblem) or outcome.reason == OVERLONG:
+                left_out = outcome
+                num_lost += sum(lengths[:num_turns])
+            if isinstance(following, RowProblem):
+                left_out = following
+                num_lost += sum(lengths[num_turns:])
                 break
-            rest = _with(rest, rest.messages[start:])
-        shares = (
-            (len(source), len(target)) if is_short else _share_with_frames(source, target, room)
-        )
-        if shares is None:
-            fix = "Raise cutoff_len."
-            error = RowError("", "no room for a question", fix, f" ({num_all:,} tokens)")
-            return RowProblem.of(conversation.origin, error)
-        prompt, answer = source.cut(shares[0])[0], target.cut(shares[1])[0]
-        if self.template.efficient_eos:
-            answer = answer + array(TYPECODE, [self._eos()])
-        return [Example(prompt, answer, num_all - len(prompt) - len(answer))]
+            turns = following
+        if parts:
+            parts[0] = parts[0]._replace(num_cut=parts[0].num_cut + num_lost)
+            return parts
+        return left_out if isinstance(left_out, RowProblem) else LeftOut(left_out.reason, num_all)
 
 
 Side: TypeAlias = tuple[Ids, Ids]
 """The ids of a prompt or an answer, and the label of each."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Cuttable:
-    """A side that can be cut without losing what frames its content.
+class _Cut(NamedTuple):
+    """What there is room for of a row.
 
     Attributes:
-        whole: all of it.
-        num_head: tokens before the content that is cut.
-        tail: what stands behind that content.
+        conversation: the messages of the turns.
+        turns: the turns.
+        num_cut: the tokens without room.
+        ends: whether the last answer is whole.
     """
 
-    whole: Side
-    num_head: int
-    tail: Side
-
-    @classmethod
-    def of(cls, framed: Framed, ids: dict[Any, Ids]) -> _Cuttable:
-        frame: Frame = framed.frame
-        return cls(
-            _side(framed.pieces, ids),
-            sum(len(ids[piece.content]) for piece in frame.head),
-            _side(frame.tail, ids),
-        )
-
-    def __len__(self) -> int:
-        return len(self.whole[0])
-
-    @property
-    def least(self) -> int:
-        """The fewest tokens it can be cut to: its frame and one of content."""
-        return min(len(self), self.num_head + len(self.tail[0]) + 1)
-
-    def cut(self, count: int) -> Side:
-        """Its first tokens and its tail, `count` together."""
-        if count >= len(self):
-            return self.whole
-        kept = count - len(self.tail[0])
-        return self.whole[0][:kept] + self.tail[0], self.whole[1][:kept] + self.tail[1]
+    conversation: Conversation
+    turns: list[tuple[Side, Side]]
+    num_cut: int
+    ends: bool
 
 
-def _share_with_frames(source: _Cuttable, target: _Cuttable, room: int) -> tuple[int, int] | None:
-    """`share_room`, with no less for either than its frame; None when there is no room for both."""
-    if source.least + target.least > room:
+def _first(side: Side, count: int, tail: Side) -> Side:
+    """The first tokens of a side and its tail, `count` together."""
+    if count >= len(side[0]):
+        return side
+    kept = count - len(tail[0])
+    return side[0][:kept] + tail[0], side[1][:kept] + tail[1]
+
+
+def _share_with_frame(
+    num_source: int, num_target: int, least: int, room: int
+) -> tuple[int, int] | None:
+    """`share_room`, with at least so many for the prompt and one for the answer, or None."""
+    one = min(num_target, 1)
+    if least + one > room:
         return None
-    num_source, num_target = share_room(len(source), len(target), room)
-    if num_source < source.least:
-        num_source = source.least
-        num_target = min(len(target), room - num_source)
-    if num_target < target.least:
-        num_target = target.least
-        num_source = min(len(source), room - num_target)
-    return num_source, num_target
+    kept, num_answered = share_room(num_source, num_target, room)
+    kept = max(kept, least)
+    num_answered = max(min(num_answered, room - kept), one)
+    return min(kept, room - num_answered), num_answered
 
 
 def _count_fitting(conversation: Conversation, lengths: Sequence[int], room: int) -> int:
@@ -544,10 +573,10 @@ def _count_fitting(conversation: Conversation, lengths: Sequence[int], room: int
     return max(num_fitting, 1)
 
 
-def _side(pieces: Iterable[Piece], ids: dict[Any, Ids]) -> Side:
+def _side(pieces: Iterable[Piece], ids: IdsOf) -> Side:
     joined, labels = array(TYPECODE), array(TYPECODE)
     for piece in pieces:
-        tokens = ids[piece.content]
+        tokens = ids[_key(piece)]
         joined += tokens
         labels += tokens if piece.is_learned else _ignored(len(tokens))
     return joined, labels
@@ -558,10 +587,16 @@ def _ignored(count: int) -> Ids:
 
 
 _IGNORED = array(TYPECODE, [IGNORE_INDEX])
+_NOTHING = (array(TYPECODE), array(TYPECODE))
 
 
-def _count(turn: Turn, ids: dict[Any, Ids]) -> int:
-    return sum(len(ids[piece.content]) for side in (turn.prompt, turn.answer) for piece in side)
+def _key(piece: Piece) -> Any:
+    """What decides about the ids of a piece."""
+    return (piece.behind, piece.content) if piece.behind else piece.content
+
+
+def _count(turn: Turn, ids: IdsOf) -> int:
+    return sum(len(ids[_key(piece)]) for side in (turn.prompt, turn.answer) for piece in side)
 
 
 def _marks(conversation: Conversation, num_turns: int) -> list[tuple[float | None, float | None]]:
@@ -593,13 +628,7 @@ def _question(conversation: Conversation) -> Conversation:
 
 
 def _with(conversation: Conversation, messages: Sequence[Message]) -> Conversation:
-    return Conversation(
-        tuple(messages),
-        conversation.system,
-        conversation.tools,
-        conversation.origin,
-        conversation.weight,
-    )
+    return replace(conversation, messages=tuple(messages))
 
 
 def _as_record(conversation: Conversation, outcome: Outcome) -> EncodedOrProblem:

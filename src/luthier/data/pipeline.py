@@ -30,7 +30,7 @@ from luthier.data.encode import OVERLONG
 from luthier.data.formats.detect import NUM_LOOKED_AT
 from luthier.data.mixing import column_of, draw_rows, mix, place_drawn, split
 from luthier.data.packing import pack
-from luthier.data.report import DataReport, SetReport
+from luthier.data.report import DataReport, SetReport, nothing_left
 from luthier.data.routes import Route, choose_route, find_tool_turns
 from luthier.data.sources import HubAccess, Row, Source
 from luthier.data.streaming.load import load_stream
@@ -103,7 +103,7 @@ def load_datasets(
         DataError: if a data set cannot be read as described, has too many wrong rows, or nothing
             is left of it.
     """
-    route = choose_route(arguments.data, template, tokenizer, reads)
+    route = choose_route(arguments, template, tokenizer, reads)
     loader = _Loader(arguments, route, tokenizer)
     path = arguments.data.tokenized_path
     if path is None:
@@ -249,7 +249,7 @@ class _Loader:
         sets = [self._encode(name, "learn") for name in names]
         for name, one in zip(names, sets, strict=True):
             if not len(one):
-                raise DataError(f"data set {name!r}: no row is left to learn from.")
+                raise nothing_left([said for said in self.report.sets if said.name == masked(name)])
         data = self.data
         return sets, mix([*map(len, sets)], data.mix_strategy, data.interleave_probs, self.seed)
 
@@ -361,6 +361,13 @@ class _Loader:
                 f"{data.cutoff_len:,}, the longest has {report.longest:,} tokens; on_overlong: "
                 "error allows none. Raise cutoff_len, or set on_overlong to truncate, drop or "
                 "split."
+            )
+        if data.on_overlong in ("truncate", "split") and OVERLONG in report.left_out:
+            console.warn(
+                f"data set {name!r}: {report.left_out[OVERLONG]:,} rows are left out: their system "
+                f"text, tools and headers, which are not cut, are longer than cutoff_len "
+                f"{data.cutoff_len:,}. Raise cutoff_len; the longest row has {report.longest:,} "
+                "tokens."
             )
 
     def _open(self, published: Published, report: SetReport) -> datasets.Dataset:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from luthier.data.check import NUM_LISTED, RowProblem
+from luthier.data.encode import OVERLONG
+from luthier.errors import DataError
 
 
 @dataclass
@@ -20,7 +22,7 @@ class Counts:
         skipped: reason -> rows that are wrong.
         problems: the first wrong rows, as text.
         left_out: reason -> rows that are right and not used: longer than cutoff_len with
-            `on_overlong: drop`, or of weight 0.
+            `on_overlong: drop` or in what is never cut, or of weight 0.
         remarks: what rows had that is not learned from -> how many rows.
         num_rows_split: rows that became several examples.
         num_parts: the examples that those became.
@@ -145,6 +147,20 @@ class SetReport(Counts):
                 f"and lost {self.num_tokens_cut:,} tokens ({share:.1%}). Raise cutoff_len to keep "
                 f"them; the longest row has {self.longest:,} tokens."
             )
+
+
+def nothing_left(reports: Sequence[SetReport]) -> DataError:
+    """Of data sets of which no row is used, and why."""
+    why: Counter[str] = Counter()
+    for report in reports:
+        why += Counter(report.left_out) + Counter(report.skipped)
+    counts = "; ".join(f"{count:,} x {reason}" for reason, count in why.most_common())
+    longest = max(report.longest for report in reports)
+    fix = f" Raise cutoff_len; the longest has {longest:,} tokens." if why[OVERLONG] else ""
+    return DataError(
+        f"data set {', '.join(repr(report.name) for report in reports)}: no row is left to learn "
+        f"from{f' ({counts})' if counts else ''}.{fix}"
+    )
 
 
 @dataclass

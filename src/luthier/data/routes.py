@@ -21,7 +21,7 @@ from luthier.records import Conversation, Message, Record, Text
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from luthier.arguments.data import DataArguments
+    from luthier.arguments.record import Arguments
     from luthier.templates.template import Renders
 
 
@@ -52,7 +52,7 @@ class Route(Protocol):
 
 
 def choose_route(
-    data_args: DataArguments,
+    arguments: Arguments,
     template: Renders | None,
     tokenizer: PreTrainedTokenizerBase,
     reads: type[Record],
@@ -60,16 +60,16 @@ def choose_route(
     """The route of the record that a stage reads.
 
     Args:
-        data_args: how rows are encoded and packed.
+        arguments: how rows are encoded and packed.
         template: renders conversations; None for texts.
         tokenizer: fitted to the template.
         reads: `Conversation` or `Text`.
     """
     if reads is Text:
-        return TextRoute(data_args, tokenizer)
+        return TextRoute(arguments, tokenizer)
     assert reads is Conversation, reads
     assert template is not None
-    return ConversationRoute(data_args, template, tokenizer)
+    return ConversationRoute(arguments, template, tokenizer)
 
 
 class ConversationRoute:
@@ -78,10 +78,10 @@ class ConversationRoute:
     keeps_order = False
 
     def __init__(
-        self, data_args: DataArguments, template: Renders, tokenizer: PreTrainedTokenizerBase
+        self, arguments: Arguments, template: Renders, tokenizer: PreTrainedTokenizerBase
     ) -> None:
-        self.data = data_args
-        self.encoder = Encoder(tokenizer, template, EncodingOptions.of(data_args))
+        self.data = arguments.data
+        self.encoder = Encoder(tokenizer, template, EncodingOptions.of(arguments))
         self.tool_turns = find_tool_turns(template)
 
     def encoding(self) -> dict[str, Any]:
@@ -94,9 +94,10 @@ class ConversationRoute:
 
     def ingredients(self) -> dict[str, Any]:
         """The same, and whether rows are packed."""
-        template = self.encoder.template.fingerprint()
-        packing = {"packing": True} if self.data.packing else {}
-        return {"template": template, **asdict(self.encoder.options), **packing}
+        options = asdict(self.encoder.options) | {"packing": bool(self.data.packing)}
+        switches = ("packing", "split_special_tokens")  # left out where they are off
+        said = {name: value for name, value in options.items() if value or name not in switches}
+        return {"template": self.encoder.template.fingerprint(), **said}
 
     def detect(
         self, description: DatasetDescription, rows: Sequence[Any]
@@ -125,9 +126,10 @@ class TextRoute:
 
     keeps_order = True
 
-    def __init__(self, data_args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.data = data_args
-        self.encoder = TextEncoder(tokenizer)
+    def __init__(self, arguments: Arguments, tokenizer: PreTrainedTokenizerBase) -> None:
+        data_args = self.data = arguments.data
+        splits = arguments.model.split_special_tokens
+        self.encoder = TextEncoder(tokenizer, splits_special=splits)
         self.options = BlockOptions(
             data_args.cutoff_len,
             is_packed=data_args.packing is not False,
@@ -137,8 +139,9 @@ class TextRoute:
         )
 
     def encoding(self) -> dict[str, Any]:
-        """Nothing but EOS: a document is whole, however long."""
-        return {"stage": "pt", "eos": self.encoder.tokenizer.eos_token_id}
+        """EOS and special tokens: a document is whole, however long."""
+        split = {"split_special_tokens": True} if self.encoder.splits_special else {}
+        return {"stage": "pt", "eos": self.encoder.tokenizer.eos_token_id, **split}
 
     def ingredients(self) -> dict[str, Any]:
         """How documents become blocks."""
@@ -148,6 +151,7 @@ class TextRoute:
             "packing": self.options.is_packed,
             "neat_packing": self.options.is_isolated,
             "document_overlap": self.options.overlap,
+            **({"split_special_tokens": True} if self.encoder.splits_special else {}),
         }
 
     def detect(

@@ -64,18 +64,22 @@ class TextEncoder:
 
     Args:
         tokenizer: one that has EOS.
+        splits_special: whether special tokens in a text are read as their letters.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, splits_special: bool = False) -> None:
         if tokenizer.eos_token_id is None:
             raise DataError("EOS ends every text, and this tokenizer has none.")
-        self.tokenizer = tokenizer
+        self.tokenizer, self.splits_special = tokenizer, splits_special
         self._end = array(TYPECODE, [tokenizer.eos_token_id])
-        self._texts = TextTokenizer(tokenizer)
+        self._texts = TextTokenizer(tokenizer, splits_special=splits_special)
 
     def encode(self, texts: Sequence[Text]) -> list[Ids]:
         """The ids of each text, EOS behind them."""
-        return [ids + self._end for ids in self._texts.encode([one.content for one in texts])]
+        contents, marks = [one.content for one in texts], self._texts.marks
+        if marks is not None:
+            contents = list(map(marks.mark, contents))
+        return [ids + self._end for ids in self._texts.encode(contents)]
 
 
 @dataclass(frozen=True)

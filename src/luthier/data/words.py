@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from array import array
@@ -31,6 +32,59 @@ _WIDE_SPACE = re.compile("[\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u
 _BESIDE_WIDE_SPACE = re.compile(rf" (?={_WIDE_SPACE.pattern})|(?<={_WIDE_SPACE.pattern}) ")
 """A space beside one that is not of ASCII; it may begin no word."""
 
+_BREAK = "\ue0f1\ue0f2\ue0f2"
+"""Characters for private use, set into special tokens that stand in contents."""
+
+_STAND_IN = "\ue0f1\ue0f2\ue0f3"
+"""With a number and once more behind it, what takes a special token's place in a text."""
+
+
+class ContentMarks:
+    """Tells the special tokens that a template writes from those that stand in contents.
+
+    Contents are marked before they are rendered. What a rendered text then holds of special tokens
+    is the template's, and gets stand-ins, which a tokenizer that splits special tokens knows.
+
+    Args:
+        tokenizer: one that does not split.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        added = tokenizer.added_tokens_decoder.items()
+        self.special = {token.content: (at, token) for at, token in added if token.special}
+        self.stand_ins = {
+            text: f"{_STAND_IN}{at}{_STAND_IN}" for text, (at, _) in self.special.items()
+        }
+        longest_first = sorted(self.special, key=len, reverse=True)
+        in_contents = (
+            f"{_escaped(text[0])}(?={''.join(map(_escaped, text[1:]))})" for text in longest_first
+        )
+        self._in_contents = re.compile("|".join(in_contents) or "(?!)")
+        either = "|".join(map(re.escape, longest_first)) or "(?!)"
+        self._in_templates = re.compile(f"(?:{either})(?!{_BREAK})")
+
+    def mark(self, content: str, spared: Sequence[str] = ()) -> str:
+        """A content with its special tokens marked, but for the words `spared`."""
+        parts = re.split(f"({'|'.join(map(re.escape, spared))})", content) if spared else [content]
+        for at in range(0, len(parts), 2):
+            parts[at] = self._in_contents.sub(lambda found: found[0] + _BREAK, parts[at])
+        return "".join(parts).replace(_STAND_IN, "\ufffd")
+
+    def replace(self, text: str) -> str:
+        """A rendered text with stand-ins for the template's tokens, and without marks."""
+        text = self._in_templates.sub(lambda found: self.stand_ins[found[0]], text)
+        return without_marks(text)
+
+
+def without_marks(text: str) -> str:
+    """The text as it was before `ContentMarks.mark`."""
+    return text.replace(_BREAK, "")
+
+
+def _escaped(letter: str) -> str:
+    """A pattern for a letter, written as such or as JSON may write it."""
+    return f"(?:{re.escape(letter)}|\\\\u(?i:{ord(letter):04x}))"
+
 
 class TextTokenizer:
     """Gives the ids that the tokenizer gives, without added special tokens, in less time.
@@ -43,24 +97,27 @@ class TextTokenizer:
     asked for whole texts.
 
     Args:
-        tokenizer: any of `transformers`.
+        tokenizer: any of `transformers`, one that does not split special tokens.
+        splits_special: whether special tokens that `marks` marked are read as their letters.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, splits_special: bool = False) -> None:
         self.tokenizer = tokenizer
+        self.marks = ContentMarks(tokenizer) if splits_special else None
         self._is_by_word: bool | None = None
+        self._reads_alike: bool | None = None
         self._is_checked = self._is_normalising = False
         self._known: Vocabulary | None = None
         self._added: dict[str, int] = {}
         self._added_patterns: list[re.Pattern[str]] = []
+        self._stood_for: dict[int, int] = {}
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of each text."""
         if self._is_by_word is None:
-            self._is_by_word = begins_words_at_spaces(self.tokenizer)
-            if self._is_by_word:
-                self._is_normalising = self.tokenizer.backend_tokenizer.normalizer is not None
-                self._read_added_tokens()
+            self._prepare()
+        if self.marks:
+            texts = [self.marks.replace(text) for text in texts]
         if not self._is_by_word or not texts:
             return self._encode_whole(texts)
         found: list[Ids] = []
@@ -74,9 +131,69 @@ class TextTokenizer:
                 return self._encode_whole(texts)
         return found
 
+    def encode_behind(self, pairs: Sequence[tuple[str, str]]) -> list[Ids]:
+        """The ids of the second text of each pair, where it goes on the first.
+
+        No token is of both texts: what is generated behind the first cannot change it. So where
+        the tokenizer would join them, letters are set between.
+        """
+        found = self.encode([text for _, text in pairs])
+        if self._reads_alike is None:
+            self._reads_alike = bool(self._is_by_word) or self._find_reading_alike()
+        waiting = [] if self._reads_alike else [*range(len(pairs))]
+        for between in ("", "\n", "a"):
+            heads = [pairs[at][0] + between for at in waiting]
+            ids = self.encode(
+                heads + [h + pairs[at][1] for h, at in zip(heads, waiting, strict=True)]
+            )
+            still = []
+            for at, head, both in zip(waiting, ids, ids[len(waiting) :], strict=False):
+                if both[: len(head)] == head:
+                    found[at] = both[len(head) :]
+                else:
+                    still.append(at)
+            waiting = still
+        return found
+
+    def _find_reading_alike(self) -> bool:
+        """Whether texts are read alike at a beginning and further on."""
+        probes = ["a", " a", "."]
+        head, *found = self._encode_whole(["a\n", *probes, *(f"a\n{one}" for one in probes)])
+        return found[3:] == [head + one for one in found[:3]]
+
+    def _prepare(self) -> None:
+        if self.marks and self.tokenizer.is_fast:
+            self._stood_for = self._add_stand_ins(self.marks)
+        self._is_by_word = begins_words_at_spaces(self.tokenizer)
+        if self._is_by_word:
+            self._is_normalising = self.tokenizer.backend_tokenizer.normalizer is not None
+            self._read_added_tokens()
+
+    def _add_stand_ins(self, marks: ContentMarks) -> dict[int, int]:
+        """A tokenizer that splits special tokens and knows the stand-ins: whose each one is."""
+        from tokenizers import AddedToken
+
+        self.tokenizer = copy.deepcopy(self.tokenizer)
+        self.tokenizer.split_special_tokens = True
+        stand_ins = [
+            AddedToken(
+                marks.stand_ins[text],
+                lstrip=token.lstrip,
+                rstrip=token.rstrip,
+                single_word=token.single_word,
+                normalized=token.normalized,
+            )
+            for text, (_, token) in marks.special.items()
+        ]
+        self.tokenizer.add_tokens(stand_ins)
+        numbers = self.tokenizer.convert_tokens_to_ids([one.content for one in stand_ins])
+        return dict(zip(numbers, (at for at, _ in marks.special.values()), strict=True))
+
     def _encode_whole(self, texts: Sequence[str]) -> list[Ids]:
         if not texts:
             return []
+        if self.marks and not self.tokenizer.is_fast:
+            return [self._encode_between(text) for text in texts]
         encoded = self.tokenizer(
             list(texts),
             add_special_tokens=False,
@@ -86,11 +203,28 @@ class TextTokenizer:
             truncation=False,
             verbose=False,
         )
-        return [array(TYPECODE, ids) for ids in encoded["input_ids"]]
+        found = [array(TYPECODE, ids) for ids in encoded["input_ids"]]
+        if self._stood_for:
+            real = self._stood_for
+            found = [array(TYPECODE, [real.get(one, one) for one in ids]) for ids in found]
+        return found
+
+    def _encode_between(self, text: str) -> Ids:
+        """The ids of what stands between stand-ins, split: for tokenizers written in Python."""
+        ids: list[int] = []
+        for at, part in enumerate(re.split(f"{_STAND_IN}(\\d+){_STAND_IN}", text)):
+            if at % 2:
+                ids.append(int(part))
+            elif part:
+                tokens = self.tokenizer.tokenize(part, split_special_tokens=True)
+                ids += self.tokenizer.convert_tokens_to_ids(tokens)
+        return array(TYPECODE, ids)
 
     def _read_added_tokens(self) -> None:
         added = self.tokenizer.backend_tokenizer.get_added_tokens_decoder()
-        self._added = {token.content: number for number, token in added.items()}
+        splits = self.tokenizer.split_special_tokens
+        added = {at: token for at, token in added.items() if not (splits and token.special)}
+        self._added = {token.content: self._stood_for.get(at, at) for at, token in added.items()}
         for is_normalised in (False, True):
             texts = [one.content for one in added.values() if one.normalized is is_normalised]
             if texts:
@@ -157,7 +291,7 @@ class TextTokenizer:
         backend = self.tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
-        backend.encode_special_tokens = False
+        backend.encode_special_tokens = self.tokenizer.split_special_tokens
         calls = [words[at : at + _WORDS_A_CALL] for at in range(0, len(words), _WORDS_A_CALL)]
         encodings = backend.encode_batch(calls, is_pretokenized=True, add_special_tokens=False)
         counts = [
@@ -214,7 +348,7 @@ def begins_words_at_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
     from tokenizers.models import BPE
     from tokenizers.normalizers import NFC
 
-    if not tokenizer.is_fast or tokenizer.split_special_tokens:
+    if not tokenizer.is_fast:
         return False
     backend = tokenizer.backend_tokenizer
     model, splitter = backend.model, backend.pre_tokenizer

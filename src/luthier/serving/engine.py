@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ class Engine:
         stop_token_ids: tokens that end an answer; they are never shown.
         generating: how tokens are chosen unless a call says otherwise.
         use_cache: whether keys and values of earlier tokens are kept.
+        split_special_tokens: whether special tokens in messages are read as their letters.
     """
 
     model: Any
@@ -53,6 +55,7 @@ class Engine:
     stop_token_ids: tuple[int, ...]
     generating: GeneratingArguments
     use_cache: bool = True
+    split_special_tokens: bool = False
     _busy: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def stream(
@@ -106,10 +109,15 @@ class Engine:
         """The whole answer to the last message; see `stream`."""
         return "".join(self.stream(messages, system=system, tools=tools, generating=generating))
 
+    @cached_property
+    def _encoder(self) -> Encoder:
+        options = EncodingOptions(sys.maxsize, split_special_tokens=self.split_special_tokens)
+        return Encoder(self.tokenizer, self.template, options)
+
     def _encode(self, asked: Conversation) -> list[int]:
         answered = replace(asked, messages=(*asked.messages, Message("assistant", "")))
-        encoder = Encoder(self.tokenizer, self.template, EncodingOptions(cutoff_len=sys.maxsize))
-        (example,) = encoder.encode_prompts([answered])
+        with self._busy:
+            (example,) = self._encoder.encode_prompts([answered])
         if isinstance(example, RowProblem):
             raise TemplateError(str(example))
         return example.input_ids
@@ -160,6 +168,7 @@ def load_engine(arguments: Arguments) -> Engine:
         tuple(fitted.stop_token_ids),
         arguments.generating,
         use_cache=arguments.model.use_kv_cache,
+        split_special_tokens=arguments.model.split_special_tokens,
     )
 
 

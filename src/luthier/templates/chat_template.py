@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from luthier.errors import TemplateError
-from luthier.records import Conversation, Message, Piece, Turn
+from luthier.records import BEHIND, Conversation, Message, Piece, Turn
 from luthier.templates.chat_messages import ChatMessage, as_chat, as_chat_tools
 from luthier.templates.jinja import write_chat_template
 
@@ -126,6 +126,7 @@ class ChatTemplate:
             answer; found by rendering one when not given.
         efficient_eos: never; the chat template writes what ends an answer.
         takes_text_beside_calls: always; where a chat template leaves it out, that is an error.
+        content_words: what surrounds thoughts and calls in the contents of answers.
     """
 
     tokenizer: Tokenizer = dataclasses.field(repr=False)
@@ -136,6 +137,7 @@ class ChatTemplate:
     stop_words: tuple[str, ...] = ()
     efficient_eos: bool = False
     takes_text_beside_calls: bool = True
+    content_words: tuple[str, ...] = ("<think>", "</think>", "<tool_call>", "</tool_call>")
     _opens_after_answers: bool = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -176,8 +178,8 @@ class ChatTemplate:
             _check_history(answered, whole, question // 2 + 1)
             turns.append(
                 Turn(
-                    (Piece(whole[start : len(prompt)]),),
-                    (Piece(whole[len(prompt) : len(answered)], is_last or not is_history_masked),),
+                    (_piece(whole, start, len(prompt)),),
+                    (_piece(whole, len(prompt), len(answered), is_last or not is_history_masked),),
                 )
             )
             start = len(answered)
@@ -190,7 +192,7 @@ class ChatTemplate:
         whole = self._render(full, len(full.messages))
         self._check_contents(full, whole)
         _check_prompt(prompt, whole, len(full.messages) // 2)
-        return Turn((Piece(prompt),), (Piece(whole[len(prompt) :], is_learned=True),))
+        return Turn((Piece(prompt),), (_piece(whole, len(prompt), len(whole), True),))
 
     def prompt(
         self, conversation: Conversation, answer: Message | None = None
@@ -286,6 +288,10 @@ _PROBE = (
     {"role": "user", "content": "the-question"},
     {"role": "assistant", "content": "the-answer"},
 )
+
+
+def _piece(whole: str, start: int, end: int, is_learned: bool = False) -> Piece:
+    return Piece(whole[start:end], is_learned, behind=whole[max(start - BEHIND, 0) : start])
 
 
 def _check_prompt(prompt: str, answered: str, turn: int) -> None:

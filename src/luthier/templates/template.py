@@ -39,6 +39,10 @@ class Renders(Protocol):
     def takes_text_beside_calls(self) -> bool:
         """Whether an answer that calls tools may say something, too."""
 
+    @property
+    def content_words(self) -> tuple[str, ...]:
+        """Words of the template's own that stand in the contents of answers: around thoughts."""
+
     def turns(self, conversation: Conversation, *, is_history_masked: bool = False) -> list[Turn]:
         """What training reads."""
 
@@ -134,6 +138,11 @@ class Template:
     def tools(self) -> ToolFormat:
         """The tool format by its name."""
         return TOOL_FORMATS.get(self.tool_format)
+
+    @property
+    def content_words(self) -> tuple[str, ...]:
+        """What surrounds thoughts and calls in the contents of answers."""
+        return tuple(word.strip() for word in (*self.thought_words, *self.tool_call_words))
 
     @property
     def thinking(self) -> Thinking | None:

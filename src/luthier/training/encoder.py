@@ -31,7 +31,7 @@ def load_encoder(arguments: Arguments) -> Encoder:
             "stage: pt learns texts, and this looks at conversations. `luthier data prepare` reads "
             "and encodes texts, and names the bad rows."
         )
-    return Encoder(tokenizer, template, EncodingOptions.of(arguments.data))
+    return Encoder(tokenizer, template, EncodingOptions.of(arguments))
 
 
 def fit_template(

@@ -20,7 +20,7 @@ def look(*files: Path, tokenizer: Any = None, most: int | None = None, **given: 
     arguments = parse_dict(values, purpose="data")
     encoder = None
     if tokenizer is not None:
-        encoder = Encoder(tokenizer, TEMPLATES.get("chatml"), EncodingOptions.of(arguments.data))
+        encoder = Encoder(tokenizer, TEMPLATES.get("chatml"), EncodingOptions.of(arguments))
     return audit(arguments, encoder, most)
 
 
@@ -99,7 +99,7 @@ def test_lengths_are_those_of_training(tmp_path, tiny_tokenizer):
     assert 0 < cut.num_learned <= whole.num_learned
 
 
-def test_a_row_that_loses_all_that_is_learned_is_an_error(tmp_path, tiny_tokenizer):
+def test_a_row_whose_headers_have_no_room_is_set_aside_with_what_to_do(tmp_path, tiny_tokenizer):
     messages = [
         {"role": "user", "content": "word " * 100},
         {"role": "assistant", "content": "one"},
@@ -108,9 +108,11 @@ def test_a_row_that_loses_all_that_is_learned_is_an_error(tmp_path, tiny_tokeniz
 
     report = look(file, tokenizer=tiny_tokenizer, cutoff_len=3)
 
-    (kind,) = kinds(report, errors=True)
-    assert "no learned token" in kind
-    assert report.sets[0].num_bad == 1
+    assert kinds(report, errors=True) == {}
+    (kind,) = report.findings.kinds(errors=False)
+    assert "longer than cutoff_len" in str(kind)
+    assert "Raise cutoff_len: system text, tools and headers" in kind.as_dict()["mend"]
+    assert (report.sets[0].num_bad, report.sets[0].num_aside) == (0, 1)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,8 @@ class _Audit:
             uncut = replace(encoder.options, cutoff_len=UNCUT, on_overlong="truncate")
             self.measure = Encoder(tokenizer, encoder.template, uncut)
             self.tool_turns = find_tool_turns(encoder.template)
-            special = None if tokenizer.split_special_tokens else special_tokens(_special(encoder))
+            splits = encoder.options.split_special_tokens
+            special = None if splits else special_tokens(_special(encoder))
             self.oddities += [special] if special else []
 
     def run(self) -> AuditReport:
@@ -200,7 +201,9 @@ class _Audit:
         said, fix = f"{num_tokens:,} tokens", "Raise cutoff_len, or split the row."
         if len(parts) > 1:
             said += f" in {len(parts)} parts"
-        if not parts:
+        if not parts and self.data.on_overlong == "truncate":
+            fix = "Raise cutoff_len: system text, tools and headers, which are not cut, fill it."
+        elif not parts:
             fix = "Raise cutoff_len, or set on_overlong to truncate or split."
         elif lost:
             said += f", {lost:,} are cut off"

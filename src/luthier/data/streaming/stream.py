@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from luthier import console
 from luthier.data.check import NUM_LISTED, check_budget, is_over_budget
 from luthier.data.encode import OVERLONG
-from luthier.data.report import Counts, SetReport
+from luthier.data.report import Counts, SetReport, nothing_left
 from luthier.data.streaming.encoding import Encoding, Examples
 from luthier.data.streaming.order import Drawn, Windows
 from luthier.data.workers import start_pool
@@ -106,7 +106,7 @@ class Stream:
         while len(found) < count and (together := list(islice(rows, ROWS_OF_A_CHUNK))):
             found += self.encoding.encode(together).table.slice(0, count - len(found)).to_pylist()
         if not found:
-            raise self._nothing_left()
+            raise nothing_left(self.reports)
         return found
 
     def start(self, state: dict[str, Any] | None = None) -> None:
@@ -278,7 +278,7 @@ class Stream:
 
     def _end_epoch(self) -> None:
         if not self._num_used:
-            raise self._nothing_left()
+            raise nothing_left(self.reports)
         self._num_used = 0
         if not self.epoch:
             for report in self.reports:
@@ -291,10 +291,6 @@ class Stream:
                 )
         self.epoch = self._chunk.window["mixture"]["epoch"] + 1
         console.info(f"pass {self.epoch:,} over the data is done; rows come in another order now")
-
-    def _nothing_left(self) -> DataError:
-        names = ", ".join(repr(report.name) for report in self.reports)
-        return DataError(f"data set {names}: no row is left to learn from.")
 
     def _count(self, report: SetReport, counts: Counts) -> None:
         """Adds counts, says what is wrong, and ends the run where too much is."""

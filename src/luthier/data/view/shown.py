@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from luthier.data.check import RowProblem
 from luthier.data.encode import Encoder, count_learned
 from luthier.data.view.pick import PickedRow
+from luthier.data.words import without_marks
 from luthier.errors import TemplateError
 from luthier.records import IGNORE_INDEX, Conversation, Encoded, Piece
 
@@ -125,13 +126,11 @@ def _mark_special(
 
 
 def _pieces(conversation: Conversation, encoder: Encoder) -> Iterator[ShownPiece]:
-    masked = encoder.options.mask_history
-    turns = encoder.template.turns(conversation, is_history_masked=masked)
-    for number, turn in enumerate(turns, 1):
+    for number, turn in enumerate(encoder.turns(conversation), 1):
         for is_answer, side in ((False, turn.prompt), (True, turn.answer)):
             for piece in side:
                 content = piece.content
-                text = content if isinstance(content, str) else _name(content)
+                text = without_marks(content) if isinstance(content, str) else _name(content)
                 yield ShownPiece(piece, text, number, is_answer)
 
 
