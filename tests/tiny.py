@@ -15,6 +15,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -114,6 +116,16 @@ def make_qwen2(vocab_size: int = 400, seed: int = 0, **overrides: object) -> Qwe
     config = Qwen2Config(**({"vocab_size": vocab_size} | GROUPED_QUERIES | overrides))
     torch.manual_seed(seed)
     return Qwen2ForCausalLM(config)
+
+
+def make_qwen3_moe(
+    vocab_size: int = 400, seed: int = 0, **overrides: object
+) -> Qwen3MoeForCausalLM:
+    """As `make_llama`, with four experts of which each token takes two."""
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    settings = {"vocab_size": vocab_size, "head_dim": 8} | GROUPED_QUERIES | experts | overrides
+    torch.manual_seed(seed)
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**settings))
 
 
 def make_gpt2(vocab_size: int = 400, seed: int = 0, **overrides: object) -> GPT2LMHeadModel:

@@ -54,7 +54,7 @@ class FinetuningArguments(Section):
     lora_target: CommaList = knob(
         ("all",),
         "The modules that get LoRA, a comma list of their last names. By default all linear ones "
-        "but the output head.",
+        "but the output head, experts among them.",
     )
     loraplus_lr_ratio: float | None = knob(
         None,
@@ -77,8 +77,8 @@ class FinetuningArguments(Section):
     )
     pissa_init: bool = knob(
         False,
-        "Whether LoRA starts from the largest singular values of the weights (PiSSA). By default "
-        "it starts at zero change.",
+        "Whether LoRA starts from the largest singular values of the weights (PiSSA). What is "
+        "saved is a plain LoRA of twice the rank. By default it starts at zero change.",
     )
     pissa_iter: int = knob(
         16,
@@ -88,8 +88,8 @@ class FinetuningArguments(Section):
     )
     pissa_convert: bool = knob(
         False,
-        "Whether a PiSSA adapter is saved as a plain LoRA of the unchanged model as well. By "
-        "default it is not.",
+        "Whether the adapter of a PiSSA run, which is a plain LoRA, is copied to `pissa_converted` "
+        "as well. By default it is not.",
     )
     create_new_adapter: bool = knob(
         False,

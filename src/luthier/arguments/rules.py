@@ -338,7 +338,7 @@ def _lora_variants_are_lora(arguments: Arguments) -> Iterator[str]:
 def _conversion_of_pissa(arguments: Arguments) -> Iterator[str]:
     finetuning = arguments.finetuning
     if finetuning.pissa_convert and not finetuning.pissa_init:
-        yield "pissa_convert turns a PiSSA adapter into a LoRA; set pissa_init: true, too."
+        yield "pissa_convert copies what a PiSSA run has made; set pissa_init: true, too."
 
 
 @rule("pissa_iter")

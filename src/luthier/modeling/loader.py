@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from luthier import console
 from luthier.arguments.model import ModelArguments
 from luthier.arguments.record import Arguments
 from luthier.errors import MissingPackage, ModelError
+from luthier.modeling.adapters.pissa import start_pissa
 from luthier.modeling.adapters.registry import ADAPTERS
 from luthier.modeling.counts import say_counts
 from luthier.modeling.dtypes import Dtypes, cast_trained, choose_dtypes, held_dtypes
@@ -51,7 +53,11 @@ ATTENTION = {
 
 
 def load_model(
-    arguments: Arguments, tokenizer: PreTrainedTokenizerBase, *, is_trainable: bool
+    arguments: Arguments,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    is_trainable: bool,
+    checkpoint: Path | None = None,
 ) -> Any:
     """The model of a run.
 
@@ -63,6 +69,8 @@ def load_model(
         tokenizer: from `load_tokenizer`, fitted to the template.
         is_trainable: whether weights will learn; otherwise adapters are merged and the model is
             in evaluation mode.
+        checkpoint: that a run goes on from, which will put its trained weights in. What PiSSA has
+            taken from the frozen ones is in it, too.
 
     Returns:
         A `PreTrainedModel`, or the `PeftModel` around it.
@@ -91,6 +99,8 @@ def load_model(
     arguments = _grow(base, tokenizer, arguments, is_trainable=is_trainable)
     model = _adapt(base, arguments, is_trainable=is_trainable)
     if is_trainable:
+        if arguments.finetuning.pissa_init:
+            start_pissa(model, arguments, checkpoint)
         _check_something_learns(model)
         cast_trained(model, dtypes.trained)
         _upcast(base, model_args)
@@ -233,12 +243,14 @@ def _grow(
         descriptions=token_descriptions(arguments.model),
     )
     finetuning = arguments.finetuning
-    if not (is_grown or arguments.model.resize_vocab) or finetuning.additional_target:
+    asked = finetuning.additional_target
+    if not is_grown and (asked or not arguments.model.resize_vocab):
         return arguments
-    names = embedding_names(model)
-    if is_trainable and finetuning.finetuning_type == "lora":
-        console.info(f"additional_target = {', '.join(names)} (the vocabulary has new tokens)")
-    grown = finetuning.model_copy(update={"additional_target": names})
+    names = [name for name in embedding_names(model) if name not in asked]
+    if is_trainable and names and finetuning.finetuning_type == "lora":
+        added = f"{', '.join(names)}{' as well' if asked else ''}"
+        console.info(f"additional_target = {added} (the vocabulary has new tokens)")
+    grown = finetuning.model_copy(update={"additional_target": (*asked, *names)})
     return dataclasses.replace(arguments, finetuning=grown)
 
 

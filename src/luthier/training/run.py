@@ -122,7 +122,9 @@ def run(
         checkpoint = None
         if training.do_train:
             checkpoint, identity = go_on(arguments, identity)
-        model = load_model(arguments, tokenizer, is_trainable=training.do_train)
+        model = load_model(
+            arguments, tokenizer, is_trainable=training.do_train, checkpoint=checkpoint
+        )
         trainer = _make_trainer(arguments, library, stage, model, tokenizer, data, callbacks)
         trainer.identity = identity
         arguments = trainer.place_model(arguments)
@@ -217,7 +219,9 @@ def _choose_layout(trainer: LuthierTrainer, arguments: Arguments, data: EncodedD
 def _train(
     trainer: LuthierTrainer, arguments: Arguments, checkpoint: Path | None
 ) -> dict[str, float]:
-    from luthier.modeling.adapters.pissa import convert_pissa, save_pissa_start
+    from peft import PeftModel
+
+    from luthier.modeling.adapters.file import copy_converted, read_back
     from luthier.modeling.plain_data import refusing_code
     from luthier.training.checkpoints.ending import take_up_end, take_up_finished, what_is_left
     from luthier.training.checkpoints.resume import announce
@@ -227,9 +231,6 @@ def _train(
     left = "steps" if checkpoint is None else what_is_left(trainer, checkpoint)
     if left == "nothing":
         return take_up_finished(trainer)
-    is_converted = arguments.finetuning.pissa_init and arguments.finetuning.pissa_convert
-    if is_converted and checkpoint is None:
-        save_pissa_start(trainer.model, folder)
     metrics: dict[str, float]
     if checkpoint is not None and left == "model":
         metrics = take_up_end(trainer, checkpoint)
@@ -241,8 +242,10 @@ def _train(
             metrics = trainer.train(None if checkpoint is None else str(checkpoint)).metrics
     trainer.save_state()
     trainer.save_model()
-    if is_converted:
-        console.info(f"as plain LoRA: {convert_pissa(trainer.model, folder)}")
+    if trainer.is_world_process_zero() and isinstance(trainer.model, PeftModel):
+        read_back(trainer.model, folder)
+        if arguments.finetuning.pissa_convert:
+            console.info(f"as plain LoRA: {copy_converted(folder)}")
     if left == "model":
         save_metrics(folder, "train", metrics)
         return metrics

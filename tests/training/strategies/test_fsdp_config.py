@@ -210,7 +210,6 @@ def test_settings_that_nothing_follows_from_are_named():
             "keep one of them",
         ),
         ({"fsdp_config": {"state_dict_type": SHARDED}, "save_only_model": True}, FULL),
-        ({"pissa_init": True, "pissa_convert": True}, "pissa_convert"),
         (
             {"predict_with_generate": True, "val_size": 0.1, "do_eval": True},
             "in a run without do_train",

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter
 from transformers.pytorch_utils import Conv1D
 
+from luthier import console
 from luthier.errors import ModelError, suggest
+from luthier.modeling.sharded import full_shape
 
 OTHER_HEADS = {"chatglm": "output_layer", "internlm2": "output"}
 """Model types of remote code whose output layer is not called lm_head -> its name."""
+
+IN_ONE = {"gate_up_proj": ("gate_proj", "up_proj")}
+"""Weights of several layers in one -> what those are called today, be it w1 and w3 in a file."""
+
+_LAYER = re.compile(r".*\.\d+\.")
+"""What a path begins with inside of a numbered layer."""
 
 
 def linear_names(model: PreTrainedModel) -> list[str]:
@@ -30,26 +44,149 @@ def linear_names(model: PreTrainedModel) -> list[str]:
     )
 
 
-def choose_targets(model: PreTrainedModel, asked: Sequence[str]) -> list[str]:
-    """The module names that get LoRA (`lora_target`); `all` stands for every linear one.
+@dataclass(frozen=True)
+class Targets:
+    """What gets LoRA.
 
-    A name may be a module's last name or the end of its path (`mlp.up_proj`).
+    Attributes:
+        modules: ends of the paths of linear layers and embeddings.
+        parameters: ends of the paths of weights that are adapted as they are -> how many layers are
+            one in each, for which its rank is taken that many times.
+    """
+
+    modules: tuple[str, ...]
+    parameters: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """A weight that peft adapts as a parameter.
+
+    Attributes:
+        path: the end of the path by which it is named.
+        layers: the names of the linear layers that it is made of; empty where it never was any.
+    """
+
+    path: str
+    layers: tuple[str, ...]
+
+    @property
+    def paths(self) -> list[tuple[str, ...]]:
+        """By what each of its layers is named: by its own name, or by that of the whole."""
+        holder = self.path.rpartition(".")[0]
+        whole = self.path.rpartition(".")[2]
+        today = IN_ONE.get(whole, self.layers)
+        return [
+            (self.path, *(f"{holder}.{name}" for name in dict.fromkeys(names)))
+            for names in zip(self.layers, today, strict=False)
+        ] or [(self.path,)]
+
+
+def choose_targets(
+    model: PreTrainedModel, asked: Sequence[str], *, cannot_hold: str | None = None
+) -> Targets:
+    """What gets LoRA (`lora_target`); `all` stands for everything linear but the head.
+
+    A name may be a module's last name or the end of its path (`mlp.up_proj`). Experts, which
+    transformers 5 holds as one weight for all of them, have the names of the linear layers that
+    they were (`gate_proj`, `w1`), and their own (`gate_up_proj`).
+
+    Args:
+        model: whose modules are chosen from.
+        asked: names.
+        cannot_hold: a setting that experts do not go with; then `all` leaves them out.
 
     Raises:
         ModelError: listing the choices, when a name matches nothing or nothing that can be adapted.
     """
+    weights = _weights(model)
     if "all" in asked or not asked:
-        return linear_names(model)
+        return _all_targets(model, weights, cannot_hold)
     fitting = [name for name, module in model.named_modules() if _can_adapt(module)]
-    known = sorted({name.rpartition(".")[2] for name in fitting})
-    unknown = [name for name in asked if not _matches(name, fitting)]
+    paths = {end: list(chain.from_iterable(each.paths)) for end, each in weights.items()}
+    known = {name.rpartition(".")[2] for name in chain(fitting, *paths.values())}
+    chosen = {
+        end: len(each.paths)
+        for end, each in weights.items()
+        if any(_matches(name, paths[end]) for name in asked)
+    }
+    in_weights = {name for name in asked for end in chosen if _matches(name, paths[end])}
+    modules = [name for name in asked if name not in in_weights]
+    unknown = [name for name in modules if not _matches(name, fitting)]
     if unknown:
         hint = suggest(unknown[0], known)
         raise ModelError(
             f"lora_target: this model has no module {', '.join(map(repr, unknown))} that LoRA can "
-            f"adapt.{hint if 'Did you' in hint else ''} Choose from: all, {', '.join(known)}."
+            f"adapt.{hint if 'Did you' in hint else ''} Choose from: all, "
+            f"{', '.join(sorted(known))}."
         )
-    return list(asked)
+    for end in chosen:
+        named = [any(_matches(name, each) for name in asked) for each in weights[end].paths]
+        if not all(named):
+            absent = weights[end].paths[named.index(False)][-1].rpartition(".")[2]
+            raise ModelError(
+                f"lora_target: {end} is several layers in one, which are adapted together. Name "
+                f"{absent}, too."
+            )
+    if chosen and cannot_hold:
+        raise ModelError(
+            f"lora_target: {', '.join(sorted(chosen))} cannot be adapted with {cannot_hold}. Leave "
+            "one of the two out."
+        )
+    return Targets(tuple(modules), chosen)
+
+
+def _all_targets(
+    model: PreTrainedModel, weights: Mapping[str, _Weight], cannot_hold: str | None
+) -> Targets:
+    reached = {end: len(each.layers) for end, each in weights.items() if each.layers}
+    left = sorted(weights.keys() - reached.keys())
+    why = "which were never linear layers; name them to train them, too"
+    if reached and cannot_hold:
+        left, why = sorted(weights), f"which cannot be adapted with {cannot_hold}"
+    if left:
+        console.warn(f"lora_target: all leaves out {', '.join(left)}, {why}")
+    names = {layer for each in weights.values() for layer in each.layers}
+    modules = tuple(name for name in linear_names(model) if name not in names)
+    return Targets(modules, {} if cannot_hold else reached)
+
+
+def _weights(model: PreTrainedModel) -> dict[str, _Weight]:
+    """The experts of a model and what belongs to them, by the ends of their parameters' paths.
+
+    Beside them stand their router, which is a linear layer in all but its class, and the linear
+    layers that are called as the experts' own: peft takes those names for the experts.
+    """
+    found: dict[str, _Weight] = {}
+    modules = dict(model.named_modules())
+    converters = [
+        each for each in get_model_conversion_mapping(model) if isinstance(each, WeightConverter)
+    ]
+    for path, parameter in model.named_parameters():
+        owner = path.rpartition(".")[0]
+        if len(full_shape(parameter)) != 3 or isinstance(modules[owner], nn.Conv1d):
+            continue
+        end = _LAYER.sub("", path)
+        holder, _, name = end.rpartition(".")
+        sources = next((c.source_patterns for c in converters if _makes(c, name)), ())
+        names = tuple(each.removesuffix(".weight").rpartition(".")[2] for each in sources)
+        found[end] = _Weight(end, names)
+        for child, module in modules[owner.rpartition(".")[0]].named_children():
+            weight = module._parameters.get("weight")
+            if names and weight is not None and not _can_adapt(module) and weight.ndim == 2:
+                router = f"{holder.rpartition('.')[0]}.{child}"
+                found[f"{router}.weight"] = _Weight(router, (child,))
+    taken = {name for each in found.values() for name in each.layers}
+    for path, module in modules.items():
+        name = path.rpartition(".")[2]
+        if name in taken and _is_linear(module):
+            end = _LAYER.sub("", path)
+            found[f"{end}.weight"] = _Weight(end, (name,))
+    return found
+
+
+def _makes(converter: WeightConverter, name: str) -> bool:
+    return [each.rpartition(".")[2] for each in converter.target_patterns] == [name]
 
 
 def are_stored_crosswise(model: PreTrainedModel, targets: Sequence[str]) -> bool:
@@ -80,6 +217,16 @@ def check_saved_modules(model: PreTrainedModel, asked: Sequence[str]) -> None:
             f"additional_target: this model has no module {', '.join(map(repr, unknown))}. Outside "
             f"its layers it has: {', '.join(sorted(outside))}."
         )
+
+
+def saved_modules(model: PreTrainedModel, asked: Sequence[str]) -> str:
+    """What is trained whole by names of `additional_target`, in words.
+
+    peft compares endings: `norm` means every module whose name ends so.
+    """
+    names = [name for name, _ in model.named_modules() if name.endswith(tuple(asked))]
+    counts = Counter(name.rpartition(".")[2] for name in names)
+    return ", ".join(name if n == 1 else f"{name} ({n} times)" for name, n in counts.items())
 
 
 def _matches(asked: str, names: Sequence[str]) -> bool:

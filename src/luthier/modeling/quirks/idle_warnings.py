@@ -14,12 +14,13 @@ WARNINGS: Final = (
     # peft asks by the old name whether activations are checkpointed; transformers 6 drops the name.
     # Remove with a peft that asks for `is_activation_checkpointing`; 0.21.2 does not.
     (r"`is_gradient_checkpointing` is deprecated", FutureWarning),
-    # peft saves grown embeddings with the adapter, as it should; 0.21.2 says so at every save.
-    (r"Setting `save_embedding_layers` to `True`", UserWarning),
-    # peft looks beside a GGUF file for the vocabulary's size; 0.21.2 warns that there is no config
-    (r"Could not find a config file in", UserWarning),
-    # the adapter of an unfinished PiSSA run alone; 0.21.2 says so though there is no other one.
-    (r"PiSSA changes the base weights of the model", UserWarning),
+    # one of an embedding and a head that are one matrix is adapted alone only by an adapter from
+    # elsewhere or DoRA, and neither is merged; peft 0.21.2 warns of that.
+    (r"Model has `tie_word_embeddings=True` and a tied layer", UserWarning),
+    # GPT-2 has layers of both kinds; peft 0.21.2 sets the switch for each, and says so.
+    (r"fan_in_fan_out is set to", UserWarning),
+    # ranks of experts; peft 0.21.2 uses them, and looks for them among modules alone.
+    (r"The following (rank|alpha)_pattern keys did not match", RuntimeWarning),
     # the weights are merged and both copies are equal; 0.21.2 unties them in the configuration.
     (r"Input and output embeddings are no longer tied after merging", UserWarning),
     # deepspeed 0.19.8 calls collectives by the names that they had before torch 2.13

@@ -25,7 +25,7 @@ from luthier.training.checkpoints.identity import Identity
 from luthier.training.checkpoints.manifest import Manifest
 
 FIXED = frozenset(
-    "finetuning_type optim lora_rank lora_target additional_target use_dora "
+    "finetuning_type optim lora_rank lora_target additional_target use_dora pissa_init "
     "freeze_trainable_layers freeze_trainable_modules freeze_extra_modules streaming".split()
 )
 

@@ -12,6 +12,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from luthier.modeling.adapters.pissa import as_plain_lora
+from luthier.modeling.adapters.tied import with_head
 from luthier.training.checkpoints.folders import files_below
 
 
@@ -41,7 +43,13 @@ class PretrainedFiles:
             folder: made when absent.
             state_dict: the weights, where the model does not hold them whole.
         """
-        with _without_card(model):
+        if isinstance(model, PeftModel):
+            weights = model.state_dict() if state_dict is None else state_dict
+            with as_plain_lora(model, weights) as weights, _without_card(model):
+                weights = with_head(model, weights)
+                # peft's default adds the frozen originals of embeddings that have grown
+                model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
+        else:
             model.save_pretrained(str(folder), state_dict=state_dict)
         if not self._tokenizer:
             self._tokenizer = _files_of(tokenizer)
@@ -62,9 +70,6 @@ def _files_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
 
 @contextmanager
 def _without_card(model: Any) -> Iterator[None]:
-    if not isinstance(model, PeftModel):
-        yield
-        return
     model.create_or_update_model_card = lambda output_dir: None
     try:
         yield

@@ -418,8 +418,6 @@ def _contradictions(said: Said, arguments: Arguments) -> Iterator[str]:
             "predict_with_generate: no answers are generated while fsdp holds weights in parts. "
             "Predict afterwards, in a run without do_train."
         )
-    if finetuning.pissa_convert:
-        yield "pissa_convert: it needs whole weights at the end, which fsdp has not; leave it out."
     if finetuning.pure_bf16 and arguments.model.upcast_layernorm:
         yield (
             "upcast_layernorm: with fsdp all trained weights of a layer have one dtype, and "

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel
 from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
@@ -22,6 +22,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FSDPModule
 
 from luthier.errors import CheckpointError
+from luthier.modeling.adapters.file import names_in_file
+from luthier.modeling.adapters.pissa import trained_halves
 from luthier.modeling.ranks import gather_objects, rank, share_fate
 from luthier.modeling.sharded import has_shards, whole
 
@@ -180,33 +182,22 @@ def _read_weights(model: Any, folder: Path) -> dict[str, Tensor]:
             f"nor {WEIGHTS_IN_PARTS}. Name another checkpoint, or set overwrite_output_dir: true "
             "to start anew."
         )
-    names = _saved_names(model)
+    is_adapter = isinstance(model, PeftModel)
+    names = names_in_file(model) if is_adapter else {name: name for name in model.state_dict()}
     weights: dict[str, Tensor] = {}
     for file in files:
         with safe_open(file, framework="pt") as saved:
             weights |= {names[key]: saved.get_tensor(key) for key in saved.keys() if key in names}
     learned = {name for name, each in model.named_parameters() if each.requires_grad}
     if learned <= weights.keys():
-        return weights
-    if isinstance(model, PeftModel):
+        return trained_halves(model, weights)
+    if is_adapter:
         absent = sorted(learned - weights.keys())
         raise CheckpointError(f"{files[0]} lacks {len(absent)} weights that learn ({absent[0]}).")
     # stored in another form than the model's own, as experts are; float32 takes all dtypes in
     kind: Any = type(model).__bases__[1] if isinstance(model, FSDPModule) else type(model)
     read: dict[str, Tensor] = kind.from_pretrained(folder, dtype=torch.float32).state_dict()
     return read
-
-
-def _saved_names(model: Any) -> dict[str, str]:
-    """The names of weights in a file -> those in the model."""
-    names = {name: name for name in model.state_dict()}
-    if not isinstance(model, PeftModel):
-        return names
-    # it looks at names only
-    saved: dict[str, str] = get_peft_model_state_dict(
-        model, state_dict=names, save_embedding_layers=False
-    )
-    return saved
 
 
 def _read_optimizer(model: Any, optimizer: torch.optim.Optimizer, folder: Path) -> dict[str, Any]:
