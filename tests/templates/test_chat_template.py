@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
+import re
 
 import pytest
 from hypothesis import given
@@ -105,7 +107,7 @@ def test_a_prompt_that_the_answer_does_not_continue_is_an_error():
 @pytest.mark.parametrize(
     ("chat_template", "what"),
     [
-        ("{% for m in messages %}{{ m['role'] }}{% endfor %}", "message 1"),
+        ("{% for m in messages %}{{ m['role'] }}{% endfor %}", "the question of turn 1"),
         (
             tiny.CHATML.replace("messages %}", "messages if message['role'] != 'system' %}"),
             "system",
@@ -168,3 +170,61 @@ def test_the_first_difference_is_shown_from_both_sides():
     assert shown.startswith("character 6:")
     assert "'one two'" in shown
     assert "'one too'" in shown
+
+
+def says(content: str) -> str:
+    """ChatML that writes this instead of a message's content."""
+    return tiny.CHATML.replace("message['content']", content)
+
+
+CALLS = "(message['tool_calls'][0]['function']{} if message['tool_calls'] else message['content'])"
+THINKING = "(message['thinking'] ~ ': ' if message['thinking'] else '') ~ message['content']"
+LEARNED = {
+    "thought": talk("Hi", "<think>so</think>Hello"),
+    "call": call_tools(CALL, tools=""),
+    "text": call_tools(CALL, tools="", said="I look."),
+}
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "what", "conversation"),
+    [
+        (
+            says("message['content'].split('</think>')[-1]"),
+            "the thought of the answer of turn 1: 'so'",
+            LEARNED["thought"],
+        ),
+        (tiny.CHATML, 'a call of turn 1: \'{"get_weather": ', LEARNED["call"]),
+        (
+            says(CALLS.format("")).replace(" %}", " if message['role'] != 'tool' %}", 1),
+            "the tools' reply of turn 2: '{\"degrees\": 3}'",
+            LEARNED["call"],
+        ),
+        (says(CALLS.format("")), "the text of the answer of turn 1: 'I look.'", LEARNED["text"]),
+    ],
+)
+def test_what_is_learned_or_answered_and_left_out_is_an_error(chat_template, what, conversation):
+    asked = dataclasses.replace(conversation, messages=conversation.messages[:-1])
+
+    for is_history_masked in (False, True):
+        with pytest.raises(TemplateError, match=f"leaves out {re.escape(what)}"):
+            read(chat_template).turns(conversation, is_history_masked=is_history_masked)
+    with pytest.raises(TemplateError, match=f"leaves out {re.escape(what)}"):
+        read(chat_template).turn(asked, conversation.messages[-1])
+
+
+@pytest.mark.parametrize("how", ["", " | tojson", " | string | tojson", "['name'] ~ message"])
+def test_calls_are_found_however_they_are_written(how):
+    assert len(read(says(CALLS.format(how))).turns(LEARNED["call"])) == 2
+
+
+def test_a_thought_is_given_under_the_key_that_a_chat_template_reads():
+    (turn,) = read(says(THINKING)).turns(LEARNED["thought"])
+
+    assert join(turn.answer) == "so: Hello<|im_end|>\n"
+
+
+def test_no_tools_are_not_handed_to_a_chat_template():
+    shows = tiny.CHATML + "{{ tools is defined and tools is not none }}"
+
+    assert join(read(shows).prompt(talk("Hi", tools="[]"))).endswith("False")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from luthier.errors import TemplateError
 from luthier.records import BEHIND, Conversation, Message, Piece, Turn
 from luthier.templates.chat_messages import ChatMessage, as_chat, as_chat_tools
 from luthier.templates.jinja import write_chat_template
+from luthier.templates.thinking import COMMON_WORDS, split_thought, spoken
+from luthier.templates.tool_format import TOOL_CALL_WORDS, read_calls, split_calls
 
 __all__ = ["ChatTemplate", "Tokenizer", "first_difference", "render_chat", "write_chat_template"]
 
@@ -139,9 +142,11 @@ class ChatTemplate:
     takes_text_beside_calls: bool = True
     content_words: tuple[str, ...] = ("<think>", "</think>", "<tool_call>", "</tool_call>")
     _opens_after_answers: bool = dataclasses.field(init=False, repr=False)
+    _thought_key: str | None = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_opens_after_answers", self._find_opening_after_answers())
+        object.__setattr__(self, "_thought_key", self._find_thought_key())
         if not self.stop_words:
             object.__setattr__(self, "stop_words", self._find_stop_words())
 
@@ -176,10 +181,15 @@ class ChatTemplate:
                 continue
             _check_prompt(prompt, answered, question // 2 + 1)
             _check_history(answered, whole, question // 2 + 1)
+            is_learned = is_last or not is_history_masked
+            if is_learned:
+                answer = conversation.messages[question + 1]
+                shown = whole[len(prompt) : len(answered)]
+                _check_shown(answer, shown, question // 2 + 1, is_learned=True)
             turns.append(
                 Turn(
                     (_piece(whole, start, len(prompt)),),
-                    (_piece(whole, len(prompt), len(answered), is_last or not is_history_masked),),
+                    (_piece(whole, len(prompt), len(answered), is_learned),),
                 )
             )
             start = len(answered)
@@ -191,7 +201,9 @@ class ChatTemplate:
         prompt = self._render(conversation, len(conversation.messages), is_prompt=True)
         whole = self._render(full, len(full.messages))
         self._check_contents(full, whole)
-        _check_prompt(prompt, whole, len(full.messages) // 2)
+        turn = len(full.messages) // 2
+        _check_prompt(prompt, whole, turn)
+        _check_shown(answer, whole[len(prompt) :], turn, is_learned=True)
         return Turn((Piece(prompt),), (_piece(whole, len(prompt), len(whole), True),))
 
     def prompt(
@@ -230,7 +242,10 @@ class ChatTemplate:
         if self.preserve_thinking:
             variables["preserve_thinking"] = True
         tools = as_chat_tools(conversation.tools)
-        return render_chat(self.tokenizer, as_chat(shown), tools, is_prompt=is_prompt, **variables)
+        messages = as_chat(shown, thought_key=self._thought_key)
+        return render_chat(
+            self.tokenizer, messages, tools or None, is_prompt=is_prompt, **variables
+        )
 
     def _check_contents(self, conversation: Conversation, whole: str) -> None:
         if self._opens_after_answers:
@@ -239,14 +254,8 @@ class ChatTemplate:
                 "add_generation_prompt says, so its last answer cannot be told from what follows."
                 + _MEND
             )
-        for number, message in enumerate(conversation.messages, 1):
-            if message.role in ("user", "assistant"):
-                shown = message.content.rpartition("</think>")[2].strip()
-                if shown not in whole:
-                    raise TemplateError(
-                        f"the tokenizer's chat template leaves out message {number} "
-                        f"({message.role}): {shown[:60]!r}.{_MEND}"
-                    )
+        for number, message in enumerate(conversation.messages):
+            _check_shown(message, whole, number // 2 + 1)
         if conversation.system and conversation.system.strip() not in whole:
             raise TemplateError(f"the tokenizer's chat template leaves out the system text.{_MEND}")
         if as_chat_tools(conversation.tools) and not self._shows_tools(conversation, whole):
@@ -273,6 +282,18 @@ class ChatTemplate:
             and not followed.startswith(answered)
         )
 
+    def _find_thought_key(self) -> str | None:
+        """The key of a message under which the chat template looks for its thought."""
+        question, answer = _PROBE
+        for key in ("reasoning_content", "reasoning", "thinking"):
+            try:
+                shown = render_chat(self.tokenizer, [question, answer | {key: "the-thought"}])
+            except TemplateError:
+                continue
+            if "the-thought" in shown:
+                return key
+        return None
+
     def _find_stop_words(self) -> tuple[str, ...]:
         try:
             text = render_chat(self.tokenizer, _PROBE)
@@ -292,6 +313,43 @@ _PROBE = (
 
 def _piece(whole: str, start: int, end: int, is_learned: bool = False) -> Piece:
     return Piece(whole[start:end], is_learned, behind=whole[max(start - BEHIND, 0) : start])
+
+
+def _check_shown(message: Message, shown: str, turn: int, *, is_learned: bool = False) -> None:
+    """Refuses a message of which something is not written; a thought only has to be learned."""
+    names = {"user": "the question", "observation": "the tools' reply"}
+    parts: list[tuple[str, Any]]
+    if message.role in names:
+        parts = [(names[message.role], message.content)]
+    else:
+        if message.role == "function":
+            message = split_calls(message, COMMON_WORDS, TOOL_CALL_WORDS)
+        thought, text = split_thought(spoken(message), COMMON_WORDS)
+        parts = [("the thought of the answer", thought or "")] if is_learned else []
+        parts.append(("the text of the answer", text))
+        if message.role == "function":
+            parts += [("a call", {call.name: call.arguments}) for call in read_calls(message)]
+    for name, value in parts:
+        if not _is_shown(value, shown):
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            raise TemplateError(
+                f"the tokenizer's chat template leaves out {name} of turn {turn}: "
+                f"{text.strip()[:60]!r}.{_MEND}"
+            )
+
+
+def _is_shown(value: Any, shown: str) -> bool:
+    """Whether a text, or all keys and values of an object, stand somewhere, as JSON or bare."""
+    if isinstance(value, Mapping):
+        return all(_is_shown(one, shown) for pair in value.items() for one in pair)
+    if isinstance(value, list):
+        return all(_is_shown(one, shown) for one in value)
+    text = value.strip() if isinstance(value, str) else str(value)
+    if text in shown:
+        return True
+    value = text if isinstance(value, str) else value
+    written = (json.dumps(value, ensure_ascii=is_ascii) for is_ascii in (False, True))
+    return any((one[1:-1] if isinstance(value, str) else one) in shown for one in written)
 
 
 def _check_prompt(prompt: str, answered: str, turn: int) -> None:

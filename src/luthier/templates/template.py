@@ -12,6 +12,7 @@ from luthier.records import Conversation, Message, Piece, Special, Turn
 from luthier.templates.slots import CONTENT, Part, Slots, fill, has_hole
 from luthier.templates.thinking import Place, Thinking, shape_thought, split_thought, spoken
 from luthier.templates.tool_format import (
+    TOOL_CALL_WORDS,
     TOOL_FORMATS,
     FunctionCall,
     ToolFormat,
@@ -105,7 +106,7 @@ class Template:
     default_system: str = ""
     stop_words: tuple[str, ...] = ()
     tool_format: str = "default"
-    tool_call_words: tuple[str, str] = ("<tool_call>", "</tool_call>")
+    tool_call_words: tuple[str, str] = TOOL_CALL_WORDS
     thought_words: tuple[str, str] = ("<think>\n", "\n</think>\n\n")
     empty_thought: str = ""
     plain_opening: str = ""

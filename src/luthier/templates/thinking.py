@@ -158,9 +158,9 @@ def shape_thought(content: str, words: tuple[str, str], empty: str) -> str:
     return (words[0] + thought + words[1] if thought else empty) + text
 
 
-def spoken(answer: Message) -> str:
-    """What an assistant said, its calls left out."""
-    return answer.said if answer.role == "function" else answer.content
+def spoken(message: Message) -> str:
+    """What is said in a message, the calls of a function message left out."""
+    return message.said if message.role == "function" else message.content
 
 
 def _find_last_question(messages: Sequence[Message]) -> int:

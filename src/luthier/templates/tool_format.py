@@ -71,6 +71,9 @@ class ToolFormat(ABC):
         """The calls in a model's answer; empty when it calls nothing or writes them wrongly."""
 
 
+TOOL_CALL_WORDS = ("<tool_call>", "</tool_call>")
+"""What surrounds a call in most models' answers, and in data sets."""
+
 TOOL_FORMATS: Registry[ToolFormat] = Registry("tool format", "luthier.templates.tools")
 
 
