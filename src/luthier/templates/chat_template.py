@@ -140,7 +140,7 @@ class ChatTemplate:
     stop_words: tuple[str, ...] = ()
     efficient_eos: bool = False
     takes_text_beside_calls: bool = True
-    content_words: tuple[str, ...] = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+    content_words: tuple[str, ...] = (*COMMON_WORDS, *TOOL_CALL_WORDS)
     _opens_after_answers: bool = dataclasses.field(init=False, repr=False)
     _thought_key: str | None = dataclasses.field(init=False, repr=False)
 

@@ -10,7 +10,14 @@ from typing import Protocol
 from luthier.errors import TemplateError
 from luthier.records import Conversation, Message, Piece, Special, Turn
 from luthier.templates.slots import CONTENT, Part, Slots, fill, has_hole
-from luthier.templates.thinking import Place, Thinking, shape_thought, split_thought, spoken
+from luthier.templates.thinking import (
+    COMMON_WORDS,
+    Place,
+    Thinking,
+    shape_thought,
+    split_thought,
+    spoken,
+)
 from luthier.templates.tool_format import (
     TOOL_CALL_WORDS,
     TOOL_FORMATS,
@@ -143,7 +150,8 @@ class Template:
     @property
     def content_words(self) -> tuple[str, ...]:
         """What surrounds thoughts and calls in the contents of answers."""
-        return tuple(word.strip() for word in (*self.thought_words, *self.tool_call_words))
+        words = (*self.thought_words, *self.tool_call_words, *COMMON_WORDS)
+        return tuple(dict.fromkeys(word.strip() for word in words))
 
     @property
     def thinking(self) -> Thinking | None:
