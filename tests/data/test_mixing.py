@@ -63,7 +63,7 @@ def test_shares_that_are_none_are_an_error(shares):
 def test_the_split_is_that_of_datasets(val_size):
     size = val_size if val_size < 1 else int(val_size)
 
-    train, kept = split(40, val_size, seed=42)
+    train, kept = split(numpy.arange(40), val_size, seed=42)
 
     expected = numbers(0, 40).train_test_split(test_size=size, seed=42)
     assert train.tolist() == expected["train"]["number"][:]
@@ -72,4 +72,15 @@ def test_the_split_is_that_of_datasets(val_size):
 
 def test_a_split_that_leaves_nothing_is_an_error():
     with pytest.raises(DataError, match="leaves nothing"):
-        split(4, 4, seed=1)
+        split(numpy.arange(4).repeat(3), 4, seed=1)
+
+
+@pytest.mark.parametrize("val_size", [0.25, 3])
+def test_the_places_of_a_row_go_the_same_way(val_size):
+    rows = numpy.array([5, 1, 2, 1, 0, 3, 4, 5, 5, 6, 7, 8, 9, 0])
+
+    train, kept = split(rows, val_size, seed=7)
+
+    assert sorted([*train, *kept]) == list(range(len(rows)))
+    assert not {*rows[train]} & {*rows[kept]}
+    assert len({*rows[kept]}) == 3

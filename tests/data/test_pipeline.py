@@ -316,13 +316,61 @@ def test_the_tokenizers_own_chat_template_encodes_alike(folder):
     assert found.predict[""]["input_ids"][:] == expected.predict[""]["input_ids"][:]
 
 
-def test_drawn_rows_come_again_and_their_prompts_are_found(folder):
-    entry = {"rows": {"file_name": str(folder / "rows.jsonl"), "num_samples": 60}}
+@pytest.mark.parametrize("val_size", [0.25, 10])
+def test_rows_that_are_held_out_are_not_trained_on_however_often_they_are_drawn(
+    folder, val_size, capsys
+):
+    entry = {"rows": {"file_name": str(folder / "rows.jsonl"), "num_samples": 120}}
 
-    found = load(folder, dataset_dir=entry, val_size=10, predict_with_generate=True)
+    found = load(folder, dataset_dir=entry, val_size=val_size, predict_with_generate=True)
 
-    assert len(found.train) == 50  # type: ignore[arg-type]
-    assert origins(found.eval[""]) == origins(found.predict[""])
+    held, trained = origins(found.eval[""]), origins(found.train)  # type: ignore[arg-type]
+    assert len(held) == len({*held}) == 10
+    assert held == origins(found.predict[""])
+    assert not {*held} & {*trained}
+    assert len({*trained}) == 30 < len(trained) < 120
+    assert f"10 examples are evaluated on; they were drawn {120 - len(trained)}" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "strategy"), [("rows,more", "interleave_over"), ("rows,rows", "concat")]
+)
+def test_rows_of_one_line_are_held_out_one_by_one(folder, names, strategy):
+    for name in ("rows", "more"):
+        file = folder / f"{name}.jsonl"
+        file.write_text(f"[{','.join(file.read_text().splitlines())}]")
+
+    found = load(folder, dataset=names, mix_strategy=strategy, val_size=0.3)
+
+    held, trained = ({*map(str, one["input_ids"])} for one in (found.eval[""], found.train))
+    assert not held & trained
+    assert (len(held), len(trained)) == ((15, 35) if "more" in names else (12, 28))
+
+
+@pytest.mark.parametrize("on_overlong", ["truncate", "split"])
+@pytest.mark.parametrize(
+    ("names", "strategy"),
+    [("rows,more", "interleave_over"), ("rows,rows", "concat"), ("rows,twin", "concat")],
+)
+def test_a_row_is_held_out_of_all_sets_it_is_drawn_from(folder, names, strategy, on_overlong):
+    entries = {name: {"file_name": str(folder / f"{name}.jsonl")} for name in ("rows", "more")}
+    entries["twin"] = entries["rows"] | {"num_samples": 40}
+
+    found = load(
+        folder,
+        dataset_dir=entries,
+        dataset=names,
+        mix_strategy=strategy,
+        val_size=0.3,
+        on_overlong=on_overlong,
+    )
+
+    held, trained = {*origins(found.eval[""])}, {*origins(found.train)}  # type: ignore[arg-type]
+    assert len(held) == (15 if strategy == "interleave_over" else 12)
+    assert not held & trained
+    assert len(held | trained) == (50 if strategy == "interleave_over" else 40)
 
 
 def _load_slowly(folder: Path, **given: Any) -> None:
@@ -426,14 +474,15 @@ def test_the_parts_of_a_row_are_answered_once(folder):
         dataset=path,
         cutoff_len=60,
         on_overlong="split",
-        val_size=5,
+        val_size=2,
         predict_with_generate=True,
     )
 
     (learned, _) = found.report.sets
     assert learned.num_kept == learned.num_parts == 4 * 3
-    assert len(found.eval[""]) == 5
-    assert len(found.predict[""]) == len({*origins(found.eval[""])})
+    assert len(found.eval[""]) == len(found.train) == 2 * 3  # type: ignore[arg-type]
+    assert not {*origins(found.eval[""])} & {*origins(found.train)}  # type: ignore[arg-type]
+    assert len(found.predict[""]) == len({*origins(found.eval[""])}) == 2
 
 
 def write_weighted(folder, name, *weights):

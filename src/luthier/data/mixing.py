@@ -94,30 +94,34 @@ def mix(lengths: Sequence[int], strategy: str, shares: Sequence[float], seed: in
     return column_of(mixed, "at")
 
 
-def split(num_rows: int, val_size: float, seed: int) -> tuple[Any, Any]:
-    """The rows to train on and those kept for evaluation, shuffled as `datasets` does it.
+def split(rows: Any, val_size: float, seed: int) -> tuple[Any, Any]:
+    """The places to train on and those to evaluate on, shuffled as `datasets` does it.
 
     Args:
-        num_rows: how many there are.
-        val_size: a share below 1, else a number of rows.
+        rows: the number of the row that stands at each place; where a row stands in several, all
+            of them go the same way.
+        val_size: a share below 1 of the different rows, else a number of them.
         seed: where the shuffling starts.
 
     Returns:
-        Two int64 arrays of row numbers.
+        Two int64 arrays of places.
 
     Raises:
         DataError: if one of the two would be empty.
     """
     import numpy
 
-    num_kept = math.ceil(val_size * num_rows) if val_size < 1 else int(val_size)
-    if num_kept >= num_rows:
+    shuffled = numpy.random.default_rng(seed).permutation(len(rows))
+    rows = rows[shuffled]
+    first = numpy.sort(numpy.unique(rows, return_index=True)[1])
+    num_kept = math.ceil(val_size * len(first)) if val_size < 1 else int(val_size)
+    if num_kept >= len(first):
         raise DataError(
-            f"val_size {val_size:g} of {num_rows:,} rows leaves nothing to train on. Lower it, or "
-            "give an eval_dataset."
+            f"val_size {val_size:g} of {len(first):,} rows leaves nothing to train on. Lower it, "
+            "or give an eval_dataset."
         )
-    shuffled = numpy.random.default_rng(seed).permutation(num_rows)
-    return shuffled[num_kept:], shuffled[:num_kept]
+    is_kept = numpy.isin(rows, rows[first[:num_kept]])
+    return shuffled[~is_kept], shuffled[is_kept]
 
 
 def _numbers(start: int, end: int) -> datasets.Dataset:

@@ -136,6 +136,8 @@ class _Loader:
         self._tokenizer_hash = hash_of_tokenizer(tokenizer)
         self._encoded: dict[tuple[str, Purpose, bool], datasets.Dataset] = {}
         self._keys: dict[tuple[str, Purpose], str] = {}
+        self._hashes: dict[str, dict[str, str]] = {}
+        self._num_in_files: dict[str, int] = {}
         self._folders: dict[Path, None] = {}
 
     def load(self) -> EncodedDatasets:
@@ -156,12 +158,19 @@ class _Loader:
             if data.val_size:
                 if data.val_size == 1:
                     console.info("val_size 1 is a number of rows: one is kept for evaluation")
-                train, kept = split(len(order), data.val_size, self.seed)
+                rows = self._number_rows(data.dataset, sets)
+                train, kept = split(rows[order], data.val_size, self.seed)
                 if self.route.keeps_order:
                     train, kept = numpy.sort(train), numpy.sort(kept)
-                found.eval[""] = self._pack(_join(sets).select(order[kept]), data.dataset, "eval")
+                once = order[kept][numpy.sort(numpy.unique(order[kept], return_index=True)[1])]
+                if len(once) < len(kept):
+                    console.info(
+                        f"val_size: {len(once):,} examples are evaluated on; they were drawn "
+                        f"{len(kept):,} times, and are never trained on"
+                    )
+                found.eval[""] = self._pack(_join(sets).select(once), data.dataset, "eval")
                 if answers:
-                    found.predict[""] = self._prompts_of(order[kept], sets, data.dataset)
+                    found.predict[""] = self._prompts_of(once, sets, data.dataset)
                 order = order[train]
             if training.do_train:
                 found.train = self._pack(_join(sets).select(order), data.dataset, "train")
@@ -245,13 +254,33 @@ class _Loader:
         return found
 
     def _merge(self, names: Sequence[str]) -> tuple[list[datasets.Dataset], Any]:
-        """The training sets, and the order of their rows by `mix_strategy`."""
+        """The training sets, and by `mix_strategy` the order of their examples, joined."""
+        import numpy
+
         sets = [self._encode(name, "learn") for name in names]
-        for name, one in zip(names, sets, strict=True):
-            if not len(one):
+        drawn = [self._draw(name, one) for name, one in zip(names, sets, strict=True)]
+        for name, places in zip(names, drawn, strict=True):
+            if not len(places):
                 raise nothing_left([said for said in self.report.sets if said.name == masked(name)])
         data = self.data
-        return sets, mix([*map(len, sets)], data.mix_strategy, data.interleave_probs, self.seed)
+        order = mix([*map(len, drawn)], data.mix_strategy, data.interleave_probs, self.seed)
+        starts = numpy.cumsum([0, *map(len, sets)])
+        joined = [places + start for places, start in zip(drawn, starts, strict=False)]
+        return sets, numpy.concatenate(joined)[order]
+
+    def _number_rows(self, names: Sequence[str], sets: Sequence[datasets.Dataset]) -> Any:
+        """The row that each example is of: a place in a content, whatever the set is called."""
+        import numpy
+
+        contents = [(*self._hashes[name].values(),) for name in names]
+        draws = [self.catalog.describe(name).num_samples for name in names]
+        numbers = numpy.concatenate([_rows(one) for one in sets])
+        if len({*contents}) < len({*zip(contents, draws, strict=True)}):
+            # each draw numbers rows on its own: lines tell them, where each row has its own
+            numbers = _number_lines(sets, numbers)
+        numbers = numpy.unique(numbers, return_inverse=True)[1]
+        of_set = [contents.index(content) for content in contents]
+        return numpy.repeat(of_set, [*map(len, sets)]) * (numbers.max() + 1) + numbers
 
     def _pack(self, dataset: datasets.Dataset, names: Sequence[str], part: str) -> datasets.Dataset:
         """The same rows, packed as the route does it."""
@@ -284,7 +313,10 @@ class _Loader:
         self, names: Sequence[str], purpose: Purpose, allow_prompts: bool
     ) -> datasets.Dataset:
         """Evaluation sets one after the other, so that every row counts once."""
-        return _join([self._encode(name, purpose, allow_prompts=allow_prompts) for name in names])
+        sets = [self._encode(name, purpose, allow_prompts=allow_prompts) for name in names]
+        return _join(
+            [one.select(self._draw(name, one)) for name, one in zip(names, sets, strict=True)]
+        )
 
     def _prompts_of(
         self, kept: Any, sets: Sequence[datasets.Dataset], names: Sequence[str]
@@ -340,6 +372,7 @@ class _Loader:
         self.report.sets.append(report)
         self._say(report)
         self._keys[name, purpose] = report.key
+        self._hashes[name], self._num_in_files[name] = report.hashes, report.num_in_files
         encoded = self._open(published, report)
         self._encoded[name, purpose, allow_prompts] = encoded
         return encoded
@@ -371,19 +404,24 @@ class _Loader:
             )
 
     def _open(self, published: Published, report: SetReport) -> datasets.Dataset:
-        """The examples on disk; with `num_samples` in the order in which they were drawn."""
+        """The examples on disk."""
         import datasets
-        import numpy
         from datasets.table import MemoryMappedTable, concat_tables
 
         tables = [MemoryMappedTable.from_file(str(file)) for file in published.files]
-        encoded = datasets.Dataset(concat_tables(tables), fingerprint=report.key[:32])
-        num_samples = self.catalog.describe(report.name).num_samples
+        return datasets.Dataset(concat_tables(tables), fingerprint=report.key[:32])
+
+    def _draw(self, name: str, encoded: datasets.Dataset) -> Any:
+        """The places of the examples that are used: all, or as `num_samples` draws their rows."""
+        import numpy
+
+        num_samples = self.catalog.describe(name).num_samples
         if num_samples is None:
-            return encoded
-        drawn = draw_rows(report.num_in_files, num_samples, self.data.max_samples, self.seed)
+            return numpy.arange(len(encoded))
+        num_rows = self._num_in_files[name]
+        drawn = draw_rows(num_rows, num_samples, self.data.max_samples, self.seed)
         wanted = numpy.unique(drawn)  # rows are numbered among those that were drawn
-        return encoded.select(place_drawn(_rows(encoded), numpy.searchsorted(wanted, drawn)))
+        return place_drawn(_rows(encoded), numpy.searchsorted(wanted, drawn))
 
     def _build(
         self, store: Store, source: Source, report: SetReport, allow_prompts: bool
@@ -452,6 +490,20 @@ def _join(sets: Sequence[datasets.Dataset]) -> datasets.Dataset:
     import datasets
 
     return sets[0] if len(sets) == 1 else datasets.concatenate_datasets(list(sets))
+
+
+def _number_lines(sets: Sequence[datasets.Dataset], rows: Any) -> Any:
+    """The number of each example's line; that of its row where rows share a line."""
+    import numpy
+    import pyarrow
+    import pyarrow.compute
+
+    parts = [one.select_columns(["origin"]).with_format("arrow")[:]["origin"] for one in sets]
+    lines = pyarrow.chunked_array([chunk for part in parts for chunk in part.chunks])
+    known = lines.unique()
+    if len(known) < len(numpy.unique(_rows(sets[0]))):
+        return rows
+    return pyarrow.compute.index_in(lines, known).to_numpy()
 
 
 def _rows(dataset: datasets.Dataset) -> Any:
