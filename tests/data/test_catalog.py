@@ -43,17 +43,27 @@ def test_every_key_is_read():
     assert (found.tags.role_tag, found.tags.system_tag) == ("who", None)
 
 
-def test_a_partial_map_keeps_the_other_defaults():
-    found = describe(
-        {"file_name": "a.json", "columns": {"response": "answer"}, "tags": {"role_tag": "role"}}
-    )
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({}, Columns()),
+        ({"response": "answer"}, Columns(response="answer")),
+        ({"prompt": "question"}, Columns(prompt="question", query=None)),
+        ({"query": "question"}, Columns(prompt=None, query="question")),
+        ({"query": None}, Columns(query=None)),
+        ({"prompt": None, "query": "a"}, Columns(prompt=None, query="a")),
+        ({"messages": "chat", "tools": "b"}, Columns(messages="chat", tools="b")),
+        ({"weight": "weight"}, Columns(weight="weight")),
+    ],
+)
+def test_what_is_named_is_read_and_the_rest_of_its_group_is_not(columns, expected):
+    assert describe({"file_name": "a.json", "columns": columns}).columns == expected
 
-    assert found.columns == Columns(response="answer")
+
+def test_partial_tags_keep_the_other_defaults():
+    found = describe({"file_name": "a.json", "tags": {"role_tag": "role"}})
+
     assert (found.tags.role_tag, found.tags.user_tag) == ("role", "human")
-
-
-def test_a_null_column_is_not_read():
-    assert describe({"file_name": "a", "columns": {"query": None}}).columns.query is None
 
 
 def test_openai_has_its_own_tags():

@@ -490,17 +490,18 @@ def write_weighted(folder, name, *weights):
         {"instruction": f"{name} {n}", "output": "b", "weight": w} for n, w in enumerate(weights)
     ]
     (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return str(folder / f"{name}.jsonl")
+    return {"file_name": str(folder / f"{name}.jsonl"), "columns": {"weight": "weight"}}
 
 
 def test_weights_are_a_column_where_some_rows_of_some_data_set_have_any(folder):
-    plain, weighted = (
-        write_weighted(folder, "a", 1, 1, 1),
-        write_weighted(folder, "b", 1, 0.5, 2, 0),
-    )
+    entries = {
+        "a": write_weighted(folder, "a", 1, 1, 1),
+        "b": write_weighted(folder, "b", 1, 0.5, 2, 0),
+    }
+    kept = str(folder / "kept")
 
-    found = load(folder, dataset=f"{plain},{weighted}", tokenized_path=str(folder / "kept"))
-    again = load(folder, dataset=f"{plain},{weighted}", tokenized_path=str(folder / "kept"))
+    found = load(folder, dataset="a,b", dataset_dir=entries, tokenized_path=kept)
+    again = load(folder, dataset="a,b", dataset_dir=entries, tokenized_path=kept)
 
     for train in (found.train, again.train):
         weights = {
@@ -514,25 +515,26 @@ def test_weights_are_a_column_where_some_rows_of_some_data_set_have_any(folder):
             for row in train
         }
         assert weights == {"a1": None, "a2": None, "a3": None, "b1": {1}, "b2": {0.5}, "b3": {2}}
-    assert "weights" not in load(folder, dataset=plain).train.column_names
+    assert "weights" not in load(folder, dataset="a", dataset_dir=entries).train.column_names
 
 
 def test_weights_that_packing_would_lose_are_refused_by_name(folder):
-    files = write_weighted(folder, "a", 1, 1), write_weighted(folder, "b", 1, 0.5)
-    with pytest.raises(DataError, match=r"b.*': some rows .* with packing .* packing: false"):
-        load(folder, dataset=",".join(files), packing=True)
+    entries = {"a": write_weighted(folder, "a", 1, 1), "b": write_weighted(folder, "b", 1, 0.5)}
+    with pytest.raises(DataError, match=r"'b': some rows .* with packing .* packing: false"):
+        load(folder, dataset="a,b", dataset_dir=entries, packing=True)
+    entries["b"]["columns"] = {}
 
-    entry = {"rows": {"file_name": files[1], "columns": {"weight": None}}}
-
-    assert load(folder, dataset="rows", dataset_dir=entry, packing=True).train
+    assert load(folder, dataset="a,b", dataset_dir=entries, packing=True).train
 
 
 def test_rows_that_are_not_to_be_learned_are_left_out_and_counted(folder):
     rows = [{"instruction": "a", "output": "b", "train": bool(n % 2)} for n in range(10)]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    entry = {"rows": {"file_name": str(folder / "rows.jsonl"), "columns": {"train": "train"}}}
 
-    found = load(folder, max_bad_rows=0)
+    found = load(folder, dataset_dir=entry, max_bad_rows=0)
 
+    assert len(load(folder).train) == 10  # type: ignore[arg-type]
     assert len(found.train) == 5  # type: ignore[arg-type]
     assert sum(found.report.sets[0].left_out.values()) == 5
 

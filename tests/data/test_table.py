@@ -23,7 +23,8 @@ from luthier.templates.registry import TEMPLATES
 
 
 def work(tokenizer: Any, purpose: Any = "learn", **options: Any) -> Work:
-    description = DatasetDescription("rows", "file", "rows.json", "sharegpt")
+    named = Columns(train="train", weight="weight")
+    description = DatasetDescription("rows", "file", "rows.json", "sharegpt", columns=named)
     encoder = Encoder(
         tokenizer, TEMPLATES.get("chatml"), EncodingOptions(**({"cutoff_len": 40} | options))
     )

@@ -453,7 +453,8 @@ def test_rows_of_half_the_weight_have_half_the_loss(config, rows, tmp_path, layo
         file = tmp_path / f"{weight}.json"
         file.write_text(json.dumps(weighted))
         config |= {
-            "dataset": str(file),
+            "dataset": "rows",
+            "dataset_dir": {"rows": {"file_name": str(file), "columns": {"weight": "weight"}}},
             "output_dir": str(tmp_path / f"run-{weight}"),
             "layout": layout,
             "max_grad_norm": 0,

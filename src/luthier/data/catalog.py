@@ -28,7 +28,10 @@ Place: TypeAlias = Literal["file", "hub", "cloud"]
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column of a row holds what; None where nothing is read."""
+    """Which column of a row holds what; None where nothing is read.
+
+    `train` and `weight` say how much the row counts.
+    """
 
     prompt: str | None = "instruction"
     query: str | None = "input"
@@ -43,8 +46,8 @@ class Columns:
     chosen: str | None = None
     rejected: str | None = None
     kto_tag: str | None = None
-    train: str | None = "train"
-    weight: str | None = "weight"
+    train: str | None = None
+    weight: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,17 @@ class Tags:
     function_tag: str = "function_call"
     system_tag: str | None = "system"
 
+
+_GROUPS = (("prompt", "query"), ("response",), ("messages",))
+"""Columns that are read by default, until one of their group is named."""
+
+_NOT_READ = {
+    "alpaca": {"messages"},
+    "text": {one.name for one in fields(Columns)} - {"prompt"},
+    "sharegpt": {"prompt", "query", "response", "history"},
+    "openai": {"prompt", "query", "response", "history"},
+}
+"""Formatting -> the parts of `Columns` that its rows are not read from."""
 
 OPENAI_COLUMNS = Columns(messages="messages")
 OPENAI_TAGS = Tags("role", "content", "user", "assistant", "tool", "function_call", "system")
@@ -97,6 +111,22 @@ class DatasetDescription:
     tags: Tags = field(default_factory=Tags)
     sample_by: SampleBy = "line"
     home: Path | None = None
+
+    def columns_read(self) -> dict[str, str]:
+        """The column that each part is read from, of those that rows of this formatting have."""
+        unread = _NOT_READ[self.formatting or "alpaca"]
+        named = {one.name: getattr(self.columns, one.name) for one in fields(Columns)}
+        read = {part: name for part, name in named.items() if name and part not in unread}
+        if self.formatting == "openai" and self.columns.messages == "messages":
+            read["other messages"] = "conversations"  # where rows have no column of that name
+        return read
+
+    def part_left_out(self, column: str) -> str | None:
+        """The part that a column of this name usually holds, if that is read from no column."""
+        part = {"instruction": "prompt", "input": "query", "output": "response"}.get(column, column)
+        parts = ("prompt", "query", "response", "history", "system", "tools", "train", "weight")
+        is_open = part in parts and part not in _NOT_READ[self.formatting or "alpaca"]
+        return part if is_open and getattr(self.columns, part) is None else None
 
     def find_files(self) -> Found:
         """The files of a place that is one or a folder.
@@ -441,7 +471,11 @@ def _parse(content: bytes, origin: str) -> dict[str, Any]:
 def _overlay(
     defaults: Columns | Tags, entry: dict[str, Any], key: str, where: str, problems: list[str]
 ) -> Columns | Tags:
-    """`defaults` with what the entry gives; a null takes a column away."""
+    """`defaults` with what the entry gives; a null takes a column away.
+
+    Of columns that belong together, like those of the question, either all are the defaults, or
+    only those that are named are read.
+    """
     given = entry.get(key)
     if not isinstance(given, dict):
         return defaults
@@ -455,6 +489,9 @@ def _overlay(
             accepted[name] = value
         else:
             problems.append(f'{where}: "{key}"."{name}" is {_kind(value)}, expected a text.')
+    if isinstance(defaults, Columns):
+        taken = (group for group in _GROUPS if any(accepted.get(name) for name in group))
+        accepted = {name: None for group in taken for name in group} | accepted
     return replace(defaults, **accepted)
 
 

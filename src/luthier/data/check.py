@@ -173,5 +173,5 @@ def refuse_weights(name: str, option: str) -> None:
     raise DataError(
         f"data set {name!r}: some rows or messages have a weight that is neither 0 nor 1, and with "
         f"{option} such weights do not reach the loss. Set {option}: false, or write 0 or 1; if "
-        'the column means something else, set "columns": {"weight": null} in dataset_info.json.'
+        'a column means something else, take "weight" out of "columns" in dataset_info.json.'
     )

@@ -142,8 +142,9 @@ def test_long_rows_are_told_as_on_overlong_treats_them(
 
 def test_a_row_that_is_not_to_be_learned_is_a_note(tmp_path, tiny_tokenizer):
     file = write(tmp_path / "rows.jsonl", alpaca("one"), alpaca("two", weight=0))
+    entry = {"file_name": str(file), "columns": {"weight": "weight"}}
 
-    report = look(file, tokenizer=tiny_tokenizer)
+    report = look(dataset=["mine"], dataset_dir={"mine": entry}, tokenizer=tiny_tokenizer)
 
     assert (report.sets[0].num_kept, report.sets[0].num_aside) == (1, 1)
     (kind,) = kinds(report, errors=False)
@@ -188,6 +189,25 @@ def test_a_key_of_messages_that_nobody_reads_is_a_note(tmp_path):
     assert notes == {
         "messages[].mood": " (in 2 of 2 rows)",
         "messages[].name": " (in 1 of 2 rows)",
+    }
+
+
+def test_a_column_that_would_be_read_if_it_were_named_says_how(tmp_path):
+    marks = {"weight": 0.5, "train": False, "system": "be kind", "history": [], "id": 7}
+    file = write(tmp_path / "rows.jsonl", alpaca("one", input="more", **marks))
+    entry = {"file_name": str(file), "columns": {"prompt": "instruction", "response": "output"}}
+
+    report = look(dataset=["mine"], dataset_dir={"mine": entry})
+
+    mends = {finding.problem.field: finding.problem.fix for finding in report.findings}
+    parts = {"input": "query"} | {name: name for name in marks if name != "id"}
+    assert mends.keys() == {*parts, "id"}
+    for column, part in parts.items():
+        assert f'"columns": {{"{part}": "{column}"}}' in mends[column]
+    assert mends["id"] == "Nothing is learned from it."
+    assert report.sets[0].remarks.keys() == {
+        f'column {name!r} is not read; "columns": {{"{name}": "{name}"}} makes rows count by it'
+        for name in ("weight", "train")
     }
 
 

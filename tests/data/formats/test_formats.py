@@ -418,7 +418,8 @@ def test_messages_and_rows_say_how_much_they_count(marks, weight):
 
     of_message = read_one({"messages": list(said)}, "sharegpt").messages[-1]
     of_chat = read_one({"messages": list(chat)}, "openai").messages[-1]
-    of_row = read_one({"instruction": "a", "output": "b"} | marks, "alpaca")
+    named = {"train": "train", "weight": "weight"}
+    of_row = read_one({"instruction": "a", "output": "b"} | marks, "alpaca", **named)
 
     assert of_message.weight == of_chat.weight == weight
     assert of_row.weight == (weight if weight != 1 or "weight" in marks else None)
@@ -439,15 +440,45 @@ def test_a_mark_of_a_message_that_says_nothing_is_a_wrong_row(marks):
         read_one({"messages": list(said)}, "sharegpt")
 
 
-def test_columns_that_say_something_else_are_not_weights():
-    row = {"instruction": "a", "output": "b", "train": "split-1", "weight": "heavy"}
-    description = DatasetDescription("user", "file", "rows.json", "alpaca")
-    reading = Reading(description)
+@pytest.mark.parametrize(
+    "marks", [{"train": "split-1"}, {"weight": "heavy"}, {"weight": -1}, {"train": 0.5}]
+)
+def test_a_named_column_that_says_nothing_of_learning_is_a_wrong_row(marks):
+    row, named = {"instruction": "a", "output": "b"} | marks, {name: name for name in marks}
 
-    conversation = FORMATS.get("alpaca")(row, reading, None)
-    written = FORMATS.get("alpaca")(row | {"train": "FALSE", "weight": "0.5"}, reading, None)
+    with pytest.raises(RowError, match=next(iter(marks))):
+        read_one(row, "alpaca", **named)
+    assert read_one(row | dict.fromkeys(marks, ""), "alpaca", **named).weight is None
 
-    assert conversation.weight is None
-    assert written.weight == 0
-    assert sum(reading.remarks.values()) == 2
-    assert read_one(row | {"weight": 0.5}, "alpaca", weight=None).weight is None
+
+def test_cells_of_a_csv_say_how_much_a_row_counts():
+    row = {"instruction": "a", "output": "b", "train": "FALSE", "weight": "0.5"}
+
+    assert read_one(row, "alpaca", weight="weight").weight == 0.5
+    assert read_one(row, "alpaca", weight="weight", train="train").weight == 0
+
+
+@pytest.mark.parametrize("formatting", ["alpaca", "sharegpt", "openai"])
+@pytest.mark.parametrize(
+    ("marks", "num_remarks"),
+    [
+        ({"train": False}, 1),
+        ({"weight": 0.5}, 1),
+        ({"train": "true", "weight": "3"}, 2),
+        ({"train": "split-1", "weight": "heavy"}, 0),
+        ({"train": None, "weight": True}, 0),
+    ],
+)
+def test_columns_that_nobody_named_do_not_weigh(formatting, marks, num_remarks):
+    said = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    row = {"instruction": "a", "output": "b", "conversations": said, "messages": chat} | marks
+    tags = OPENAI_TAGS if formatting == "openai" else Tags()
+    columns = Columns(messages="messages" if formatting == "openai" else "conversations")
+    reading = Reading(DatasetDescription("a", "file", "b", formatting, columns=columns, tags=tags))
+
+    assert FORMATS.get(formatting)(row, reading, None).weight is None
+
+    assert list(reading.remarks.values()) == [1] * num_remarks
+    for remark in reading.remarks:
+        assert '"columns": {' in remark

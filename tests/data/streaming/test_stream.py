@@ -8,6 +8,7 @@ import pytest
 
 from luthier.data.streaming import order
 from luthier.data.streaming import stream as streams
+from luthier.data.streaming.stream import Stream
 from luthier.errors import DataError
 from tests.data.streaming.making import load, open_stream, take, write_rows
 
@@ -293,11 +294,31 @@ def test_nothing_to_learn_from_is_an_error(folder):
         open_stream(folder, write_rows(folder, "c", 3), val_size=3)
 
 
+def started(stream: Stream) -> Stream:
+    stream.start()
+    return stream
+
+
+def test_rows_are_held_out_by_what_is_read_of_them_wherever_it_stands(folder):
+    rows = [
+        {"conversations": [{"role": "user", "content": "a"}, {"role": "assistant", "content": one}]}
+        for one in "bcdefg"
+    ]
+    (folder / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    entry = {"file_name": str(folder / "a.jsonl"), "formatting": "openai", "num_samples": 12}
+
+    found = load(folder, "a", dataset_dir={"a": entry}, val_size=2)
+
+    assert len(found.eval[""]) == 2
+    assert {*take(started(found.train), 24)} == {*"defg"}
+
+
 def test_weights_that_would_be_lost_are_refused(folder):
     file = folder / "a.jsonl"
     file.write_text(json.dumps({"instruction": "a", "output": "b", "weight": 0.5}))
-    stream = open_stream(folder, str(file))
-    stream.start()
+    entry = {"file_name": str(file), "columns": {"weight": "weight"}}
+    take(started(open_stream(folder, str(file))), 1)  # nobody named the column
+    stream = started(open_stream(folder, "a", dataset_dir={"a": entry}))
 
     with pytest.raises(DataError, match="with streaming such weights do not reach the loss"):
         take(stream, 1)

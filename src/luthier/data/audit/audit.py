@@ -105,7 +105,7 @@ class _Audit:
         for batch in reader.batches():
             found.detected = reader.detected
             found.format = reader.description.formatting or ""
-            self._columns = _columns_of(reader.description)
+            self._columns = [*reader.description.columns_read().values()]
             self._message_columns, self._message_keys = _message_keys_of(reader.description)
             found.num_rows += len(batch.rows)
             self._look_at_batch(batch, found, repeats)
@@ -116,6 +116,9 @@ class _Audit:
     def _tell_columns(self, reader: DatasetReader, found: SetAudit) -> None:
         for column, row in self._unread.items():
             fix = f"Nothing is learned from it.{_meant(column, self._columns)}"
+            if part := reader.description.part_left_out(column):
+                named = f'"columns": {{"{part}": "{column}"}}'
+                fix += f" To read it, name it in dataset_info.json: {named}."
             said = f" (in {self._unread_counts[column]:,} of {found.num_rows:,} rows)"
             problem = RowError(column, "a column that is not read", fix, said)
             self.findings.note(found.name, RowProblem.of(row.origin, problem, row.values))
@@ -265,7 +268,7 @@ def _meant(column: str, known: Iterable[str]) -> str:
 def _named(description: DatasetDescription) -> set[str]:
     """The columns that somebody named, other than those that are read by default."""
     usual = {*asdict(Columns()).values(), *asdict(OPENAI_COLUMNS).values()}
-    return {*_columns_of(description)} - usual
+    return {*description.columns_read().values()} - usual
 
 
 def _special(encoder: Encoder) -> list[str]:
@@ -275,23 +278,8 @@ def _special(encoder: Encoder) -> list[str]:
     return sorted(known | {*encoder.tokenizer.all_special_tokens, *encoder.template.stop_words})
 
 
-def _columns_of(description: DatasetDescription) -> list[str]:
-    """The columns that the formatting reads."""
-    named: dict[str, str | None] = asdict(description.columns)
-    others = (
-        ("messages",)
-        if description.formatting == "alpaca"
-        else ("prompt", "query", "response", "history")
-    )
-    read = [column for part, column in named.items() if column and part not in others]
-    if description.formatting == "openai" and description.columns.messages == "messages":
-        read.append("conversations")
-    return read
-
-
 def _message_keys_of(description: DatasetDescription) -> tuple[set[str], set[str]]:
     """The columns that hold messages, and the keys that are read of each."""
-    tags = description.tags
-    named = {"conversations", description.columns.messages or ""}
-    columns = named if description.formatting in ("sharegpt", "openai") else set()
-    return columns & {*_columns_of(description)}, {tags.role_tag, tags.content_tag, *KEYS}
+    tags, read = description.tags, description.columns_read()
+    columns = {read[part] for part in ("messages", "other messages") if part in read}
+    return columns, {tags.role_tag, tags.content_tag, *KEYS}

@@ -118,28 +118,48 @@ def weight_of_message(message: Mapping[str, Any], field: str) -> float | None:
 
 
 def weight_of_row(row: Mapping[str, Any], reading: Reading) -> float | None:
-    """How much a row counts, from its columns `train` and `weight`; None when it says neither.
+    """How much a row counts, from the columns named as `train` and `weight`; None without.
 
-    Columns of these names that hold something else are not read as such, and counted as a remark.
+    Columns of these names that nobody named are not read. Where they look like it, that is counted
+    as a remark.
+
+    Raises:
+        RowError: if a named one holds something else.
     """
     columns = reading.description.columns
+    for name, named, find in (
+        ("train", columns.train, _find_train),
+        ("weight", columns.weight, _find_weight),
+    ):
+        if named is None and name in row and find(row[name]) is not None:
+            reading.remarks[
+                f'column {name!r} is not read; "columns": {{"{name}": "{name}"}} makes rows count '
+                "by it"
+            ] += 1
     train = row.get(columns.train) if columns.train else None
     weight = row.get(columns.weight) if columns.weight else None
-    if train is None and weight is None:
-        return None
-    if isinstance(train, str):
-        train = {"true": True, "1": True, "false": False, "0": False}.get(train.lower(), train)
-    if isinstance(weight, str):
-        weight = float(weight) if _NUMBER.fullmatch(weight) else weight
-    for column, value, fits in (
-        (columns.train, train, isinstance(train, bool)),
-        (columns.weight, weight, _is_weight(weight)),
-    ):
-        if value is not None and not fits:
-            reading.remarks[f"column {column!r} is not read: it says nothing of learning"] += 1
-    if train is False:
-        return 0.0
-    return float(weight) if _is_weight(weight) else None
+    counts, factor = _find_train(train), _find_weight(weight)
+    if train not in (None, "") and counts is None:
+        assert columns.train is not None
+        raise RowError(columns.train, f"{kind_of(train)} where true or false belongs", _TRAIN)
+    if weight not in (None, "") and factor is None:
+        assert columns.weight is not None
+        raise RowError(columns.weight, "no number from 0 on", _WEIGHT)
+    return 0.0 if counts is False else factor
+
+
+def _find_train(value: Any) -> bool | None:
+    """True or false, also as a cell of a CSV writes it."""
+    if isinstance(value, str):
+        return {"true": True, "1": True, "false": False, "0": False}.get(value.lower())
+    return value if isinstance(value, bool) else None
+
+
+def _find_weight(value: Any) -> float | None:
+    """A number from 0 on, also as a cell of a CSV writes it."""
+    if isinstance(value, str):
+        return float(value) if _NUMBER.fullmatch(value) else None
+    return float(value) if _is_weight(value) else None
 
 
 def _is_weight(value: Any) -> TypeGuard[int | float]:

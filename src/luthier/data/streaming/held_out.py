@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from luthier.data.catalog import Columns, DatasetDescription
+from luthier.data.catalog import DatasetDescription
 
 _NO_CONTENT = ("train", "weight")
 
@@ -38,9 +38,8 @@ class HeldOut:
 
 def columns_of(description: DatasetDescription) -> tuple[str, ...]:
     """The columns of a data set that are read."""
-    names = [one.name for one in fields(Columns) if one.name not in _NO_CONTENT]
-    read = [getattr(description.columns, name) for name in names]
-    return tuple(name for name in read if name is not None)
+    read = description.columns_read()
+    return tuple(name for part, name in read.items() if part not in _NO_CONTENT)
 
 
 def content_of(values: Any, columns: Sequence[str]) -> int | None:
