@@ -1,38 +1,76 @@
-"""A probe at the start of a run: does a faster computation give what the plain one gives?"""
+"""A probe at the start of a run: does a faster computation give what the plain one gives?
+
+Half precision rounds so coarsely that a sequence which sees a little of its neighbour may hide
+behind it, and a right computation may look wrong. So structure is judged in float32, where equal
+computations agree to a thousandth. Of the run's own dtype is asked that it rounds a faster way not
+much more than the plain one: how far does each lie from float32?
+"""
 
 # N reads, P chosen parameters
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
+from luthier import console
+from luthier.errors import ModelError
+from luthier.modeling.checkpointing import USABLE
+from luthier.modeling.device import free_memory
 from luthier.modeling.dtypes import Autocast
+from luthier.modeling.float32 import HALVES, StandIns, float32_bytes, in_float32
+from luthier.modeling.ranks import gather_objects
 from luthier.modeling.reads import Readable, read_logps
 from luthier.modeling.sharded import full_numel, full_shape, gathering
 
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""Largest relative difference of equal computations, by the dtype they are done in.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+"""Largest relative difference of equal computations: what the order of sums explains.
 
-A sum in another order differs by a few units of the last place (2^-24, 2^-11, 2^-9), which layers
-carry on; sequences that see each other differ by a tenth and more in the gradients of the layers
-where they do. Seen on SmolLM2-135M: 1e-5 in float32 and 5e-2 in bfloat16.
+Sequences that see each other differ by a tenth and more in the gradients of the layers where they
+do, a layer that is wrong by 2 % by that in its own.
 """
+
+MORE_ROUNDED = 3.0
+"""How many times as far from float32 as the plain way a faster one may lie in half precision.
+
+Rounded once more in every layer it is 1.1 times as far. Of a few dozen tokens that number comes out
+between 0.7 and 1.5 by chance.
+"""
+
+MORE_ROUNDED_TENSOR = 8.0
+"""The same of the gradient of one tensor, against its own distance or that of all together."""
+
+COARSE = 0.25
+"""Largest difference in half precision where there is no float32 to hold both against."""
+
+FAR = 0.1
+"""A difference from the plain way that is no matter of rounding or of a batch's size."""
 
 PROBED_NUMBERS = 2**24
 """Numbers of the gradients that are compared, at most; that is 64 MiB in float32."""
+
+GRADIENT_NUMBERS = 2**28
+"""Numbers of the gradients that are made for it, at most."""
 
 LARGEST_PROBED = 2**20
 """Numbers of the largest tensor among them; norms and adapters are smaller in every model."""
 
 NEGLIGIBLE = 1e-3
 """The share of the largest gradient's norm below which a gradient is mostly rounding."""
+
+RANDOM = ("dropout", "pdrop", "dropout_prob", "dropout_p", "layerdrop", "jitter_noise")
+"""Ends of the names under which models and their configurations keep how much is drawn at random.
+
+Layers of torch that drop are known by their class.
+"""
 
 
 @dataclass(frozen=True)
@@ -41,7 +79,7 @@ class Probe:
 
     Attributes:
         logps_N: float32, of every read, sequence by sequence.
-        gradients_P: of some trained tensors, in the order of `probed_weights`.
+        gradients_P: float32, numbers of some trained tensors' gradients.
         num_idle: trained tensors that took no part in any of it.
     """
 
@@ -51,109 +89,227 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """How far two probes lie apart.
+class Distance:
+    """How far a probe lies from another one.
 
     Attributes:
-        logps: norm of the difference over the spread of the plain log-probabilities.
-        gradients: the same of one trained tensor's gradient, the worst of all that are compared.
-        allowed: the largest difference that rounding explains.
+        logps: norm of the difference over the spread of the other one's log-probabilities.
+        gradients_P: norm of each gradient's difference over the other one's. What is not a number
+            is infinitely far, here and there.
     """
 
     logps: float
-    gradients: float
-    allowed: float
+    gradients_P: tuple[float, ...]
+
+    @property
+    def gradients(self) -> float:
+        """The root of the mean square."""
+        return math.hypot(*self.gradients_P) / math.sqrt(len(self.gradients_P) or 1)
+
+    @property
+    def worst(self) -> float:
+        """The farthest gradient."""
+        return max(self.gradients_P, default=0.0)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether it is a number."""
+        return math.isfinite(self.logps) and math.isfinite(self.gradients)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How a way differs from the plain one.
+
+    Attributes:
+        excess: how many times the difference that rounding explains.
+        is_far: whether it is none that a batch's size may explain either.
+        figures: the difference in words.
+    """
+
+    excess: float
+    is_far: bool
+    figures: str
 
     @property
     def is_rounding(self) -> bool:
         """Whether both computations may be called equal."""
-        return self.size() <= self.allowed
-
-    def size(self) -> float:
-        """The larger of both."""
-        return max(self.logps, self.gradients)
+        return self.excess <= 1
 
     def __str__(self) -> str:
-        return f"{self.logps:.1e} in log-probabilities, {self.gradients:.1e} in gradients"
+        return self.figures
 
 
-def probe_plain(model: Any, sequences: Sequence[Tensor], autocast: Autocast) -> Probe:
-    """Each sequence through the model's own forward, alone and with all its logits.
+class SelfCheck:
+    """Sequences computed one by one by the model's own forward, to hold other ways against.
+
+    The model is in training mode while it is looked at, for quantised layers may take another way
+    in evaluation mode, and draws nothing at random. Nothing of it is changed afterwards.
 
     Args:
-        model: bare or a peft model, on its device.
+        model: bare or a peft model, on its device; every rank has to make one.
         sequences: (T,) int64 each; every token but the first is read.
         autocast: makes the context that the run computes in.
-    """
-
-    def read(ids: Tensor) -> Tensor:
-        logits: Tensor = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
-        return logits.float().log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
-
-    return _probe(model, [partial(read, each) for each in sequences], autocast)
-
-
-def probe_reads(model: Any, batch: Readable, autocast: Autocast) -> Probe:
-    """The same tokens the way the run computes them.
-
-    Args:
-        model: as it will be trained.
-        batch: a micro-batch that reads every token but the first of each sequence of the plain
-            probe, in its order.
-        autocast: makes the context that the run computes in.
-    """
-    return _probe(model, [lambda: read_logps(model, batch).logps_N], autocast)
-
-
-def compare(plain: Probe, other: Probe, dtype: torch.dtype) -> Difference:
-    """How far a probe lies from the plain one.
-
-    Args:
-        plain: from `probe_plain`.
-        other: from `probe_reads`.
         dtype: that products are computed in.
+
+    Raises:
+        ModelError: when the plain way itself gives no numbers.
     """
-    spread = (plain.logps_N - plain.logps_N.mean()).norm()
-    logps = (other.logps_N - plain.logps_N).norm() / spread.clamp_min(1e-6)
-    norms = [float(gradient.norm()) for gradient in plain.gradients_P]
-    negligible = NEGLIGIBLE * max(norms, default=0.0) or 1.0
-    gradients = [
-        float((mine - theirs).norm()) / (norm + negligible)
-        for mine, theirs, norm in zip(other.gradients_P, plain.gradients_P, norms, strict=True)
-    ]
-    return Difference(
-        _or_infinite(float(logps)),
-        max(map(_or_infinite, gradients), default=0.0),
-        TOLERANCE[dtype],
-    )
+
+    def __init__(
+        self, model: Any, sequences: Sequence[Tensor], autocast: Autocast, dtype: torch.dtype
+    ) -> None:
+        self.model, self.autocast, self.dtype = model, autocast, dtype
+        self.weights = probed_weights(model)
+        self.room: int | None = None
+        self.has_float32 = dtype in HALVES and self._fits()
+        self.plain: Distance | None = None
+
+        def read(ids: Tensor) -> Tensor:
+            logits: Tensor = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
+            return logits.float().log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
+
+        alone = [partial(read, each) for each in sequences]
+        self.reference = own = self._probe(alone)
+        if self.has_float32:
+            self.reference = self._probe_float32(alone)
+            self.plain = _distance(own, self.reference)
+        if not self.reference.logps_N.isfinite().all():
+            raise ModelError(
+                "the model's own forward gives log-probabilities that are no numbers. Look for "
+                "weights that are none: a download that was cut, a merge or an earlier run that "
+                "went wrong."
+            )
+        if self.plain is not None and not self.plain.is_finite:
+            console.warn(
+                f"{_name(dtype)} overflows in this model's own forward or backward pass, so the "
+                "loss may become none. bf16 has the range of float32."
+            )
+
+    def compare(self, batch: Readable) -> tuple[Difference, bool]:
+        """The same tokens the way the run computes them.
+
+        Args:
+            batch: a micro-batch that reads every token but the first of each sequence, in their
+                order.
+
+        Returns:
+            The difference, and whether a trained tensor took no part.
+        """
+        forwards = [lambda: read_logps(self.model, batch).logps_N]
+        probe = self._probe(forwards)
+        own = _distance(probe, self.reference)
+        if not self.has_float32:
+            return self._judged(own), probe.num_idle > 0
+        exact = _distance(self._probe_float32(forwards), self.reference)
+        return self._judged(exact, own), probe.num_idle > 0
+
+    def _judged(self, exact: Distance, own: Distance | None = None) -> Difference:
+        """What the distances say: of the structure, and of this way in the run's dtype."""
+        figures = f"{exact.logps:.1e} in log-probabilities, {exact.worst:.1e} in gradients"
+        size = max(exact.logps, exact.gradients)
+        if self.dtype in HALVES and own is None:
+            figures = f"{exact.logps:.1e} in log-probabilities, {exact.gradients:.1e} in gradients"
+            return Difference(size / COARSE, size > COARSE, figures)
+        tolerance = TOLERANCE.get(self.dtype, TOLERANCE[torch.float32])
+        excess, is_far = max(exact.logps, exact.worst) / tolerance, size > FAR
+        if own is not None and self.plain is not None and self.plain.is_finite:
+            rounded = more_rounded(own, self.plain, torch.finfo(self.dtype).eps)
+            is_far |= rounded > 1 and max(own.logps, own.gradients) > FAR
+            excess = max(excess, rounded)
+            figures += (
+                f" in float32; {_name(self.dtype)} rounds them by {own.logps:.1e} and "
+                f"{own.gradients:.1e}, the model's own layers by {self.plain.logps:.1e} and "
+                f"{self.plain.gradients:.1e}"
+            )
+        return Difference(excess, is_far, figures)
+
+    def _fits(self) -> bool:
+        """Whether a layer in float32 has room on every rank; packed weights on none."""
+        needed = float32_bytes(self.model)
+        device = next(self.model.parameters()).device
+        free = free_memory(device)
+        rooms = gather_objects(None if free is None else int(USABLE.get(device.type, 0.5) * free))
+        self.room = min((each for each in rooms if each is not None), default=None)
+        if self.room is None or needed <= self.room:
+            return True
+        console.info(
+            f"self-check: {_name(self.dtype)} alone, since float32 would take "
+            f"{console.gibibytes(needed)} of {console.gibibytes(self.room)} of memory"
+        )
+        return False
+
+    def _probe(self, forwards: Sequence[Callable[[], Tensor]]) -> Probe:
+        return _probe(self.model, forwards, self.autocast, self.weights)
+
+    def _probe_float32(self, forwards: Sequence[Callable[[], Tensor]]) -> Probe:
+        with in_float32(self.model, self.weights, self.room) as stand_ins:
+            return _probe(self.model, forwards, nullcontext, self.weights, stand_ins)
+
+
+def more_rounded(own: Distance, plain: Distance, eps: float) -> float:
+    """How many times what is allowed a way lies from float32, held against the plain way.
+
+    Args:
+        own: distance of the way from float32.
+        plain: distance of the plain way.
+        eps: of the dtype; so much is nothing.
+    """
+    pairs = [(own.logps, plain.logps), (own.gradients, plain.gradients)]
+    ratios = [mine / (MORE_ROUNDED * theirs + eps) for mine, theirs in pairs]
+    for mine, theirs in zip(own.gradients_P, plain.gradients_P, strict=True):
+        ratios.append(mine / (MORE_ROUNDED_TENSOR * max(theirs, plain.gradients) + eps))
+    return max(ratios)
 
 
 def probed_weights(model: nn.Module) -> list[nn.Parameter]:
-    """Trained tensors from all depths of a model, not too many and not too large."""
+    """Trained tensors from all depths of a model, not too large and together not too many."""
     trained = [
         parameter
         for parameter in model.parameters()
         if parameter.requires_grad and full_numel(parameter) <= LARGEST_PROBED
     ]
-    stride = -(-sum(map(full_numel, trained)) // PROBED_NUMBERS)
+    stride = -(-sum(map(full_numel, trained)) // GRADIENT_NUMBERS)
     return trained[:: max(stride, 1)]
 
 
-def _probe(model: nn.Module, forwards: Sequence[Callable[[], Tensor]], autocast: Autocast) -> Probe:
-    weights = probed_weights(model)
-    sums = [weight.new_zeros(full_shape(weight)) for weight in weights]
+def _distance(probe: Probe, reference: Probe) -> Distance:
+    spread = (reference.logps_N - reference.logps_N.mean()).norm()
+    logps = (probe.logps_N - reference.logps_N).norm() / spread.clamp_min(1e-6)
+    norms = [float(gradient.norm()) for gradient in reference.gradients_P]
+    negligible = NEGLIGIBLE * max(norms, default=0.0) or 1.0
+    gradients = [
+        float((mine - theirs).norm()) / (norm + negligible)
+        for mine, theirs, norm in zip(probe.gradients_P, reference.gradients_P, norms, strict=True)
+    ]
+    return Distance(_or_infinite(float(logps)), tuple(map(_or_infinite, gradients)))
+
+
+def _probe(
+    model: nn.Module,
+    forwards: Sequence[Callable[[], Tensor]],
+    autocast: Autocast,
+    weights: Sequence[nn.Parameter],
+    stand_ins: StandIns = {},  # noqa: B006
+) -> Probe:
+    stride = -(-sum(map(full_numel, weights)) // PROBED_NUMBERS) or 1
+    leaves = [stand_ins.get(id(weight), weight) for weight in weights]
+    sums = [
+        torch.zeros(full_shape(leaf).numel(), dtype=_wide(leaf.dtype), device=leaf.device)[::stride]
+        for leaf in leaves
+    ]
     logps: list[Tensor] = []
-    idle = {id(each) for each in model.parameters() if each.requires_grad and weights}
-    with gathering(model), _without_dropout(model), torch.set_grad_enabled(bool(weights)):
+    idle = {id(each) for each in model.parameters() if each.requires_grad and leaves}
+    with gathering(model), _steady(model), torch.set_grad_enabled(bool(leaves)):
         for forward in forwards:
             with autocast():
                 read = forward()
             logps.append(read.detach())
-            if weights:
+            if leaves:
                 idle -= _took_part(read)
-                found = torch.autograd.grad(read.sum(), weights, allow_unused=True)
+                found = torch.autograd.grad(read.sum(), leaves, allow_unused=True)
                 for total, gradient in zip(sums, found, strict=True):
-                    total += 0 if gradient is None else gradient
+                    total += 0 if gradient is None else gradient.flatten()[::stride]
     return Probe(torch.cat(logps), tuple(sums), len(idle))
 
 
@@ -169,14 +325,44 @@ def _took_part(result: Tensor) -> set[int]:
 
 
 @contextmanager
-def _without_dropout(model: nn.Module) -> Iterator[None]:
-    was_training = [module for module in model.modules() if module.training]
-    model.eval()
+def _steady(model: nn.Module) -> Iterator[None]:
+    """Training mode where something learns, without anything that is drawn at random."""
+    modules = list(model.modules())
+    modes = [(module, module.training) for module in modules]
+    configs = {id(config): config for module in modules if (config := _config(module))}
+    drawn = [
+        (owner, name, value)
+        for owner in (*map(vars, modules), *map(vars, configs.values()))
+        for name, value in owner.items()
+        if type(value) is float and value and name.endswith(RANDOM)
+    ]
+    device = next(model.parameters()).device
+    learns = any(each.requires_grad for each in model.parameters())
     try:
-        yield
+        for module in modules:
+            module.training = learns and not isinstance(module, nn.modules.dropout._DropoutNd)
+        for owner, name, _ in drawn:
+            owner[name] = 0.0
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
     finally:
-        for module in was_training:
-            module.training = True
+        for owner, name, value in drawn:
+            owner[name] = value
+        for module, mode in modes:
+            module.training = mode
+
+
+def _config(module: nn.Module) -> PreTrainedConfig | None:
+    config = vars(module).get("config")
+    return config if isinstance(config, PreTrainedConfig) else None
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _or_infinite(number: float) -> float:

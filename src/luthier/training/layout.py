@@ -22,7 +22,7 @@ from luthier.modeling.dtypes import Autocast
 from luthier.modeling.fusing import fuse, unfuse
 from luthier.modeling.output_head import logit_form
 from luthier.modeling.ranks import gather_objects, share_fate
-from luthier.modeling.selfcheck import Difference, Probe, compare, probe_plain, probe_reads
+from luthier.modeling.selfcheck import RANDOM, Difference, SelfCheck
 
 PROBE_ROWS = 4
 """Examples whose first tokens make the probe."""
@@ -102,22 +102,23 @@ def choose_layout(
         dtype: that products are computed in.
 
     Raises:
-        ModelError: when `layout: tree` was asked for and the probe differs.
+        ModelError: when `layout: tree` was asked for and the probe differs, or when no way comes
+            near the plain forward.
     """
     asked = arguments.training.layout
     sequences = probe_sequences([list(row["input_ids"]) for row in rows])
     device = next(model.parameters()).device
     ids = [torch.tensor(each, device=device) for each in sequences]
-    plain = share_fate(lambda: probe_plain(model, ids, autocast))
+    check = share_fate(lambda: SelfCheck(model, ids, autocast, dtype))
     logit_form(model, ids[0][None])  # agreed upon by the ranks before any of them may stumble
     examples = [Example(input_ids=each, labels=each) for each in sequences]
     problems: list[str] = []
+    found = _Finding()
     for way in WAYS:
         if asked not in ("auto", way.layout):
             continue
         batch = _micro_batch(way, examples, pad_token_id).to(device)
-        compute = partial(_try, way, model, batch, plain, autocast, dtype)
-        found = _worst(gather_objects(share_fate(compute)))
+        found = _worst(gather_objects(share_fate(partial(_try, way, model, batch, check))))
         if found.difference is None:
             problems.append(f"the {way} cannot be computed by this model: {found.problem}")
         elif found.difference.is_rounding:
@@ -131,6 +132,14 @@ def choose_layout(
         if asked == "tree":
             _fit(model, WAYS[-1])
             raise ModelError(f"layout: tree: {problems[-1]}. With layout: auto it would be padded.")
+    if found.difference is None or found.difference.is_far:
+        raise ModelError(
+            "this model computes something else on a batch than on each of its sequences:\n  "
+            + "\n  ".join(problems)
+            + "\nWhat it learns would depend on what lies beside an example, so the run ends here. "
+            "Look for a layer that mixes the rows of a batch, or for a kernel without a right "
+            "backward pass (quantised layers, remote code), and load the model without it."
+        )
     for each in problems:
         console.warn(each)
     console.warn("the padded layout is used all the same; results may depend on the batch size")
@@ -163,7 +172,7 @@ def has_dropout(model: nn.Module) -> bool:
     return any(
         isinstance(value, float) and value > 0
         for name, value in config.items()
-        if name.endswith(("dropout", "pdrop"))
+        if name.endswith(RANDOM)
     )
 
 
@@ -189,18 +198,16 @@ def _try(
     way: _Way,
     model: Any,
     batch: MicroBatch,
-    plain: Probe,
-    autocast: Autocast,
-    dtype: torch.dtype,
+    check: SelfCheck,
 ) -> _Finding:
     try:
         fused = _fit(model, way)
-        probe = probe_reads(model, batch, autocast)
+        difference, has_idle_weights = check.compare(batch)
     except torch.OutOfMemoryError:
         raise
     except (LuthierError, TypeError, ValueError, RuntimeError) as problem:
         return _Finding(problem=_said(problem))
-    return _Finding(fused, compare(plain, probe, dtype), probe.num_idle > 0)
+    return _Finding(fused, difference, has_idle_weights)
 
 
 def _worst(findings: Sequence[_Finding]) -> _Finding:
@@ -211,9 +218,10 @@ def _worst(findings: Sequence[_Finding]) -> _Finding:
         return _Finding(problem=f"{findings[failed[0]].problem}{where}")
     if len({each.fused for each in findings}) > 1:
         return _Finding(problem="other layers can be fused on one process than on another")
+    differences = [each.difference for each in findings if each.difference]
     return _Finding(
         findings[0].fused,
-        max((each.difference for each in findings if each.difference), key=Difference.size),
+        max(differences, key=lambda each: each.excess),
         any(each.has_idle_weights for each in findings),
     )
 
