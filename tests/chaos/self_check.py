@@ -109,7 +109,8 @@ class Case:
         model = self._base()
         if self.method == "full":
             return model.float().train()
-        model.to(dtype)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
         targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
         if self.model != "gpt_oss":
             targets += ["gate_proj", "up_proj", "down_proj"]
@@ -165,13 +166,11 @@ class Case:
 
         with (
             mock.patch.object(selfcheck.SelfCheck, "compare", listen),
-            mock.patch.object(console, "warn", lambda line: found.append(line)),
-            mock.patch.object(console, "info", lambda line: None),
+            mock.patch.object(console, "warn", found.append),
+            mock.patch.object(console, "info"),
         ):
             try:
-                chosen = layout.choose_layout(
-                    model, asked, rows, 0, autocast=autocast, dtype=dtype
-                )
+                chosen = layout.choose_layout(model, asked, rows, 0, autocast=autocast, dtype=dtype)
             except ModelError as error:
                 found.append(str(error))
                 return False, found[0]
@@ -318,7 +317,7 @@ def chunk_dropped() -> Iterator[None]:
 
 
 @contextmanager
-def _only_in_half(fault: Callable[[], Any]) -> Iterator[None]:
+def only_in_half(fault: Callable[[], Any]) -> Iterator[None]:
     """The fault, while the check does not compute in float32."""
     own = selfcheck.SelfCheck._probe
 
@@ -378,7 +377,8 @@ FAULTS: dict[str, tuple[Callable[[], Any], tuple[str, ...], tuple[str, ...]]] = 
 A new LoRA's A has no gradient.
 """
 
-ONLY_IN_HALF = ("a sequence sees its neighbour", "a chunk of the head dropped")
+ONLY_IN_HALF = ("a window ignored", "a soft cap dropped", "a chunk of the head dropped")
+"""Those that are asked once more with float32 left right, as a kernel's own fault would be."""
 
 
 def faulty_cases() -> Iterator[tuple[str, Case, Callable[[], Any]]]:
@@ -438,9 +438,9 @@ def main(words: Sequence[str] | None = None) -> int:
     if options.only != "healthy":
         wrong += ask_faulty(list(faulty_cases()))
         half = [
-            (f"{name}, in half precision only", case, partial(_only_in_half, fault))
+            (f"{name}, in half precision only", case, partial(only_in_half, fault))
             for name, case, fault in faulty_cases()
-            if name in ONLY_IN_HALF and fault is chunk_dropped
+            if name in ONLY_IN_HALF
         ]
         wrong += ask_faulty(half)
     return int(wrong > 0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import re
+from functools import partial
 
 import peft
 import pytest
@@ -13,6 +14,7 @@ import transformers
 from luthier.arguments.parse import parse_dict
 from luthier.batching.padded import pad
 from luthier.errors import ModelError
+from luthier.modeling import selfcheck
 from luthier.modeling.fused_layers import FusedNorm
 from luthier.modeling.reads import read_nll
 from luthier.training.layout import choose_layout, probe_sequences
@@ -52,14 +54,16 @@ def arguments(**options):
     )
 
 
-def choose(model, **options):
+def choose(model, dtype=torch.float32, **options):
+    """In half precision as accelerate mixes it, also where a processor emulates it."""
+    is_half = dtype is not torch.float32
     return choose_layout(
         model,
         arguments(**options),
         ROWS,
         0,
-        autocast=contextlib.nullcontext,
-        dtype=torch.float32,
+        autocast=partial(torch.autocast, "cpu", dtype, enabled=is_half),
+        dtype=dtype,
     )
 
 
@@ -82,11 +86,18 @@ def mix_neighbours(model):
     return model
 
 
-def mix_rows(model):
+def mix_rows(model, share=0.1):
     """Has every row see the mean of the batch, which no layout can mend."""
     model.get_input_embeddings().register_forward_hook(
-        lambda module, inputs, hidden: hidden + 0.1 * hidden.mean(dim=(0, 1))
+        lambda module, inputs, hidden: hidden + share * hidden.mean(dim=(0, 1))
     )
+    return model
+
+
+def in_half(model, dtype):
+    """As a model is loaded that was stored so."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
     return model
 
 
@@ -133,13 +144,106 @@ def test_a_tree_that_was_insisted_on_and_differs_is_an_error(plant):
         choose(model, layout="tree")
 
 
-def test_a_model_that_no_layout_suits_is_told(capsys):
-    model = mix_rows(tiny.make_llama(vocab_size=97))
+def test_a_model_that_no_layout_suits_ends_the_run_with_what_was_found():
+    model = mix_rows(tiny.make_llama(vocab_size=97), share=1.0)
+
+    with pytest.raises(ModelError) as told:
+        choose(model)
+
+    lines = str(told.value).splitlines()
+    assert (
+        lines[0] == "this model computes something else on a batch than on each of its sequences:"
+    )
+    ways = ("tree layout with fused layers", "padded layout with fused layers", "padded layout")
+    for line, way in zip(lines[1:4], ways, strict=True):
+        assert line.startswith(f"  the {way} differs from sequences computed alone by ")
+    assert "the run ends here" in lines[4]
+
+
+def test_a_small_excess_of_every_layout_is_told_with_its_figure(capsys):
+    model = mix_rows(tiny.make_llama(vocab_size=97), share=0.01)
 
     layout = choose(model)
 
+    said = capsys.readouterr().err
     assert layout.name == "padded"
-    assert "may depend on the batch size" in capsys.readouterr().err
+    assert re.search(
+        r"the padded layout differs from sequences computed alone by \d\.\de-0\d", said
+    )
+    assert "may depend on the batch size" in said
+
+
+def test_weights_that_are_no_numbers_end_the_run():
+    model = tiny.make_llama(vocab_size=97)
+    model.model.norm.weight.data[3] = float("nan")
+
+    with pytest.raises(ModelError, match="log-probabilities that are no numbers"):
+        choose(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("is_adapted", [False, True], ids=["full", "lora"])
+def test_half_precision_is_held_against_float32(dtype, is_adapted, capsys):
+    model = tiny.make_llama(vocab_size=97)
+
+    layout = choose(with_lora(in_half(model, dtype)) if is_adapted else model, dtype)
+
+    said = capsys.readouterr().err
+    name = str(dtype).removeprefix("torch.")
+    assert layout.name == "tree"
+    assert re.search(r"alone: \S+e-0[67] in .*, \S+e-0[67] in gradients in float32; " + name, said)
+    assert "the model's own layers by" in said
+
+
+def test_sequences_that_see_each_other_a_little_are_found_in_half_precision(capsys):
+    model = mix_rows(in_half(tiny.make_llama(vocab_size=97), torch.bfloat16), share=0.01)
+
+    layout = choose(with_lora(model), torch.bfloat16)
+
+    assert layout.name == "padded"
+    assert "the tree layout with fused layers differs from" in capsys.readouterr().err
+
+
+def test_half_precision_is_judged_alone_where_float32_has_no_room(monkeypatch, capsys):
+    monkeypatch.setattr(selfcheck, "free_memory", lambda device: 2**16)
+
+    layout = choose(in_half(tiny.make_llama(vocab_size=97), torch.bfloat16), torch.bfloat16)
+
+    said = capsys.readouterr().err
+    assert layout.name == "tree"
+    assert "self-check: bfloat16 alone, since float32 would take 0 MiB of 0 MiB" in said
+    with pytest.raises(ModelError, match="the run ends here"):
+        choose(mix_rows(in_half(tiny.make_llama(97), torch.bfloat16), 1.0), torch.bfloat16)
+
+
+def test_an_overflow_of_float16_is_told(capsys):
+    model = in_half(tiny.make_llama(vocab_size=97), torch.float16)
+    model.model.layers[0].mlp.up_proj.weight.data *= 2e4
+    model.model.layers[0].mlp.down_proj.weight.data *= 2e4  # float16 ends at 65,504
+
+    layout = choose(model, torch.float16)
+
+    assert layout.name == "tree"
+    assert "float16 overflows in this model's own forward" in capsys.readouterr().err
+
+
+def test_the_probe_looks_at_a_model_that_trains_without_dropout():
+    model = with_lora(tiny.make_llama(vocab_size=97, attention_dropout=0.5), lora_dropout=0.5)
+    model.train()
+    seen = []
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout) or vars(module).get("attention_dropout"):
+            module.register_forward_pre_hook(
+                lambda module, inputs: seen.append(
+                    (type(module).__name__, module.training, vars(module).get("attention_dropout"))
+                )
+            )
+
+    assert choose(model).name == "tree"
+
+    assert {each for each in seen if each[1]} == {("LlamaAttention", True, 0.0)}
+    assert model.model.model.layers[0].self_attn.attention_dropout == 0.5
+    assert model.config.attention_dropout == 0.5
 
 
 def test_a_padded_layout_that_was_asked_for_tries_no_tree(capsys):
