@@ -71,10 +71,12 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
 
 def _places(modules: Iterable[nn.Module]) -> list[tuple[dict[str, Any], str, Tensor]]:
     """Where tensors in half precision stand."""
+    tables: list[dict[str, Any]] = []
+    for module in modules:
+        tables += module._parameters, module._buffers
     return [
         (table, name, tensor)
-        for module in modules
-        for table in (module._parameters, module._buffers)
+        for table in tables
         for name, tensor in table.items()
         if type(tensor) in (nn.Parameter, Tensor) and tensor.dtype in HALVES
     ]

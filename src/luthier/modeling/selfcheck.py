@@ -330,9 +330,10 @@ def _steady(model: nn.Module) -> Iterator[None]:
     modules = list(model.modules())
     modes = [(module, module.training) for module in modules]
     configs = {id(config): config for module in modules if (config := _config(module))}
+    owners: list[dict[str, Any]] = [vars(each) for each in (*modules, *configs.values())]
     drawn = [
         (owner, name, value)
-        for owner in (*map(vars, modules), *map(vars, configs.values()))
+        for owner in owners
         for name, value in owner.items()
         if type(value) is float and value and name.endswith(RANDOM)
     ]
