@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     PreTrainedTokenizerBase,
     TrainerCallback,
+    TrainerState,
     set_seed,
 )
 from transformers import TrainingArguments as LibraryArguments
@@ -41,6 +42,7 @@ from luthier.stages.stage import Loss, Stage
 from luthier.training.callbacks.requests import OWED, EvaluationCut, Requests, owes_evaluation
 from luthier.training.careful_trainer import CarefulTrainer
 from luthier.training.checkpoints.ending import find_best_again, why_over
+from luthier.training.checkpoints.folders import deepspeed_parts
 from luthier.training.checkpoints.identity import Identity, identify
 from luthier.training.checkpoints.pretrained import PretrainedFiles
 from luthier.training.checkpoints.saver import CheckpointSaver
@@ -51,6 +53,7 @@ from luthier.training.layout import Layout
 from luthier.training.meter import Meter
 from luthier.training.numbers.finite import refuse_nonfinite
 from luthier.training.optimizers.loraplus import loraplus_groups
+from luthier.training.optimizers.restored import Group, put_in, settings_of_groups
 from luthier.training.strategies import deepspeed
 from luthier.training.strategies.fsdp_trainer import FsdpTrainer
 from luthier.training.strategies.strategy import find_strategy
@@ -83,6 +86,7 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
     optimizer: Any
     control: Any
     _tr_loss: Tensor
+    _groups: list[Group]
     identity: Identity | None = None
 
     def __init__(
@@ -233,6 +237,19 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
 
     # Optimizer
 
+    def _init_training_state(
+        self, max_steps: int, per_epoch: int, epochs: int, checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        """Logs, evaluates and saves as often as this run is told to, not as the one before was."""
+        trained: tuple[int, int] = super()._init_training_state(
+            max_steps, per_epoch, epochs, checkpoint, trial
+        )
+        self.state.compute_steps(self.args, max_steps)
+        if checkpoint is not None:
+            saved = TrainerState.load_from_json(str(Path(checkpoint) / STATE))
+            find_best_again(self, saved.best_model_checkpoint)
+        return trained
+
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Transformers' choice by `optim`; LoRA+ gives the B matrices their own learning rate."""
         finetuning = self.arguments.finetuning
@@ -272,12 +289,29 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
         scheduler: torch.optim.lr_scheduler.LRScheduler = super().create_scheduler(
             num_training_steps, optimizer
         )
+        self._groups = settings_of_groups(self.optimizer)
         return scheduler
 
-    def _prepare_for_training(self, max_steps: int, *args: Any, **options: Any) -> Any:
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """What the optimizer keeps is the checkpoint's; what arguments say of it, this run's."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        if self.is_deepspeed_enabled:
+            deepspeed.keep_clipping(self.deepspeed)
+        changed = put_in(self.optimizer, self.lr_scheduler, self._groups)
+        if changed:
+            console.info(f"the optimizer goes on with other settings: {changed}")
+
+    def _prepare_for_training(
+        self, max_steps: int, dataloader: StepLoader, checkpoint: str | None
+    ) -> Any:
         if self.is_deepspeed_enabled:  # a scheduler of its own asks for it before ours is made
             self.args.warmup_steps, _ = resolve_warmup_steps(self.arguments.training, max_steps)
-        prepared = super()._prepare_for_training(max_steps, *args, **options)
+            if checkpoint is not None and deepspeed_parts(Path(checkpoint)) is None:
+                self._load_from_checkpoint(checkpoint)  # it holds weights only
+                checkpoint = None
+        prepared = super()._prepare_for_training(max_steps, dataloader, checkpoint)
         if (
             isinstance(self.model_wrapped, DistributedDataParallel)
             and self.args.ddp_broadcast_buffers is None
@@ -354,7 +388,6 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
         The library saves both kinds of state at most, and begins anew: the next logged loss would
         be the mean of fewer steps, and patience with a run that gets no better would be full again.
         """
-        find_best_again(self)
         self.requests.owes_evaluation = owes_evaluation(self.state)
         for callback in self.callback_handler.callbacks:
             state = saved.get(type(callback).__name__)

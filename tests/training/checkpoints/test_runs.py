@@ -40,6 +40,16 @@ def config(llama_folder: Path, tmp_path: Path) -> dict[str, object]:
     }
 
 
+EVALUATED = {
+    "val_size": 8,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_loss",
+}
+"""Its loss falls from each evaluation to the next."""
+
+
 class Stop(TrainerCallback):
     """Ends the run after a step, as nobody's request would."""
 
@@ -146,6 +156,50 @@ def test_other_data_and_other_settings_are_refused_before_a_model_is_loaded(conf
     assert "resume_allow_changes: the encoded training data" in capsys.readouterr().err
 
 
+class Groups(TrainerCallback):
+    """Keeps the settings of the optimizer's groups at each step."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, list[tuple[float, float, float]]] = {}
+
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **others):
+        self.seen[state.global_step + 1] = [
+            (group["lr"], group["weight_decay"], group["betas"][1])
+            for group in optimizer.param_groups
+        ]
+
+
+def test_what_the_optimizer_keeps_is_that_of_the_run_that_goes_on(config, tmp_path, capsys):
+    plus = config | {"lr_scheduler_type": "linear", "loraplus_lr_ratio": 4.0}
+    new = {"learning_rate": 1e-3, "weight_decay": 0.2, "adam_beta2": 0.9, "loraplus_lr_ratio": 8.0}
+    luthier.train(plus, callbacks=[Stop(2)])
+    straight, resumed = Groups(), Groups()
+
+    luthier.train(plus | new | {"output_dir": str(tmp_path / "straight")}, callbacks=[straight])
+    luthier.train(plus | new | {"resume_allow_changes": True}, callbacks=[resumed])
+
+    assert resumed.seen == {step: straight.seen[step] for step in (3, 4, 5, 6)}
+    rates = {lr for lr, _, _ in resumed.seen[3]}
+    assert sorted(rates) == pytest.approx([1e-3 * 4 / 6, 8e-3 * 4 / 6])
+    said = capsys.readouterr().err
+    assert "initial_lr: 0.005 then, 0.001 now" in said
+    assert "weight_decay: 0.0 then, 0.2 now" in said
+
+
+def test_logs_and_checkpoints_come_as_often_as_the_run_that_goes_on_says(config):
+    luthier.train(config | {"logging_steps": 2}, callbacks=[Stop(2)])
+
+    result = luthier.train(config | {"logging_steps": 1, "save_steps": 3})
+
+    logged = [line["step"] for line in result.log_history if "loss" in line]
+    assert logged == [2, 3, 4, 5, 6]
+    assert {path.name for path in result.output_dir.glob("checkpoint-*")} == {
+        "checkpoint-2",
+        "checkpoint-3",
+        "checkpoint-6",
+    }
+
+
 def test_the_best_checkpoint_is_known_by_its_published_name_and_found_in_a_moved_folder(
     config, tmp_path
 ):
@@ -172,6 +226,49 @@ def test_the_best_checkpoint_is_known_by_its_published_name_and_found_in_a_moved
     state = json.loads((moved / "checkpoint-6" / "trainer_state.json").read_text())
     assert state["best_model_checkpoint"] == str(moved / "checkpoint-2")
     assert are_equal(moved, moved / "checkpoint-2")
+
+
+@pytest.mark.parametrize("is_copy", [False, True], ids=["moved", "copied"])
+def test_a_run_elsewhere_that_was_cut_off_behind_its_last_step_finds_its_own_best_checkpoint(
+    config, tmp_path, is_copy
+):
+    best = EVALUATED | {"save_total_limit": 2, "greater_is_better": True}  # the first is the best
+    folder = luthier.train(config | best).output_dir
+    elsewhere = tmp_path / "elsewhere"
+    (shutil.copytree if is_copy else shutil.move)(folder, elsewhere)
+    for name in ("MANIFEST.json", "adapter_model.safetensors", "train_results.json"):
+        (elsewhere / name).unlink()
+
+    luthier.train(config | best | {"output_dir": str(elsewhere)})
+
+    assert are_equal(elsewhere, elsewhere / "checkpoint-2")
+    state = json.loads((elsewhere / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == str(elsewhere / "checkpoint-2")
+
+
+def test_a_best_checkpoint_that_is_lost_is_told_and_the_best_of_the_rest_is_taken(config, capsys):
+    best = EVALUATED | {"greater_is_better": True}
+    folder = luthier.train(config | best, callbacks=[Stop(4)]).output_dir
+    shutil.rmtree(folder / "checkpoint-2")
+    capsys.readouterr()
+
+    luthier.train(config | best)
+
+    assert "checkpoint-2, is not there any more" in capsys.readouterr().err
+    assert are_equal(folder, folder / "checkpoint-6")
+
+
+def test_one_checkpoint_is_kept_where_the_newest_is_the_best(config):
+    best = EVALUATED | {"save_total_limit": 1}
+    seen = []
+
+    class Listed(TrainerCallback):
+        def on_save(self, args, state, control, **others):
+            seen.append({path.name for path in Path(args.output_dir).glob("checkpoint-*")})
+
+    luthier.train(config | best, callbacks=[Listed()])
+
+    assert seen == [{"checkpoint-2"}, {"checkpoint-4"}, {"checkpoint-6"}]
 
 
 def test_a_run_that_patience_ended_is_finished(config, capsys):

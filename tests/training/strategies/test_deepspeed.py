@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 import luthier
 from luthier.errors import ArgumentsError
@@ -196,6 +196,21 @@ def test_the_best_model_is_taken_up_at_the_end(folder, kind, number):
     if number == 3:  # the start after it finds nothing to train, and evaluates the same model
         again, _ = values_of_ranks(evaluations, 2, run)
         assert again == first  # trainer_state.json holds the others
+    else:  # a longer run goes on, with what it is told and not with what was restored
+        new = {"max_steps": 5, "learning_rate": 4e-3, "max_grad_norm": 0.5}
+        allowed = {"lr_scheduler_type": "constant", "resume_allow_changes": True}
+        (seen,), _ = values_of_ranks(settings_of_steps, 2, run | new | allowed)
+        assert seen == (4e-3, 0.5)
+
+
+def settings_of_steps(values):
+    class Settings(TrainerCallback):
+        def on_step_begin(self, args, state, control, optimizer=None, **others):
+            seen.append((optimizer.param_groups[0]["lr"], optimizer.optimizer.clip_grad))
+
+    seen = []
+    luthier.train(values, callbacks=[Settings()])
+    return seen
 
 
 def evaluations(values):

@@ -2,7 +2,9 @@
 
 The table, by the names of arguments:
 
-- FIXED: which weights learn and what the optimizer keeps of each. Another value cannot go on.
+- FIXED: which weights learn, how they began and what the optimizer keeps of each. Another value
+  cannot go on. Neither can what `_is_restored` names: values that live in what is restored, where a
+  new one would be announced and not used.
 - FREE: where files lie, what is logged, saved and evaluated, how work is cut and moved. The model
   that comes out is the same but for the rounding of sums.
 - ELSEWHERE: names that say only a part of what counts; the thing itself is compared. Data by the
@@ -11,7 +13,8 @@ The table, by the names of arguments:
 - max_steps and num_train_epochs: raising them is what one wants of a run that was too short. A
   schedule that does not look at the end goes on as it was; another is drawn anew over all steps,
   and a line says so.
-- All others change what is learned: refused, unless `resume_allow_changes`.
+- All others change what is learned: refused, unless `resume_allow_changes`. Those that optimizers
+  keep are put into them, see `optimizers/restored.py`.
 """
 
 from __future__ import annotations
@@ -21,12 +24,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from luthier.training.checkpoints.folders import deepspeed_parts, holds_states
 from luthier.training.checkpoints.identity import Identity
 from luthier.training.checkpoints.manifest import Manifest
 
 FIXED = frozenset(
-    "finetuning_type optim lora_rank lora_target additional_target use_dora pissa_init "
-    "freeze_trainable_layers freeze_trainable_modules freeze_extra_modules streaming".split()
+    """
+    finetuning_type optim optim_args lora_rank lora_target additional_target use_dora
+    freeze_trainable_layers freeze_trainable_modules freeze_extra_modules streaming
+    pissa_init pissa_iter create_new_adapter train_from_scratch
+    resize_vocab add_tokens add_special_tokens new_special_tokens_config init_special_tokens
+    """.split()
 )
 
 ELSEWHERE = frozenset(
@@ -74,6 +82,12 @@ ENDLESS = frozenset(
 )
 """Schedules that do not look at the number of steps."""
 
+STATEFUL = frozenset(("reduce_lr_on_plateau", "greedy"))
+"""Schedules whose own state holds the learning rate and all of their settings."""
+
+FORMS = {"zero0": 0, "zero1": 2, "zero2": 2, "zero3": 3}
+"""The form of DeepSpeed's optimizer states by strategy; all others read each other's."""
+
 PARTED = frozenset(("zero1", "zero2", "zero3"))
 """Strategies whose checkpoints have a part for each rank, read by as many."""
 
@@ -117,10 +131,13 @@ class Changes:
 def compare_settings(manifest: Manifest, settings: Mapping[str, Any]) -> Changes:
     """How the arguments differ, as far as they say it."""
     before, found = manifest.settings, Changes()
-    for name in sorted(before.keys() & settings.keys() - FREE - ELSEWHERE):
+    for name in sorted(before.keys() & settings.keys() - ELSEWHERE):
         if before[name] != settings[name]:
             line = _line(name, before[name], settings[name])
-            (found.fixed if name in FIXED else found.learned).append(line)
+            if name in FIXED or _is_restored(name, manifest, settings):
+                found.fixed.append(line)
+            elif name not in FREE:
+                found.learned.append(line)
     for name in ("model_name_or_path", "adapter_name_or_path"):
         if name in before and _names(before[name]) != _names(settings.get(name)):
             found.learned.append(_line(name, before[name], settings.get(name)))
@@ -142,18 +159,58 @@ def compare(manifest: Manifest, now: Identity) -> Changes:
             _line("examples of a step", was.examples_per_step, now.examples_per_step)
             + " (per_device_train_batch_size x gradient_accumulation_steps x processes)"
         )
-    if _kind(was.strategy) != _kind(now.strategy):
-        found.learned.append(_line("how weights are held", was.strategy, now.strategy))
-    elif was.world_size != now.world_size:
-        line = _line("processes", was.world_size, now.world_size)
-        if now.strategy in PARTED:
-            found.learned.append(f"{line}; DeepSpeed keeps a part of the optimizer for each")
-        else:
-            found.notes.append(
-                f"{line}. The examples of each step are the same; random numbers such as those of "
-                "dropout are others."
-            )
+    if any(name.startswith("rng_state") for name in was.files):
+        _compare_states(was.strategy, was.world_size, now, found)
+    if was.world_size != now.world_size and not found.fixed:
+        same = was.examples_per_step == now.examples_per_step
+        found.notes.append(
+            _line("processes", was.world_size, now.world_size)
+            + (". The examples of each step are the same; r" if same else ". R")
+            + "andom numbers such as those of dropout are others."
+        )
     return found
+
+
+def compare_files(checkpoint: Path, now: Identity) -> Changes:
+    """How a run differs from a checkpoint of another program, as far as its files say it."""
+    found = Changes()
+    if holds_states(checkpoint):
+        was = deepspeed_parts(checkpoint) or "ddp"
+        _compare_states(was, now.world_size, now, found)
+    return Changes(fixed=found.fixed)
+
+
+def _compare_states(was: str, was_world_size: int, now: Identity, found: Changes) -> None:
+    """Whether this run can read the optimizer states of a checkpoint."""
+    held = _line("how weights are held", was, now.strategy)
+    if FORMS.get(was) != FORMS.get(now.strategy):
+        found.fixed.append(f"{held}; neither reads the optimizer states of the other")
+    elif _kind(was) != _kind(now.strategy):
+        found.learned.append(held)
+    elif was in PARTED and was_world_size != now.world_size:
+        found.fixed.append(
+            _line("processes", was_world_size, now.world_size)
+            + "; DeepSpeed keeps a part of the optimizer for each"
+        )
+
+
+def _is_restored(name: str, manifest: Manifest, settings: Mapping[str, Any]) -> bool:
+    """Whether an argument lives in what a checkpoint restores, and would come from there."""
+    before = manifest.settings
+    match name:
+        case "learning_rate" | "lr_scheduler_type" | "lr_scheduler_kwargs":
+            schedules = {before.get("lr_scheduler_type"), settings["lr_scheduler_type"]}
+            return not STATEFUL.isdisjoint(schedules)
+        case "loraplus_lr_ratio":  # with it, there are other groups of weights
+            return None in (before[name], settings[name])
+        case (
+            "metric_for_best_model" | "greater_is_better"
+        ):  # the best number so far is of the other
+            metric = "metric_for_best_model"
+            return None not in (before.get(metric), settings[metric])
+        case "bf16" | "fp16" | "pure_bf16":
+            return manifest.strategy in FORMS
+    return False
 
 
 def _compare_length(before: Mapping[str, Any], now: Mapping[str, Any], found: Changes) -> None:
@@ -192,4 +249,5 @@ def _is_other_data(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 
 def _kind(strategy: str) -> str:
-    return "whole" if strategy in ("single", "ddp") else strategy
+    kinds = {"single": "whole", "ddp": "whole", "zero1": "zero2"}
+    return kinds.get(strategy, strategy)

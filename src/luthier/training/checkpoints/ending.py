@@ -13,7 +13,6 @@ from luthier.training.callbacks.requests import owes_evaluation
 from luthier.training.checkpoints.final import finished_model
 from luthier.training.checkpoints.subject import Subject
 from luthier.training.checkpoints.verify import STATE, saved_entry
-from luthier.training.strategies.deepspeed import holds_parts as holds_deepspeed
 
 RESULTS = "train_results.json"
 
@@ -70,7 +69,7 @@ def take_up_end(trainer: Subject, checkpoint: Path) -> dict[str, float]:
         What is known of the whole training.
     """
     trainer.state = TrainerState.load_from_json(str(checkpoint / STATE))
-    find_best_again(trainer)
+    find_best_again(trainer, trainer.state.best_model_checkpoint)
     source = checkpoint
     if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
         source = Path(trainer.state.best_model_checkpoint)
@@ -97,26 +96,36 @@ def take_up_finished(trainer: Subject) -> dict[str, float]:
 
 def load_weights(trainer: Subject, folder: Path) -> None:
     """Reads weights in the way of the run's strategy, without the optimizer's moments."""
-    has_parts = trainer.is_deepspeed_enabled and holds_deepspeed(folder)
-    if not (has_parts or trainer.is_fsdp_enabled):
+    if not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
         trainer._load_from_checkpoint(str(folder))
         return
     state = trainer.state
     loader = trainer.get_train_dataloader()
-    checkpoint = str(folder) if has_parts else None
+    checkpoint = str(folder) if trainer.is_deepspeed_enabled else None
     trainer._prepare_for_training(state.max_steps, loader, checkpoint)
     if trainer.is_fsdp_enabled:
         trainer._load_from_checkpoint(str(folder), trainer.model_wrapped)
     trainer.state = state
 
 
-def find_best_again(trainer: Subject) -> None:
-    """Names the best checkpoint where it is now, if the run's folder was moved."""
-    state = trainer.state
-    if state.best_global_step and state.best_model_checkpoint is None:
-        moved = Path(trainer.args.output_dir) / f"checkpoint-{state.best_global_step}"
-        if moved.is_dir():
-            state.best_model_checkpoint = str(moved)
+def find_best_again(trainer: Subject, named: str | None) -> None:
+    """Names the best checkpoint where it is now, if the run's folder was moved or copied.
+
+    Args:
+        trainer: whose state was restored.
+        named: where the checkpoint that it was restored from says it is.
+    """
+    if named is None:
+        return
+    state, own = trainer.state, Path(trainer.args.output_dir) / Path(named).name
+    if own.is_dir():
+        state.best_model_checkpoint = str(own)
+    elif not Path(named).is_dir():
+        state.best_model_checkpoint = state.best_global_step = state.best_metric = None
+        console.warn(
+            f"the best checkpoint, {named}, is not there any more, and neither is {own}: the best "
+            "of those to come is taken instead, or the last one"
+        )
 
 
 def _is_patience_used_up(trainer: Subject, state: TrainerState) -> bool:

@@ -38,6 +38,25 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
     return [path for _, path in sorted((step, path) for step, path in named if step is not None)]
 
 
+def holds_states(checkpoint: Path) -> bool:
+    """Whether a checkpoint holds the optimizer's states; random numbers are written beside them."""
+    return any(checkpoint.glob("rng_state*.pth"))
+
+
+def deepspeed_parts(checkpoint: Path) -> str | None:
+    """The strategy of DeepSpeed whose parts lie in a checkpoint, by its files; None without any.
+
+    Those of the first two stages are alike.
+    """
+    names = [path.name for path in checkpoint.glob("global_step*/*.pt")]
+    if not names:
+        return None
+    if not any(name.endswith("optim_states.pt") for name in names):
+        return "zero0"
+    is_third = any(re.match(r"zero_pp_rank_.*model_states\.pt", name) for name in names)
+    return "zero3" if is_third else "zero2"
+
+
 def stage_folder(output_dir: Path, name: str, run_id: str) -> Path:
     """Where something is written before it gets its name; the same for all ranks of a run."""
     return output_dir / f".stage-{name}-{run_id[:12]}"

@@ -10,10 +10,20 @@ from luthier import console
 from luthier.arguments.record import Arguments
 from luthier.errors import ArgumentsError, CheckpointError, NoValidCheckpoint
 from luthier.training.checkpoints.aside import free_name, output_folder, starts_anew
-from luthier.training.checkpoints.changes import compare, compare_settings
-from luthier.training.checkpoints.folders import list_checkpoints, size_of, step_of
+from luthier.training.checkpoints.changes import (
+    Changes,
+    compare,
+    compare_files,
+    compare_settings,
+)
+from luthier.training.checkpoints.folders import (
+    holds_states,
+    list_checkpoints,
+    size_of,
+    step_of,
+)
 from luthier.training.checkpoints.identity import Identity, settings_of
-from luthier.training.checkpoints.manifest import FILE_NAME, Manifest, read_manifest
+from luthier.training.checkpoints.manifest import FILE_NAME, read_manifest
 from luthier.training.checkpoints.verify import Problem, verify_once
 
 if TYPE_CHECKING:
@@ -133,8 +143,10 @@ def go_on(arguments: Arguments, now: Identity) -> tuple[Path | None, Identity]:
             f"{checkpoint} has no {FILE_NAME}, so another program wrote it. Its files look whole; "
             "whether they are as they were written cannot be seen."
         )
+        _agree_to(compare_files(checkpoint, now), arguments, checkpoint)
     else:
-        run_id = _compared(arguments, checkpoint, manifest, now)
+        _agree_to(compare(manifest, now), arguments, checkpoint)
+        run_id = manifest.run_id
     if rank() == 0:
         _leave_later_ones(arguments, checkpoint)
     return checkpoint, replace(now, run_id=run_id)
@@ -143,7 +155,7 @@ def go_on(arguments: Arguments, now: Identity) -> tuple[Path | None, Identity]:
 def announce(checkpoint: Path) -> None:
     """Says where a run goes on, and what it has to do without."""
     console.info(f"going on from {checkpoint}")
-    if not any(checkpoint.glob("rng_state*.pth")):  # written beside every optimizer
+    if not holds_states(checkpoint):
         console.warn(
             f"{checkpoint} holds no optimizer (save_only_model: true): its moments and the "
             "learning rate's schedule begin anew, so the run is not the one it was. Set "
@@ -167,8 +179,7 @@ def _leave_later_ones(arguments: Arguments, checkpoint: Path | None) -> None:
             console.info(f"{other} is later than {checkpoint.name}, and is now {aside.name}")
 
 
-def _compared(arguments: Arguments, checkpoint: Path, manifest: Manifest, now: Identity) -> str:
-    changes = compare(manifest, now)
+def _agree_to(changes: Changes, arguments: Arguments, checkpoint: Path) -> None:
     are_allowed = arguments.training.resume_allow_changes
     problem = changes.problem(checkpoint, are_allowed=are_allowed)
     if problem is not None:
@@ -177,7 +188,6 @@ def _compared(arguments: Arguments, checkpoint: Path, manifest: Manifest, now: I
         console.info(line)
     for line in changes.learned:
         console.warn(f"resume_allow_changes: {line}")
-    return manifest.run_id
 
 
 def _named(checkpoint: Path) -> Path:

@@ -86,6 +86,7 @@ class CheckpointSaver:
             self._tell(folder, problem)
             return None
         self._num_failed = 0
+        self._best_before = None
         self.last_published = folder
         if self._publishes:
             self._rotate(self._limit, folder, waits=False)

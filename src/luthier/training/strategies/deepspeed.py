@@ -152,11 +152,6 @@ def gather_to_evaluate(trainer: Any) -> None:
         trainer.deepspeed = trainer.model_wrapped = trainer.accelerator.prepare(trainer.model)
 
 
-def holds_parts(folder: Path) -> bool:
-    """Whether a run with DeepSpeed has written a checkpoint."""
-    return any(folder.glob("global_step*"))
-
-
 def allow_parts() -> None:
     """Lets DeepSpeed's parts of a checkpoint be read, which are pickled, wherever that is done.
 
@@ -168,6 +163,12 @@ def allow_parts() -> None:
 
     needed: list[Any] = [ZeroStageEnum, fragment_address, LossScaler, DynamicLossScaler]
     torch.serialization.add_safe_globals(needed)
+
+
+def keep_clipping(engine: Any) -> None:
+    """Clips as this run is told to; the optimizers of DeepSpeed restore a checkpoint's bound."""
+    if engine.zero_optimization():
+        engine.optimizer.clip_grad = engine.gradient_clipping()
 
 
 def backward(engine: Any, loss: Tensor, *, is_last: bool) -> None:
