@@ -424,7 +424,10 @@ def test_a_pissa_adapter_is_also_saved_as_plain_lora_of_the_unchanged_model(conf
         {"optim": "adafactor"},
         {"optim": "sgd"},
         {"loraplus_lr_ratio": 16.0},
-        {"lr_scheduler_type": "warmup_stable_decay", "warmup_steps": 2},
+        {
+            "lr_scheduler_type": "warmup_stable_decay",
+            "lr_scheduler_kwargs": {"num_stable_steps": 1},
+        },
         {"train_sampling_strategy": "group_by_length"},
         {"disable_shuffling": True},
         {"dataloader_num_workers": 1},

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from luthier.arguments.handed_on import find_misfits
 from luthier.arguments.record import Arguments
 
 Purpose: TypeAlias = Literal["train", "chat", "data"]
@@ -456,13 +457,33 @@ def _who_waits_for_evaluation(arguments: Arguments) -> Iterator[str]:
     for name, is_set in (
         ("early_stopping_steps", arguments.finetuning.early_stopping_steps is not None),
         ("save_strategy: best", training.save_strategy == "best"),
-        (
-            "lr_scheduler_type: reduce_lr_on_plateau",
-            training.lr_scheduler_type == "reduce_lr_on_plateau",
+        *(
+            (f"lr_scheduler_type: {name}", training.lr_scheduler_type == name)
+            for name in ("reduce_lr_on_plateau", "greedy")
         ),
     ):
         if is_set:
             yield f"{name} acts on evaluations; set eval_strategy to steps or epoch."
+
+
+RULES.append(
+    Rule(
+        frozenset(
+            {
+                "lr_scheduler_type",
+                "lr_scheduler_kwargs",
+                "learning_rate",
+                "optim",
+                "optim_args",
+                "gradient_checkpointing_kwargs",
+                "use_reentrant_gc",
+                "accelerator_config",
+            }
+        ),
+        find_misfits,
+        ("train",),
+    )
+)
 
 
 @rule("max_steps")

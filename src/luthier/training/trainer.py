@@ -278,12 +278,13 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
         self.args.warmup_steps = warmup_steps
         if self.args.lr_scheduler_type == "warmup_stable_decay":
             options = dict(self.args.lr_scheduler_kwargs or {})
-            if not {"num_stable_steps", "num_decay_steps"} & options.keys():
-                stable = (num_training_steps - warmup_steps) // 3
-                options["num_decay_steps"] = num_training_steps - warmup_steps - stable
+            if "num_decay_steps" not in options:
+                remaining = num_training_steps - warmup_steps
+                options["num_decay_steps"] = remaining - remaining // 3
+                stable = options.get("num_stable_steps", remaining // 3)
                 console.info(
                     f"lr_scheduler_kwargs: {stable} stable steps and {options['num_decay_steps']} "
-                    "of decay (one and two thirds of the steps after warm-up)"
+                    "of decay (two thirds of the steps after warm-up)"
                 )
             self.args.lr_scheduler_kwargs = options
         scheduler: torch.optim.lr_scheduler.LRScheduler = super().create_scheduler(
