@@ -65,7 +65,7 @@ def test_described_tokens_start_from_the_mean_of_their_description():
     torch.testing.assert_close(model.lm_head.weight[before], expected[1])
 
 
-def test_a_new_token_in_the_padding_is_started_without_growth():
+def test_a_new_token_in_the_padding_is_started_without_growth(capsys):
     tokenizer = grown_tokenizer("<a>")
     model = tiny.make_llama(vocab_size=512)
     before = model.get_input_embeddings().weight.detach().clone()
@@ -77,6 +77,8 @@ def test_a_new_token_in_the_padding_is_started_without_growth():
     same = (after == before).all(dim=1)
     assert after.shape == before.shape
     assert (~same).nonzero().flatten().tolist() == [number]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "vocabulary: 1 new token in rows of the 512 that stood for none" in said
 
 
 def test_a_vocabulary_that_is_large_enough_stays():

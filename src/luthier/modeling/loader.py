@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -40,7 +41,12 @@ from luthier.modeling.source import (
     unreadable,
 )
 from luthier.modeling.tokenizer import new_tokens, token_descriptions
-from luthier.modeling.vocabulary import embedding_names, fit_config, grow_vocabulary
+from luthier.modeling.vocabulary import (
+    check_rows_learn,
+    embedding_names,
+    fit_config,
+    grow_vocabulary,
+)
 from luthier.optional import is_installed, missing
 
 ATTENTION = {
@@ -96,9 +102,11 @@ def load_model(
         source, config, model_args, dtypes, is_trainable=is_trainable, use_cpu=training.use_cpu
     )
     _mend_generation(base)
-    arguments = _grow(base, tokenizer, arguments, is_trainable=is_trainable)
+    arguments, is_grown = _grow(base, tokenizer, arguments, is_trainable=is_trainable)
     model = _adapt(base, arguments, is_trainable=is_trainable)
     if is_trainable:
+        if is_grown and isinstance(model, PeftModel):
+            check_rows_learn(model)
         if arguments.finetuning.pissa_init:
             start_pissa(model, arguments, checkpoint)
         _check_something_learns(model)
@@ -234,7 +242,7 @@ def _grow(
     arguments: Arguments,
     *,
     is_trainable: bool,
-) -> Arguments:
+) -> tuple[Arguments, bool]:
     is_grown = grow_vocabulary(
         model,
         tokenizer,
@@ -245,13 +253,13 @@ def _grow(
     finetuning = arguments.finetuning
     asked = finetuning.additional_target
     if not is_grown and (asked or not arguments.model.resize_vocab):
-        return arguments
+        return arguments, is_grown
     names = [name for name in embedding_names(model) if name not in asked]
     if is_trainable and names and finetuning.finetuning_type == "lora":
         added = f"{', '.join(names)}{' as well' if asked else ''}"
         console.info(f"additional_target = {added} (the vocabulary has new tokens)")
     grown = finetuning.model_copy(update={"additional_target": (*asked, *names)})
-    return dataclasses.replace(arguments, finetuning=grown)
+    return dataclasses.replace(arguments, finetuning=grown), is_grown
 
 
 def _adapt(model: PreTrainedModel, arguments: Arguments, *, is_trainable: bool) -> Any:

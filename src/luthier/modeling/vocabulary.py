@@ -64,8 +64,12 @@ def grow_vocabulary(
         for rows in matrices:
             _start(rows, {*ids, *range(old_size, new_size)}, told, with_noise=init != "desc_init")
     num_new = max(len(ids), len(tokenizer) - old_size)
+    new = f"{num_new} new token{'s' if num_new > 1 else ''}"
+    if new_size == old_size:
+        console.info(f"vocabulary: {new} in rows of the {old_size:,} that stood for none")
+        return True
     padding = f", padded to a multiple of {MULTIPLE}" if new_size > len(tokenizer) else ""
-    console.info(f"vocabulary: {old_size:,} -> {new_size:,} rows for {num_new} new tokens{padding}")
+    console.info(f"vocabulary: {old_size:,} -> {new_size:,} rows for {new}{padding}")
     return True
 
 
@@ -109,6 +113,23 @@ def embedding_names(model: PreTrainedModel) -> tuple[str, ...]:
             if any(module is wanted for wanted in modules)
         )
     )
+
+
+def check_rows_learn(model: Any) -> None:
+    """Refuses an adapter that neither learns nor holds the rows of new tokens.
+
+    Args:
+        model: a peft model whose vocabulary has new rows.
+
+    Raises:
+        ModelError: they would be others at each load.
+    """
+    if not all(matrix.requires_grad for matrix in _matrices(model.get_base_model())):
+        raise ModelError(
+            "adapter_name_or_path: this adapter does not hold the embeddings, so the rows of new "
+            "tokens would neither be learned nor saved with it. Set create_new_adapter: true, "
+            "which merges it and trains another, or leave the new tokens out."
+        )
 
 
 def is_tied(model: PreTrainedModel) -> bool:

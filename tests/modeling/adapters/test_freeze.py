@@ -101,3 +101,8 @@ def test_a_model_without_a_layer_count_is_refused():
 
     with pytest.raises(ModelError, match="num_hidden_layers, num_layers, n_layer"):
         learning(model)
+
+
+def test_a_head_that_is_the_embeddings_is_named_by_them():
+    with pytest.raises(ModelError, match=r"that of embed_tokens \(tied\). Name embed_tokens"):
+        learning(tiny.make_llama(tie_word_embeddings=True), freeze_extra_modules="lm_head")

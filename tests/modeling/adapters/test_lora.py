@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from luthier.errors import ModelError
@@ -207,3 +208,84 @@ def test_our_own_loading_grows_before_it_reads_the_adapter(tmp_path: Path):
     )
 
     torch.testing.assert_close(logits(answering), logits(model), atol=1e-5, rtol=1e-4)
+
+
+def test_an_adapter_without_embeddings_does_not_go_on_with_new_tokens(
+    llama_folder: Path, tmp_path: Path
+):
+    first = saved(tmp_path / "first", llama_folder, lora_target="q_proj")
+    values = {"add_special_tokens": "<a>", "adapter_name_or_path": str(first)}
+
+    with pytest.raises(ModelError, match="does not hold the embeddings"):
+        load(llama_folder, **values)
+
+    model = load(llama_folder, create_new_adapter=True, **values)
+    assert model.get_input_embeddings().weight.requires_grad
+
+
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+@pytest.mark.parametrize("half", [None, torch.bfloat16])
+def test_embeddings_and_head_of_a_tied_model_learn_one_pair_of_matrices(
+    tmp_path: Path, target: str, half: torch.dtype | None
+):
+    model = tiny.make_llama(tie_word_embeddings=True)
+    folder = tiny.save(tmp_path / "model", model if half is None else model.to(half))
+
+    model = load(folder, lora_target=target, bf16=half is not None)
+    shake(model)
+
+    assert len(learning(model)) == 2
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    delta = embeddings.get_delta_weight("default").float()
+    torch.testing.assert_close(head.get_delta_weight("default").float(), delta)
+    ids = torch.tensor([[5, 17, 300]])
+    with torch.autocast("cpu", torch.bfloat16, enabled=half is not None):
+        model(ids, labels=ids).loss.backward()
+    rows = embeddings.lora_embedding_A["default"].grad.abs().sum(dim=0)
+    assert (rows > 0).all()  # of the head; the embeddings alone would learn three rows
+
+
+def test_what_lies_on_a_tied_matrix_is_never_merged(tmp_path: Path):
+    folder = tiny.save(tmp_path / "model", tiny.make_llama(tie_word_embeddings=True))
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["embed_tokens", "v_proj"])
+    with pytest.warns(UserWarning, match="tie_word_embeddings"):
+        theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config)
+    shake(theirs)
+    theirs.save_pretrained(tmp_path / "theirs", save_embedding_layers=False)
+
+    answering = load(folder, adapter_name_or_path=str(tmp_path / "theirs"), is_trainable=False)
+
+    torch.testing.assert_close(logits(answering), logits(theirs))
+    with pytest.raises(ModelError, match="cannot be merged into the one matrix"):
+        load(folder, adapter_name_or_path=str(tmp_path / "theirs"), create_new_adapter=True)
+
+
+def test_nothing_left_to_adapt_is_told(llama_folder: Path):
+    with pytest.raises(ModelError, match="nothing is left that LoRA adapts: q_proj are trained"):
+        load(llama_folder, lora_target="q_proj", additional_target="q_proj")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}, "no LoRA but PROMPT_TUNING"),
+        ({"r": "8"}, "does not fit the model"),
+        ({"peft_type": "NONE"}, "does not fit the model"),
+    ],
+)
+def test_an_odd_adapter_is_a_sentence(
+    llama_folder: Path, tmp_path: Path, change: dict[str, object], said: str
+):
+    config = saved(tmp_path / "adapter", llama_folder) / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+
+    with pytest.raises(ModelError, match=said):
+        load(llama_folder, adapter_name_or_path=str(tmp_path / "adapter"))
+
+
+def test_a_cut_adapter_is_a_sentence(llama_folder: Path, tmp_path: Path):
+    file = saved(tmp_path, llama_folder) / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+
+    with pytest.raises(ModelError, match="does not fit the model"):
+        load(llama_folder, adapter_name_or_path=str(tmp_path))

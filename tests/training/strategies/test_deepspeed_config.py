@@ -169,6 +169,18 @@ def test_what_needs_whole_weights_is_refused_in_stage_3_only(values, named):
     assert problem.startswith(named)
 
 
+@pytest.mark.parametrize(
+    ("trains", "then"),
+    [(True, "Predict afterwards, in a run without do_train"), (False, "Leave deepspeed out,")],
+)
+def test_who_predicts_with_weights_in_parts_is_told_what_to_do(trains: bool, then: str):
+    values = {"predict_with_generate": True, "eval_dataset": "d", "do_train": trains}
+
+    (problem,) = problems_of({"zero_optimization": {"stage": 3}}, **values)
+
+    assert then in problem
+
+
 def test_layers_split_over_devices_are_refused():
     (problem,) = problems_of({"tensor_parallel": {"autotp_size": 2}})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -13,6 +13,7 @@ from luthier.arguments.record import Arguments
 from luthier.errors import ModelError, suggest
 from luthier.modeling.adapters.registry import ADAPTERS
 from luthier.modeling.counts import LAYER_COUNT_NAMES, count_layers
+from luthier.modeling.vocabulary import embedding_names, is_tied
 
 _LAYER = re.compile(r"\.(\d+)\.([^.]+)")
 """A layer's number inside a parameter's name, and the module that comes after it."""
@@ -31,8 +32,8 @@ def prepare(model: PreTrainedModel, arguments: Arguments, *, is_trainable: bool)
     if "all" in modules:
         modules = ("all",)
     else:
-        _check("freeze_trainable_modules", modules, inside, or_all=True)
-    _check("freeze_extra_modules", finetuning.freeze_extra_modules, outside)
+        _check("freeze_trainable_modules", modules, ["all", *inside], {})
+    _check("freeze_extra_modules", finetuning.freeze_extra_modules, outside, _tied_head(model))
     layers = choose_layers(_layer_count(model), finetuning.freeze_trainable_layers)
     for name, parameter in model.named_parameters():
         place = _LAYER.search(name)
@@ -83,12 +84,32 @@ def _layer_count(model: PreTrainedModel) -> int:
     return num_layers
 
 
-def _check(argument: str, asked: Iterable[str], known: list[str], *, or_all: bool = False) -> None:
+def _tied_head(model: PreTrainedModel) -> dict[str, str]:
+    """A head that is the embeddings' own matrix -> by what that is named."""
+    if not is_tied(model):
+        return {}
+    head = model.get_output_embeddings()
+    names = [name for name, module in model.named_modules() if module is head]
+    return {name.rpartition(".")[2]: ", ".join(embedding_names(model)) for name in names}
+
+
+def _check(
+    argument: str,
+    asked: Iterable[str],
+    known: list[str],
+    elsewhere: Mapping[str, str],
+) -> None:
     unknown = [name for name in asked if name not in known]
-    if unknown:
-        choices = ["all", *known] if or_all else known
-        hint = suggest(unknown[0], known)
+    if not unknown:
+        return
+    name = unknown[0]
+    if name in elsewhere:
         raise ModelError(
-            f"{argument}: module {unknown[0]!r} is not found in this model."
-            f"{hint if 'Did you' in hint else ''} Choose from: {', '.join(choices)}."
+            f"{argument}: {name} has no weight of its own in this model, it is that of "
+            f"{elsewhere[name]} (tied). Name {elsewhere[name]}, and both learn."
         )
+    hint = suggest(name, known)
+    raise ModelError(
+        f"{argument}: module {name!r} is not found in this model."
+        f"{hint if 'Did you' in hint else ''} Choose from: {', '.join(known)}."
+    )

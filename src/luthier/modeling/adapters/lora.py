@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -97,6 +98,8 @@ def _load(
         if began.startswith("pissa"):
             console.warn(_redrawn(adapter, began))
             config.init_lora_weights = True
+        if config.is_prompt_learning:
+            raise ValueError(f"it is no LoRA but {config.peft_type.value}, which is not read here")
         loaded = PeftModel.from_pretrained(
             model,
             adapter,
@@ -105,7 +108,7 @@ def _load(
             use_safetensors=True,
             **options,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as problem:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as problem:
         raise ModelError(
             f"adapter_name_or_path: {adapter} does not fit the model: {problem}\n  Give the "
             "adapter with the base model it was trained on (base_model_name_or_path in its "
@@ -172,7 +175,18 @@ def _create(model: PreTrainedModel, arguments: Arguments) -> PeftModel:
     console.info(f"lora: rank {rank}, alpha {alpha}, on {places}{whole}")
     if ties:
         console.info(f"{' and '.join(ends)} are one matrix, and learn as one")
-    adapted = get_peft_model(model, config)
+    if not (targets or chosen.parameters):
+        raise ModelError(
+            f"lora_target: nothing is left that LoRA adapts: {', '.join(saved)} are trained whole "
+            "(additional_target). Name other modules in one of the two."
+        )
+    try:
+        adapted = get_peft_model(model, config)
+    except (TypeError, ValueError) as problem:
+        raise ModelError(
+            f"lora_target, additional_target: {', '.join((*targets, *saved))} cannot be adapted "
+            f"and trained whole together: {problem}"
+        ) from problem
     tie_head(adapted)
     return adapted
 

@@ -89,15 +89,18 @@ def as_plain_lora(model: PeftModel, weights: Mapping[str, Tensor]) -> Iterator[d
     Yields:
         The weights, with those of the adapter as they stand in a file.
     """
-    joined, start = dict(weights), _starts.get(model, {})
+    start = _starts.get(model)
+    if start is None:
+        yield dict(weights)
+        return
+    joined = dict(weights)
     for name, before in start.items():
         after, sign = joined[name], -1 if _dim(name) else 1
         joined[name] = torch.cat([after, sign * before.to(after.device)], _dim(name))
     config = model.peft_config[ADAPTER]
     kept = config.r, config.lora_alpha
-    if start:  # the scale stays: alpha / r, or alpha / sqrt(r)
-        config.r, factor = 2 * config.r, 2**0.5 if config.use_rslora else 2
-        config.lora_alpha *= factor
+    config.r *= 2  # the scale stays: alpha / r, or alpha / sqrt(r)
+    config.lora_alpha *= 2**0.5 if config.use_rslora else 2
     try:
         yield joined
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from peft.tuners.lora import Embedding, Linear
 from torch import Tensor, nn
 
@@ -52,9 +52,9 @@ def tie_head(model: PeftModel) -> None:
     again when the embeddings have a name that it does not know (gpt2's wte).
     """
     for config in model.peft_config.values():
-        if config.ensure_weight_tying and config.modules_to_tie:
+        if _ties(config) and config.modules_to_tie:
             config.modules_to_save = [*config.modules_to_save, HEAD]
-        if config.ensure_weight_tying and config.target_modules_to_tie:
+        if _ties(config) and config.target_modules_to_tie:
             config.target_modules = {*config.target_modules, HEAD}
     if _is_pair(model):
         embeddings, head = _ends(model)
@@ -79,8 +79,12 @@ def with_head(model: PeftModel, weights: Mapping[str, Tensor]) -> dict[str, Tens
 
 def _is_pair(model: PeftModel) -> bool:
     embeddings, head = _ends(model)
-    is_said = any(config.ensure_weight_tying for config in model.peft_config.values())
+    is_said = any(_ties(config) for config in model.peft_config.values())
     return is_said and isinstance(embeddings, Embedding) and isinstance(head, Linear)
+
+
+def _ties(config: Any) -> bool:
+    return isinstance(config, LoraConfig) and config.ensure_weight_tying
 
 
 def _ends(model: PeftModel) -> tuple[Any, Any]:

@@ -211,10 +211,10 @@ def _not_with_weights_in_parts(arguments: Arguments) -> Iterator[str]:
     training, finetuning = arguments.training, arguments.finetuning
     told = "with weights in parts (DeepSpeed ZeRO stage 3)"
     if training.predict_with_generate:
-        yield (
-            f"predict_with_generate: no answers are generated {told}. Predict afterwards in a run "
-            "of its own, or use stage 2."
-        )
+        then = "Leave deepspeed out"
+        if training.do_train:
+            then = "Predict afterwards, in a run without do_train and deepspeed"
+        yield f"predict_with_generate: no answers are generated {told}. {then}, or use stage 2."
     if finetuning.pissa_init:
         yield f"pissa_init: whole weights are taken apart, which cannot be {told}. Use stage 2."
     if finetuning.pure_bf16:
