@@ -289,10 +289,17 @@ def test_an_empty_file_is_an_error(folder):
         load(folder)
 
 
-def test_ranking_data_is_refused_by_name(folder):
-    entry = {"file_name": "rows.jsonl", "ranking": True}
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"ranking": True}, "a chosen and a rejected answer"),
+        ({"columns": {"kto_tag": "label"}}, "Leave out the rows whose 'label' is false"),
+    ],
+)
+def test_data_of_another_stage_is_refused_by_name(folder, given, words):
+    entry = {"file_name": str(folder / "rows.jsonl")} | given
 
-    with pytest.raises(DataError, match="'pairs'"):
+    with pytest.raises(DataError, match=f"'pairs'.*{words}"):
         load(folder, dataset="pairs", dataset_dir={"pairs": entry})
 
 

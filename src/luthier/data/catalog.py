@@ -418,7 +418,14 @@ def check_readable(description: DatasetDescription) -> None:
     if description.ranking:
         raise DataError(
             f'data set {description.name!r}: "ranking" is true, its rows hold a chosen and a '
-            "rejected answer; stage sft learns from one answer. Use a data set of conversations."
+            "rejected answer; stages sft and pt learn from one. Use a data set of conversations."
+        )
+    tag = description.columns.kto_tag
+    if tag is not None:
+        raise DataError(
+            f'data set {description.name!r}: "columns" names kto_tag, its rows hold wanted and '
+            "unwanted answers; stages sft and pt would learn both. Leave out the rows whose "
+            f'{tag!r} is false, and take "kto_tag" out of "columns".'
         )
 
 

@@ -383,6 +383,37 @@ def test_any_row_is_read_or_refused_with_our_own_error(formatting, row, answers)
         message.content.encode("utf-8")
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "a", "completion": "b", "label": False},
+        {"messages": [{"role": "user", "content": "a"}], "kto_tag": True},
+        {"instruction": "a", "output": "b", "label": None},
+    ],
+)
+def test_rows_that_tell_wanted_from_unwanted_answers_are_refused(row):
+    description = load_catalog("ONLINE").describe("x")
+    name = "kto_tag" if "kto_tag" in row else "label"
+
+    if row[name] is None:
+        assert detect_format(description, [row])[0].formatting == "alpaca"
+        row = row | {name: "spam"}
+        assert detect_format(description, [row])[0].formatting == "alpaca"
+    else:
+        with pytest.raises(DataError, match=f"'{name}' is true or false, as stage kto"):
+            detect_format(description, [row])
+
+
+@pytest.mark.parametrize("column", ["text", "content"])
+def test_texts_where_conversations_are_expected_mention_their_stage(column):
+    description = DatasetDescription("user", "file", "rows.json", "alpaca")
+
+    with pytest.raises(DataError, match=r"For plain texts set stage: pt\."):
+        detect_format(load_catalog("ONLINE").describe("x"), [{column: "a"}])
+    with pytest.raises(RowError, match=r"For plain texts set stage: pt\."):
+        FORMATS.get("alpaca")({column: "a"}, Reading(description), None)
+
+
 @settings(max_examples=300, deadline=None)
 @given(rows=st.lists(ROW | ANY, max_size=4))
 def test_any_rows_are_detected_or_refused(rows):

@@ -313,6 +313,14 @@ def test_rows_are_held_out_by_what_is_read_of_them_wherever_it_stands(folder):
     assert {*take(started(found.train), 24)} == {*"defg"}
 
 
+@pytest.mark.parametrize("given", [{"ranking": True}, {"columns": {"kto_tag": "label"}}])
+def test_data_of_another_stage_is_refused(folder, given):
+    entry = {"file_name": write_rows(folder, "a", 3)} | given
+
+    with pytest.raises(DataError, match=r"'pairs': .*(chosen|kto_tag)"):
+        open_stream(folder, "pairs", dataset_dir={"pairs": entry})
+
+
 def test_weights_that_would_be_lost_are_refused(folder):
     file = folder / "a.jsonl"
     file.write_text(json.dumps({"instruction": "a", "output": "b", "weight": 0.5}))

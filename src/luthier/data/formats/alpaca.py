@@ -15,6 +15,7 @@ from luthier.data.formats.fields import (
     weight_of_row,
 )
 from luthier.data.formats.registry import FORMATS, Reading
+from luthier.data.formats.text import for_texts
 from luthier.records import Conversation, Message, Origin
 
 
@@ -35,7 +36,7 @@ def read_alpaca(row: Mapping[str, Any], reading: Reading, origin: Origin | None)
             field,
             reason,
             f'Write the question there, or name its column as "prompt" in "columns" of '
-            f"{reading.description.name!r}.",
+            f"{reading.description.name!r}.{for_texts(row)}",
             f" (there are: {', '.join(map(repr, list(row)[:8]))})",
         )
     messages = [*_history(row, columns.history), Message("user", question)]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from luthier.data.catalog import OPENAI_TAGS, Columns, DatasetDescription, Tags
+from luthier.data.formats.text import for_texts
 from luthier.errors import DataError
 
 NUM_LOOKED_AT = 20
@@ -36,13 +37,21 @@ def detect_format(
             f"data set {description.name!r}: its rows hold a chosen and a rejected answer; stage "
             "sft learns from one answer. Use a data set of conversations."
         )
+    for name in ("label", "kto_tag"):
+        if any(isinstance(row.get(name), bool) for row in objects):
+            raise DataError(
+                f"data set {description.name!r}: {name!r} is true or false, as stage kto tells "
+                "wanted from unwanted answers; stage sft would learn both. Leave out the rows "
+                f"where it is false, and the column. If {name!r} means something else, describe "
+                'the data set in dataset_info.json with "formatting" and "columns".'
+            )
     found = _messages(objects, keys) or _alpaca(keys)
     if found is None:
         listed = ", ".join(keys[:12]) or "no objects at all"
         raise DataError(
             f"data set {description.name!r}: its rows are like no known formatting. Columns here: "
             f"{listed}. Rename them (instruction, output), or describe the data set in "
-            'dataset_info.json with "formatting" and "columns".'
+            f'dataset_info.json with "formatting" and "columns".{for_texts(keys)}'
         )
     formatting, columns, tags, told = found
     columns = replace(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from luthier.data.catalog import Columns, DatasetDescription
@@ -38,6 +38,11 @@ def find_text_column(description: DatasetDescription, rows: Sequence[Any]) -> st
             'dataset_info.json: "columns": {"prompt": "NAME"}; for conversations use stage: sft.'
         )
     return found
+
+
+def for_texts(columns: Iterable[str]) -> str:
+    """What is said where conversations are looked for among columns that hold texts."""
+    return " For plain texts set stage: pt." if {*_COLUMNS} & {*columns} else ""
 
 
 def read_text(row: Mapping[str, Any], column: str, origin: Origin | None) -> Text:
