@@ -1,4 +1,4 @@
-"""a data set's name -> its rows, and the conversations that they are, a batch at a time."""
+"""a data set's name -> its rows, and the records that they are, a batch at a time."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from luthier.data.catalog import Catalog, check_readable
 from luthier.data.check import RowProblem
 from luthier.data.formats.detect import NUM_LOOKED_AT, detect_format
 from luthier.data.formats.registry import Reading, ToolTurns
+from luthier.data.formats.text import detect_text
 from luthier.data.rows import Row, RowOrProblem
 from luthier.data.sources import HubAccess, Source
 from luthier.data.table import read_rows
+from luthier.data.texts import read_texts
 from luthier.errors import DataError
-from luthier.records import Conversation
+from luthier.records import Conversation, Text
 
 if TYPE_CHECKING:
     from luthier.arguments.record import Arguments
@@ -32,11 +34,13 @@ class Batch:
         rows: in order.
         conversations: those that are one, each with the number of its row in the batch.
         problems: why the others are none.
+        texts: what rows are where the stage learns texts, as conversations.
     """
 
     rows: Sequence[RowOrProblem]
     conversations: Sequence[tuple[int, Conversation]]
     problems: Sequence[RowProblem]
+    texts: Sequence[tuple[int, Text]] = ()
 
     def values(self, number: int) -> Any:
         """What stands in a row; None where it could not be parsed."""
@@ -92,12 +96,18 @@ class DatasetReader:
         together = list(islice(rows, BATCH_SIZE))
         if not together:
             raise DataError(f"data set {self.name!r}: there are no rows.")
-        if self.description.formatting is None:
+        is_text = self.arguments.finetuning.stage == "pt"
+        if is_text or self.description.formatting is None:
             values = [row.values for row in together[:NUM_LOOKED_AT] if isinstance(row, Row)]
-            self.description, detected = detect_format(self.description, values)
+            detect = detect_text if is_text else detect_format
+            self.description, detected = detect(self.description, values)
             self.detected = "; ".join(filter(None, (self.detected, detected)))
         is_prompt = self.is_evaluated and self.arguments.training.predict_with_generate
         self.reading = Reading(self.description, not is_prompt, self.tool_turns)
         while together:
-            yield Batch(together, *read_rows(together, self.reading))
+            if is_text:
+                texts, problems = read_texts(together, self.description.columns.prompt or "text")
+                yield Batch(together, (), problems, texts)
+            else:
+                yield Batch(together, *read_rows(together, self.reading))
             together = list(islice(rows, BATCH_SIZE))

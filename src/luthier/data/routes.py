@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
 from luthier.data.blocks import BlockOptions
@@ -11,7 +11,7 @@ from luthier.data.catalog import DatasetDescription
 from luthier.data.encode import Encoder, EncodingOptions
 from luthier.data.formats.detect import detect_format
 from luthier.data.formats.registry import Reading, ToolTurns
-from luthier.data.formats.text import find_text_column
+from luthier.data.formats.text import detect_text
 from luthier.data.packing import DocumentPacker, Packer, RowPacker
 from luthier.data.table import Makes, Purpose, Work
 from luthier.data.texts import TextEncoder, TextWork, find_bos
@@ -160,12 +160,7 @@ class TextRoute:
         """The column of the text."""
         if not rows:
             return description, ""
-        column = find_text_column(description, rows)
-        columns = replace(description.columns, prompt=column)
-        told = f"texts from {column!r}"
-        if description.sample_by == "line" and description.location.lower().endswith(".txt"):
-            told = "each line is a text of its own (sample_by: line)"
-        return replace(description, formatting="text", columns=columns), told
+        return detect_text(description, rows)
 
     def work(
         self, description: DatasetDescription, purpose: Purpose, *, allow_prompts: bool

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from luthier.arguments.record import Arguments
 from luthier.data.encode import Encoder, EncodingOptions
-from luthier.errors import DataError
+from luthier.data.texts import TextEncoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,22 +15,21 @@ if TYPE_CHECKING:
     from luthier.templates.fit import Fitted
 
 
-def load_encoder(arguments: Arguments) -> Encoder:
+def load_encoder(arguments: Arguments) -> Encoder | TextEncoder:
     """Encodes rows as a run of these arguments does: tokenizer, template and options are its.
 
+    Returns:
+        The encoder of conversations, or that of texts where the stage learns them.
+
     Raises:
-        LuthierError: if there is no tokenizer to read, the template does not fit it, or the stage
-            learns texts.
+        LuthierError: if there is no tokenizer to read, or the template does not fit it.
     """
     from luthier.modeling.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(arguments.model, min_length=arguments.data.cutoff_len)
     template, _ = fit_template(arguments, tokenizer)
     if template is None:
-        raise DataError(
-            "stage: pt learns texts, and this looks at conversations. `luthier data prepare` reads "
-            "and encodes texts, and names the bad rows."
-        )
+        return TextEncoder(tokenizer, splits_special=arguments.model.split_special_tokens)
     return Encoder(tokenizer, template, EncodingOptions.of(arguments))
 
 

@@ -11,6 +11,9 @@ from luthier.data.audit.audit import audit
 from luthier.data.audit.findings import Finding
 from luthier.data.audit.report import AuditReport
 from luthier.data.encode import Encoder, EncodingOptions
+from luthier.data.pipeline import load_datasets
+from luthier.data.texts import TextEncoder
+from luthier.records import Text
 from luthier.templates.registry import TEMPLATES
 from tests.data.audit.damage import DAMAGES, write_damaged
 
@@ -18,8 +21,10 @@ from tests.data.audit.damage import DAMAGES, write_damaged
 def look(*files: Path, tokenizer: Any = None, most: int | None = None, **given: Any) -> AuditReport:
     values = {"dataset": [str(file) for file in files], "dataset_dir": "."} | given
     arguments = parse_dict(values, purpose="data")
-    encoder = None
-    if tokenizer is not None:
+    encoder: Encoder | TextEncoder | None = None
+    if tokenizer is not None and arguments.finetuning.stage == "pt":
+        encoder = TextEncoder(tokenizer)
+    elif tokenizer is not None:
         encoder = Encoder(tokenizer, TEMPLATES.get("chatml"), EncodingOptions.of(arguments))
     return audit(arguments, encoder, most)
 
@@ -190,6 +195,39 @@ def test_a_key_of_messages_that_nobody_reads_is_a_note(tmp_path):
         "messages[].mood": " (in 2 of 2 rows)",
         "messages[].name": " (in 1 of 2 rows)",
     }
+
+
+@pytest.mark.parametrize("entry", [None, {"columns": {"prompt": "body"}}])
+def test_texts_are_looked_at_as_stage_pt_learns_them(tmp_path, tiny_tokenizer, entry):
+    column = "text" if entry is None else "body"
+    texts: list[Any] = ["some words", " ", 3, None, "more words \x00", "some words", "x" * 3000]
+    rows = [*({column: text} for text in texts), {"other": "words"}]
+    file = write(tmp_path / "rows.jsonl", *rows)
+    given: dict[str, Any] = {"dataset": [str(file)]}
+    if entry is not None:
+        given = {"dataset": ["mine"], "dataset_dir": {"mine": {"file_name": str(file)} | entry}}
+    given |= {"stage": "pt", "max_bad_rows": 9}
+
+    report = look(tokenizer=tiny_tokenizer, **given)
+
+    assert kinds(report, errors=True) == {
+        f"{column}: a number where a text belongs": 1,
+        f"{column}: null": 1,
+        f"{column}: missing": 1,
+    }
+    assert kinds(report, errors=False) == {
+        "a row that stands twice": 1,
+        "no text in it": 1,
+        f"{column}: a NUL character": 1,
+        "other: a column that is not read": 1,
+    }
+    trained = {"model_name_or_path": "unused", "output_dir": str(tmp_path), "do_train": True}
+    trained |= {"cache_dir": str(tmp_path / "cache"), "cutoff_len": 64}
+    (learned,) = load_datasets(parse_dict(given | trained), None, tiny_tokenizer, Text).report.sets
+    (found,) = report.sets
+    assert (found.num_rows, found.num_kept) == (learned.num_read, learned.num_kept)
+    assert found.lengths.num_learned == found.lengths.total() == learned.num_tokens
+    assert "none is lost" in "\n".join(report.lines())
 
 
 def test_a_column_that_would_be_read_if_it_were_named_says_how(tmp_path):

@@ -60,10 +60,16 @@ def run(argv: list[str]) -> int:
             ]
         )
 
+    from luthier.data.encode import Encoder
     from luthier.data.view.shown import show_row
     from luthier.training.encoder import load_encoder
 
     encoder = load_encoder(arguments)
+    if not isinstance(encoder, Encoder):
+        raise DataError(
+            "stage: pt learns texts, and this shows conversations. `luthier data check` names the "
+            "bad rows and counts tokens, `luthier data prepare` encodes them."
+        )
     rows = [show_row(row, encoder) for row in _pick(arguments, encoder, asked)]
     cutoff_len = arguments.data.cutoff_len
     if asked.html is not None:

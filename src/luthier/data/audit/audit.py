@@ -28,10 +28,13 @@ from luthier.data.pipeline import find_tool_turns
 from luthier.data.reading import Batch, DatasetReader
 from luthier.data.rows import Row
 from luthier.data.sources import Source
+from luthier.data.texts import EMPTY, TextEncoder
 from luthier.errors import DataError, suggest
-from luthier.records import Conversation
+from luthier.records import Conversation, Text
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from luthier.arguments.record import Arguments
 
 UNCUT = 1 << 40
@@ -41,7 +44,9 @@ MOST_COLUMNS = 50
 """How many columns that are not read are told apart."""
 
 
-def audit(arguments: Arguments, encoder: Encoder | None, most: int | None) -> AuditReport:
+def audit(
+    arguments: Arguments, encoder: Encoder | TextEncoder | None, most: int | None
+) -> AuditReport:
     """Looks at every row of the data sets that the arguments name.
 
     Args:
@@ -53,27 +58,34 @@ def audit(arguments: Arguments, encoder: Encoder | None, most: int | None) -> Au
 
 
 class _Audit:
-    def __init__(self, arguments: Arguments, encoder: Encoder | None, most: int | None) -> None:
-        self.arguments, self.data, self.encoder = arguments, arguments.data, encoder
+    def __init__(
+        self, arguments: Arguments, encoder: Encoder | TextEncoder | None, most: int | None
+    ) -> None:
+        self.arguments, self.data = arguments, arguments.data
         self.catalog: Catalog = load_catalog(
             arguments.data.dataset_dir, allow_outside=arguments.data.allow_outside
         )
         self.findings = Findings(most)
-        self.oddities = [*ODDITIES]
         self.tool_turns = ToolTurns()
-        self.measure: Encoder | None = None
-        if encoder is not None:
-            tokenizer = encoder.tokenizer
+        self.encoder: Encoder | None = None
+        self.texts: TextEncoder | None = None
+        self.is_encoded = encoder is not None
+        special: list[str] = []
+        if isinstance(encoder, TextEncoder):
+            self.texts = encoder
+            special = [] if encoder.splits_special else _special(encoder.tokenizer)
+        elif encoder is not None:
+            self.encoder = encoder
             uncut = replace(encoder.options, cutoff_len=UNCUT, on_overlong="truncate")
-            self.measure = Encoder(tokenizer, encoder.template, uncut)
+            self.measure = Encoder(encoder.tokenizer, encoder.template, uncut)
             self.tool_turns = find_tool_turns(encoder.template)
-            splits = encoder.options.split_special_tokens
-            special = None if splits else special_tokens(_special(encoder))
-            self.oddities += [special] if special else []
+            if not encoder.options.split_special_tokens:
+                special = _special(encoder.tokenizer, *encoder.template.stop_words)
+        self.oddities = [*ODDITIES, *filter(None, [special_tokens(special)])]
 
     def run(self) -> AuditReport:
         data = self.data
-        report = AuditReport(self.findings, data.max_bad_rows, is_encoded=self.encoder is not None)
+        report = AuditReport(self.findings, data.max_bad_rows, is_encoded=self.is_encoded)
         trained = Repeats()
         for name in data.dataset:
             report.sets.append(self._look_at(name, "train", trained))
@@ -83,7 +95,8 @@ class _Audit:
         return report
 
     def _look_at(self, name: str, use: str, repeats: Repeats) -> SetAudit:
-        found = SetAudit(name, use, Lengths(self.data.cutoff_len))
+        is_cut = self.arguments.finetuning.stage != "pt"
+        found = SetAudit(name, use, Lengths(self.data.cutoff_len if is_cut else None))
         try:
             reader = DatasetReader(
                 self.arguments, self.catalog, name, use == "eval", self.tool_turns
@@ -145,28 +158,37 @@ class _Audit:
                 for oddity in find_oddities(row.values, self._columns, self.oddities):
                     self.findings.note(name, RowProblem.of(row.origin, oddity, row.values))
         answered = [(at, one) for at, one in batch.conversations if one.messages[-1].content]
-        for number, conversation in batch.conversations:
-            repeat = repeats.add(conversation)
+        full = [(at, text) for at, text in batch.texts if text.content.strip()]
+        records: list[tuple[int, Conversation | Text]] = [*batch.conversations, *full]
+        for number, record in records:
+            repeat = repeats.add(record)
             if repeat is not None:
-                self._note(found, conversation, repeat, batch.values(number))
+                self._note(found, record, repeat, batch.values(number))
+        for at, text in batch.texts:
+            if not text.content.strip():
+                self._set_aside(found, text, EMPTY, batch.values(at))
+        if self.texts is not None:
+            ids = self.texts.encode([text for _, text in full])
+            for (_, text), one in zip(full, ids, strict=True):
+                found.lengths.add(len(one), text.origin)
+                found.lengths.num_learned += len(one)
         weighing = [(at, one) for at, one in answered if one.weight != 0]
         for at, conversation in answered:
             if conversation.weight == 0:
                 self._set_aside(found, conversation, UNLEARNED, batch.values(at))
-        if self.measure is not None:
-            self._encode(batch, weighing, found, self.measure)
+        if self.encoder is not None:
+            self._encode(batch, weighing, found)
 
     def _encode(
         self,
         batch: Batch,
         answered: Sequence[tuple[int, Conversation]],
         found: SetAudit,
-        measure: Encoder,
     ) -> None:
         """Measures the rows uncut, and cuts those that are too long as training does."""
         assert self.encoder is not None
         long: list[tuple[int, Conversation, int]] = []
-        outcomes = measure.learn([one for _, one in answered])
+        outcomes = self.measure.learn([one for _, one in answered])
         for (number, conversation), outcome in zip(answered, outcomes, strict=True):
             if isinstance(outcome, RowProblem):
                 self._leave_out(found, _with_excerpt(outcome, batch.values(number)))
@@ -221,16 +243,16 @@ class _Audit:
             self._note(found, conversation, problem, values)
 
     def _set_aside(
-        self, found: SetAudit, conversation: Conversation, reason: str, values: Any
+        self, found: SetAudit, record: Conversation | Text, reason: str, values: Any
     ) -> None:
         found.num_aside += 1
         problem = RowError("", reason, "Nothing to mend, if that is meant.")
-        self._note(found, conversation, problem, values)
+        self._note(found, record, problem, values)
 
     def _note(
-        self, found: SetAudit, conversation: Conversation, problem: RowError, values: Any
+        self, found: SetAudit, record: Conversation | Text, problem: RowError, values: Any
     ) -> None:
-        self.findings.note(found.name, RowProblem.of(conversation.origin, problem, values))
+        self.findings.note(found.name, RowProblem.of(record.origin, problem, values))
 
     def _leave_out(self, found: SetAudit, problem: RowProblem) -> None:
         found.num_bad += 1
@@ -271,11 +293,11 @@ def _named(description: DatasetDescription) -> set[str]:
     return {*description.columns_read().values()} - usual
 
 
-def _special(encoder: Encoder) -> list[str]:
+def _special(tokenizer: PreTrainedTokenizerBase, *stop_words: str) -> list[str]:
     """Tokens whose text, wherever it stands, is read as one token that is no word."""
-    added = encoder.tokenizer.added_tokens_decoder.values()
+    added = tokenizer.added_tokens_decoder.values()
     known = {str(token) for token in added if token.special}
-    return sorted(known | {*encoder.tokenizer.all_special_tokens, *encoder.template.stop_words})
+    return sorted(known | {*tokenizer.all_special_tokens, *stop_words})
 
 
 def _message_keys_of(description: DatasetDescription) -> tuple[set[str], set[str]]:

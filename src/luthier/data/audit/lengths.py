@@ -22,7 +22,8 @@ class Lengths:
     """The lengths of the rows that can be learned from, before anything is cut.
 
     Attributes:
-        cutoff_len: the one of the configuration.
+        cutoff_len: the one of the configuration; None where rows are put into blocks of that
+            length, which loses nothing.
         tokens: the length of each row.
         num_learned: tokens that are learned, as many as fit.
         num_cut: rows that are longer.
@@ -31,7 +32,7 @@ class Lengths:
         longest: where that stands.
     """
 
-    cutoff_len: int
+    cutoff_len: int | None
     tokens: array[int] = field(default_factory=lambda: array("q"))
     num_learned: int = 0
     num_cut: int = 0
@@ -110,7 +111,7 @@ class Lengths:
             "cutoff_len": self.cutoff_len,
             "rows_cut": self.num_cut,
             "tokens_lost": self.num_lost,
-            "recommended_cutoff_len": self.recommended(),
+            "recommended_cutoff_len": self.recommended() if self.cutoff_len else None,
         }
 
     def line(self) -> str:
@@ -130,6 +131,9 @@ class Lengths:
         for end, rows in bars:
             bar = "#" * (-(-rows * WIDTH // highest))
             yield f"up to {end:>9,} | {bar:<{WIDTH}} {rows:,}"
+        if self.cutoff_len is None:
+            yield "texts fill blocks of cutoff_len tokens, and none is lost"
+            return
         if self.num_cut:
             yield (
                 f"cutoff_len {self.cutoff_len:,}: {self.num_cut:,} rows are longer "

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from luthier.data.check import RowError
-from luthier.records import Conversation, Origin
+from luthier.records import Conversation, Origin, Text
 
 
 class Repeats:
-    """The conversations seen so far, by a hash of their texts.
+    """The conversations and texts seen so far, by a hash of what they say.
 
     Args:
         before: those of the training data, when this is the data to evaluate on.
@@ -18,8 +18,13 @@ class Repeats:
         self._rows: dict[int, Origin | None] = {}
         self._prompts: dict[int, Origin | None] = {}
 
-    def add(self, conversation: Conversation) -> RowError | None:
+    def add(self, record: Conversation | Text) -> RowError | None:
         """Remembers one, and says where it, or its prompt, stood before."""
+        if isinstance(record, Text):  # without a prompt
+            found = self._find(hash(record.content), None)
+            self._rows.setdefault(hash(record.content), record.origin)
+            return found
+        conversation = record
         head = (conversation.system, conversation.tools, conversation.messages[:-1])
         row, prompt = hash((*head, conversation.messages[-1])), hash(head)
         found = self._find(row, prompt)
@@ -27,7 +32,7 @@ class Repeats:
         self._prompts.setdefault(prompt, conversation.origin)
         return found
 
-    def _find(self, row: int, prompt: int) -> RowError | None:
+    def _find(self, row: int, prompt: int | None) -> RowError | None:
         if self.before is not None:
             if row in self.before._rows:
                 return RowError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from luthier.data.catalog import Columns, DatasetDescription
@@ -38,6 +39,22 @@ def find_text_column(description: DatasetDescription, rows: Sequence[Any]) -> st
             'dataset_info.json: "columns": {"prompt": "NAME"}; for conversations use stage: sft.'
         )
     return found
+
+
+def detect_text(
+    description: DatasetDescription, rows: Sequence[Any]
+) -> tuple[DatasetDescription, str]:
+    """The description of texts that the rows tell, and the line that says what was taken for them.
+
+    Raises:
+        DataError: as `find_text_column`.
+    """
+    column = find_text_column(description, rows)
+    columns = replace(description.columns, prompt=column)
+    told = f"texts from {column!r}"
+    if description.sample_by == "line" and description.location.lower().endswith(".txt"):
+        told = "each line is a text of its own (sample_by: line)"
+    return replace(description, formatting="text", columns=columns), told
 
 
 def for_texts(columns: Iterable[str]) -> str:
