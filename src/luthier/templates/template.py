@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Protocol
 
 from luthier.errors import TemplateError
@@ -153,7 +154,7 @@ class Template:
         words = (*self.thought_words, *self.tool_call_words, *COMMON_WORDS)
         return tuple(dict.fromkeys(word.strip() for word in words))
 
-    @property
+    @cached_property
     def thinking(self) -> Thinking | None:
         """The policy for thoughts; None when they are text like any other."""
         if not self.is_reasoning:
@@ -267,7 +268,7 @@ class Template:
                 said = message.said
                 if said and not self.is_reasoning:  # else it is shaped with the other thoughts
                     said = shape_thought(said, self.thought_words, self.empty_thought)
-                message = dataclasses.replace(message, said=said)
+                    message = dataclasses.replace(message, said=said)
             read.append(message)
         return tuple(read)
 

@@ -116,11 +116,14 @@ class Thinking:
 
     def _show(self, message: Message, with_thoughts: bool) -> Message:
         show = self.shaped if with_thoughts else self.without
-        if message.role == "assistant":
-            return dataclasses.replace(message, content=show(message.content))
+        if message.role not in ("assistant", "function"):
+            return message
+        shown = show(spoken(message))
+        if shown == spoken(message):
+            return message
         if message.role == "function":
-            return dataclasses.replace(message, said=show(message.said))
-        return message
+            return dataclasses.replace(message, said=shown)
+        return dataclasses.replace(message, content=shown)
 
 
 COMMON_WORDS = ("<think>", "</think>")
@@ -140,9 +143,11 @@ def split_thought(content: str, words: tuple[str, str]) -> tuple[str | None, str
         None for the thought, and all of `content`, where it does not begin with one.
     """
     for opening, closing in ((words[0].strip(), words[1].strip()), COMMON_WORDS):
-        before, closed, text = content.partition(closing)
+        if closing not in content:
+            continue
+        before, _, text = content.partition(closing)
         head, opened, thought = before.partition(opening)
-        if closed and not (opened and head.strip()):
+        if not (opened and head.strip()):
             thought = thought if opened else head
             thought = thought.lstrip("\n" if thought[:1] == "\n" else None)
             thought = thought.rstrip("\n" if thought[-1:] == "\n" else None)

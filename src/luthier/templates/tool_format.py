@@ -92,11 +92,22 @@ def parse_tools(tools: str) -> list[dict[str, Any]]:
             '  A list is expected, such as [{"name": "search", "parameters": {...}}].'
         ) from error
     described = [] if described is None else described
+    check_tools(described)
+    return described
+
+
+def check_tools(described: Any) -> None:
+    """Refuses what is no list of tool descriptions.
+
+    Raises:
+        TemplateError: if it is not a list of objects, each with a name, or their parameters are no
+            JSON schema.
+    """
     if not isinstance(described, list) or not all(
         isinstance(tool, dict) and isinstance(bare(tool).get("name"), str) for tool in described
     ):
         raise TemplateError(
-            f"the tools are not a list of descriptions with names: {_shortened(tools)}\n"
+            f"the tools are not a list of descriptions with names: {_shortened(dump(described))}\n"
             '  Write them as [{"name": "search", "parameters": {...}}] or as '
             '[{"type": "function", "function": {...}}].'
         )
@@ -107,7 +118,6 @@ def parse_tools(tools: str) -> list[dict[str, Any]]:
                 '  Write "parameters" as {"type": "object", "properties": {"text": {"type": '
                 '"string"}}, "required": ["text"]}.'
             )
-    return described
 
 
 def _find_misshapen(tool: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:

@@ -69,6 +69,12 @@ def test_alpaca_leaves_empty_parts_out(row):
         ({"instruction": "a", "output": "b", "history": [["c"]]}, "history[0]", "no pair"),
         ({"instruction": "a", "output": "b", "history": [["c", 1]]}, "history[0]", "a number"),
         ({"instruction": "a", "output": "b", "tools": "{"}, "tools", "no JSON list"),
+        ({"instruction": "a", "output": "b", "tools": [{"title": "f"}]}, "tools", "wrong shape"),
+        (
+            {"instruction": "a", "output": "b", "tools": '[{"name": "f", "parameters": ["a"]}]'},
+            "tools",
+            "wrong shape",
+        ),
     ],
 )
 def test_a_wrong_alpaca_row_names_field_and_reason(row, field, reason):

@@ -128,7 +128,8 @@ class _Audit:
 
     def _tell_columns(self, reader: DatasetReader, found: SetAudit) -> None:
         for column, row in self._unread.items():
-            fix = f"Nothing is learned from it.{_meant(column, self._columns)}"
+            known = self._message_keys if "[]." in column else self._columns
+            fix = f"Nothing is learned from it.{_meant(column.rpartition('[].')[2], known)}"
             if part := reader.description.part_left_out(column):
                 named = f'"columns": {{"{part}": "{column}"}}'
                 fix += f" To read it, name it in dataset_info.json: {named}."

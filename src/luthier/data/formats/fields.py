@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from luthier.data.catalog import DatasetDescription
 from luthier.data.check import NOT_UTF8, SAVE_AS_UTF8, RowError
+from luthier.errors import TemplateError
 from luthier.records import Message
+from luthier.templates.tool_format import check_tools
 
 if TYPE_CHECKING:
     from luthier.data.formats.registry import Reading
@@ -194,6 +196,11 @@ def tools_of(row: Mapping[str, Any], description: DatasetDescription) -> str | N
         raise RowError(
             column, "no JSON list of tools", "Write a list of objects with name and parameters."
         )
+    try:
+        check_tools(value)
+    except TemplateError as error:
+        found, _, fix = str(error).partition("\n")
+        raise RowError(column, "a tool of a wrong shape", fix.strip(), f": {found}") from error
     return as_text(given if isinstance(given, str) else dump(given, column), column)
 
 

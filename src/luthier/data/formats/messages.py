@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any, NamedTuple
 
 from luthier.data.catalog import Tags
@@ -130,12 +131,7 @@ def _role_at(message: Mapping[str, Any], field: str, tags: Tags) -> Role:
     Raises:
         RowError: if the tag is missing, unknown, or names the system in the middle.
     """
-    roles: dict[str, Role] = {
-        tags.user_tag: "user",
-        tags.assistant_tag: "assistant",
-        tags.observation_tag: "observation",
-        tags.function_tag: "function",
-    }
+    roles = _roles_of(tags)
     said = text_at(message, tags.role_tag, f"{field}.{tags.role_tag}", "Say who speaks.")
     if said in roles:
         return roles[said]
@@ -147,6 +143,17 @@ def _role_at(message: Mapping[str, Any], field: str, tags: Tags) -> Role:
         f'Name it in "tags" of the data set.{suggest(said, roles)}',
         f" ({said[:40]!r})",
     )
+
+
+@cache
+def _roles_of(tags: Tags) -> dict[str, Role]:
+    """A data set's names of roles -> ours."""
+    return {
+        tags.user_tag: "user",
+        tags.assistant_tag: "assistant",
+        tags.observation_tag: "observation",
+        tags.function_tag: "function",
+    }
 
 
 class _Content(NamedTuple):
