@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from luthier.templates.chat_template import ChatTemplate
-from luthier.templates.fit import fit_chat_template, fit_tokenizer, kind_of
+from luthier.templates.fit import find_other_ids, fit_chat_template, fit_tokenizer, kind_of
 from luthier.templates.jinja import write_chat_template
 from luthier.templates.registry import TEMPLATES
 from tests import tiny
@@ -182,6 +182,15 @@ def test_a_default_system_text_does_not_matter_where_every_row_has_its_own():
 
     assert "is kept" in fit(tokenizer, "smollm2", {"a system text"})
     assert "replaced" in fit(tokenizer, "smollm2", {"a system text", ""})
+
+
+@pytest.mark.parametrize("prepend", ["first", "always", "normal"])
+def test_a_text_that_reads_as_other_tokens_than_its_pieces_is_told(prepend):
+    told = find_other_ids(tiny.make_sentencepiece(prepend), TEMPLATES.get("llama2"))
+
+    assert "'llama2' is read piece by piece" in told
+    assert "▁" in told
+    assert find_other_ids(tiny.make_tokenizer(), TEMPLATES.get("chatml")) == ""
 
 
 def test_the_kind_of_a_conversation_names_all_that_it_holds():

@@ -44,6 +44,9 @@ class Tokenizer(Protocol):
     def all_special_tokens(self) -> list[str]:
         """The texts of all special tokens."""
 
+    def __call__(self, text: str, **options: Any) -> Any:
+        """The ids of a text, and more."""
+
     def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
         """The rendered conversation."""
 
@@ -52,6 +55,9 @@ class Tokenizer(Protocol):
 
     def convert_tokens_to_ids(self, tokens: str) -> Any:
         """The number of a token."""
+
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> Any:
+        """The tokens of these numbers."""
 
     def get_vocab(self) -> dict[str, int]:
         """Every token with its number."""

@@ -137,6 +137,38 @@ def fit_chat_template(tokenizer: Tokenizer, template: Template, kinds: Collectio
     return f"the tokenizer's chat template is replaced by that of {template.name!r}{reason}"
 
 
+def find_other_ids(tokenizer: Tokenizer, template: Template) -> str:
+    """How a prompt's text departs from its pieces in tokens, or nothing.
+
+    Pieces are read one by one. SentencePiece sets a space before each, other tokenizers join their
+    ends; a server that reads the text of a chat template sends other tokens than were trained then.
+    """
+    probe = _make_probe(_TURNS, template)
+    asked = dataclasses.replace(probe, messages=probe.messages[:-1])
+    pieces = template.prompt(asked, probe.messages[-1])
+    ours = [one for piece in pieces for one in _ids(tokenizer, piece)]
+    theirs = _ids(tokenizer, Piece(_join(tokenizer, pieces)))
+    if ours == theirs:
+        return ""
+    pairs = enumerate(zip(ours, theirs, strict=False))
+    start = max(next((at for at, (one, other) in pairs if one != other), len(ours)) - 2, 0)
+    trained, read = (
+        " ".join(tokenizer.convert_ids_to_tokens(ids[start : start + 8])) for ids in (ours, theirs)
+    )
+    return (
+        f"template {template.name!r} is read piece by piece; as one text this tokenizer reads it "
+        f"otherwise:\n    trained: {trained}\n    as one : {read}\n"
+        "  Leave template out to train on what apply_chat_template gives."
+    )
+
+
+def _ids(tokenizer: Tokenizer, piece: Piece) -> list[int]:
+    if isinstance(piece.content, str):
+        return list(tokenizer(piece.content, add_special_tokens=False)["input_ids"])
+    text = _join(tokenizer, [piece])
+    return [tokenizer.convert_tokens_to_ids(text)] if text else []
+
+
 def kind_of(conversation: Conversation, template: Template) -> str:
     """What a conversation holds beside questions and answers: `a system text, tools`."""
     messages = conversation.messages

@@ -71,7 +71,7 @@ def run(
         from luthier.modeling.plain_data import reading_plain_data
         from luthier.modeling.tokenizer import load_tokenizer
         from luthier.stages.stage import STAGES
-        from luthier.templates.fit import fit_chat_template
+        from luthier.templates.fit import find_other_ids, fit_chat_template
         from luthier.templates.template import Template
         from luthier.training.checkpoints.hub import push_model
         from luthier.training.checkpoints.identity import identify
@@ -102,8 +102,8 @@ def run(
             console.info(note)
         data = load_datasets(arguments, template, tokenizer, stage.record)
         if isinstance(template, Template):
-            note = fit_chat_template(tokenizer, template, data.report.kinds())
-            if note:
+            notes = fit_chat_template(tokenizer, template, data.report.kinds())
+            for note in filter(None, (notes, find_other_ids(tokenizer, template))):
                 console.info(note)
         if training.do_eval and not data.eval:
             raise DataError(
