@@ -186,6 +186,33 @@ def test_nothing_in_a_folder_leads_out_of_it(tmp_path, path):
         read(folder)
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("state.json", {"_data_files": 3}),
+        ("state.json", {"_data_files": [3]}),
+        ("state.json", {"_data_files": [{}]}),
+        ("state.json", [3]),
+        ("state.json", {"_data_files": [], "_indices_files": ["a.arrow"]}),
+        ("dataset_dict.json", {"splits": 3}),
+        ("dataset_dict.json", {"splits": [3]}),
+        ("dataset_dict.json", {"splits": ["train"]}),
+        ("dataset_dict.json", None),
+        ("README.md", "---\nconfigs: [\n---\n"),
+        ("README.md", "---\nconfigs:\n- config_name: a\n  data_files: 3\n---\n"),
+        ("README.md", "---\nconfigs:\n- config_name: a\n  data_files: [{x: 3}]\n---\n"),
+        ("README.md", "---\nconfigs:\n- config_name: a\n- config_name: b\n---\n"),
+        ("README.md", "---\nconfigs:\n- config_name: a\n  data_files: none*\n---\n"),
+    ],
+)
+def test_a_folder_that_describes_itself_wrongly_is_one_sentence(tmp_path, file, content):
+    folder = make(tmp_path / "rows", "a.json", "dataset_info.json")
+    (folder / file).write_text(content if isinstance(content, str) else json.dumps(content))
+
+    with pytest.raises(DataError, match=r"^data set 'rows': [^\n]*$"):
+        read(folder)
+
+
 def test_a_pointer_of_git_lfs_is_told_as_such(tmp_path):
     folder = make(tmp_path / "rows", "a.json")
     (folder / "b.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")

@@ -180,6 +180,14 @@ def test_a_readme_on_the_hub_names_no_file_of_this_machine(home, monkeypatch, is
         )
 
 
+@pytest.mark.parametrize("name", ["a\0b", "", "x" * 5000, "inner/" * 900])
+def test_what_is_no_path_is_one_sentence(home, name):
+    with pytest.raises(DataError):
+        describe(home, name).find_files()
+    with pytest.raises(DataError):
+        describe(home, "inner", folder=name).find_files()
+
+
 def test_a_path_that_the_user_gives_is_his_own_word(home):
     outside = home.parent / "other" / "rows.jsonl"
 

@@ -227,7 +227,7 @@ class Catalog:
         if is_url(name):
             return DatasetDescription(name, "cloud", name)
         for path in (Path(name).expanduser(), self.folder / name):
-            if path.exists():
+            if os.path.exists(path):  # pathlib raises where a name is too long
                 return DatasetDescription(name, "file", str(path))
         if Path(name).suffix.lower() in SUFFIXES or name.startswith((".", "/", "~")):
             raise DataError(
@@ -304,6 +304,8 @@ class Catalog:
         Raises:
             DataError: what is wrong with the value, as the end of a sentence.
         """
+        if not value or "\0" in value:
+            raise DataError("is no name of a file or a data set.")
         if source == "cloud_file_name" and not is_url(value):
             raise DataError("is no URL; expected is one such as s3://bucket/rows.jsonl.")
         if source == "hf_hub_url":
@@ -328,7 +330,7 @@ class Catalog:
             location = os.path.join(self.folder, value.rpartition("://")[2])
         if self.is_remote:
             raise DataError("names a file of this machine; those named on the hub are not read.")
-        found, home = Path(location).resolve(), self.folder.resolve()
+        found, home = Path(os.path.realpath(location)), self.folder.resolve()
         if self.is_confined and not found.is_relative_to(home):
             raise DataError(
                 f"leads to {found}, which is not in {home}. Put the data (not a link to it) into "
@@ -374,7 +376,7 @@ def load_catalog(
 def metric_names(names: Sequence[str]) -> list[str]:
     """What metrics call each set: a path goes by its last part where that is enough."""
     short = [
-        Path(file_name(name)).stem if is_url(name) or Path(name).exists() else name
+        Path(file_name(name)).stem if is_url(name) or os.path.exists(name) else name
         for name in names
     ]
     return short if len({*short}) == len(names) else [masked(name) for name in names]

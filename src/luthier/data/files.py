@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -69,7 +70,7 @@ def find_files(
             is not there, or a file leads out.
     """
     path = Path(location)
-    if not path.exists():
+    if not os.path.exists(path):  # pathlib raises where a name is too long
         raise DataError(
             f"data set {name!r}: there is no file or folder {path}. Relative names in "
             "dataset_info.json start at dataset_dir."
@@ -107,7 +108,7 @@ def is_inside(path: str) -> bool:
     """Whether a relative path stays, by its words alone, in the folder that it starts in."""
     parts = PurePosixPath(path.replace("\\", "/"))
     leads_out = parts.is_absolute() or ".." in parts.parts or path.startswith("~")
-    return not leads_out and "://" not in path and "::" not in path
+    return not leads_out and not any(one in path for one in ("://", "::", "\0"))
 
 
 def file_name(path: str) -> str:
@@ -152,12 +153,12 @@ def _find_in_folder(
     if folder is not None:
         path = path / _inner(name, where, folder)
         where = f"the folder {path}"
-        if not path.is_dir():
+        if not os.path.isdir(path):
             raise DataError(f"data set {name!r}: {where} is not there.")
     if patterns is not None:
         splits = _match(name, path, patterns)
     elif (path / _SAVED_SPLITS).is_file():
-        saved = _read_json(name, path / _SAVED_SPLITS).get("splits", [])
+        saved = _read_list(name, path / _SAVED_SPLITS, "splits")
         splits = {
             file: one
             for one in saved
@@ -272,24 +273,27 @@ def _is_data(path: str) -> bool:
 
 def _saved_files(name: str, folder: Path) -> list[str]:
     """The files of a set that `save_to_disk` wrote, in their order."""
-    state = _read_json(name, folder / _SAVED)
-    if state.get("_indices_files") or state.get("_indices_data_files"):
+    file = folder / _SAVED
+    if any(_read_list(name, file, key) for key in ("_indices_files", "_indices_data_files")):
         raise DataError(
             f"data set {name!r}: {folder} holds rows and an order of them, as old versions of "
             "`datasets` saved it. Save it anew, or as parquet with `to_parquet`."
         )
-    names = [one["filename"] for one in state.get("_data_files", [])]
-    return [str(folder / _inner(name, f"{folder / _SAVED}", one)) for one in names]
+    parts = _read_list(name, file, "_data_files")
+    names = [one.get("filename") if isinstance(one, dict) else one for one in parts]
+    return [str(folder / _inner(name, str(file), one)) for one in names]
 
 
-def _read_json(name: str, file: Path) -> dict[str, Any]:
+def _read_list(name: str, file: Path, key: str) -> list[Any]:
+    """A list of a JSON file; empty where it is absent or null."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"data set {name!r}: {file} cannot be read: {error}.") from error
-    if not isinstance(content, dict):
-        raise DataError(f"data set {name!r}: {file} holds no object. Is the folder whole?")
-    return content
+    found = (content.get(key) or []) if isinstance(content, dict) else None
+    if not isinstance(found, list):
+        raise DataError(f"data set {name!r}: {file} holds no list {key!r}. Is the folder whole?")
+    return found
 
 
 def _read_configs(name: str, path: Path) -> list[dict[str, Any]]:
@@ -308,7 +312,8 @@ def _read_configs(name: str, path: Path) -> list[dict[str, Any]]:
             'Mend it, or name the files, or their "folder".'
         ) from error
     configs = head.get("configs") if isinstance(head, dict) else None
-    return [one for one in configs or [] if isinstance(one, dict) and "config_name" in one]
+    listed = configs if isinstance(configs, list) else []
+    return [one for one in listed if isinstance(one, dict) and "config_name" in one]
 
 
 def _choose_config(
@@ -353,7 +358,7 @@ def _match(name: str, path: Path, patterns: Any) -> dict[str, str]:
 
 def _inner(name: str, where: str, path: Any) -> str:
     """A path that somebody's file names, if it stays in the data set."""
-    if not isinstance(path, str) or not is_inside(path):
+    if not isinstance(path, str) or not path or not is_inside(path):
         raise DataError(
             f"data set {name!r}: {where} names {path!r}; expected is a path inside the data set."
         )
