@@ -78,7 +78,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             return INTERRUPTED
 
 
+INSTEAD = {
+    "api": "serve output_dir with `vllm serve` or `sglang`; `luthier chat` answers in the terminal",
+    "eval": "run lm-evaluation-harness on output_dir; `luthier train` with do_eval: true gives the "
+    "loss on rows of one's own",
+    "export": "merge an adapter with peft's `merge_and_unload`, and push_to_hub: true uploads",
+    "webchat": "`luthier chat` answers in the terminal",
+    "webui": "write a configuration (examples/ has some) and start `luthier train CONFIG.yaml`",
+}
+"""First words of LLaMA-Factory that are no commands -> what there is instead."""
+
+
 def _unknown(word: str) -> str:
+    if word in INSTEAD:
+        return f"there is no command {word!r}: {INSTEAD[word]}."
     if word.endswith((".yaml", ".yml", ".json")):
         return f"a command comes before {word}: luthier train {word}"
     near = difflib.get_close_matches(word, commands(), n=1)

@@ -141,3 +141,9 @@ def test_mistyped_names_are_recognised():
         right += f"Did you mean {name}" in problems(**{typo: 1})[0]
 
     assert right >= 55
+
+
+def test_no_name_is_proposed_twice():
+    (problem,) = problems(lable_names=["labels"])
+
+    assert problem.endswith("Did you mean label_names?")

@@ -99,3 +99,37 @@ def test_an_absent_file_and_a_folder_are_said(tmp_path):
 
 def test_values_on_one_line_are_yaml():
     assert read_value("{a: [1, b]}") == {"a": [1, "b"]}
+
+
+def test_merge_keys_bring_what_is_not_said(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "base: &base\n  lora_rank: 8\n  seed: 1\n  <<: {bf16: true, seed: 7}\n"
+        "<<: [*base, {lora_rank: 4, cutoff_len: 64}]\n"
+        "seed: 2\n"
+        "optim: &name sgd\nlr_scheduler_kwargs: {<<: {a: 1}, b: *name}\n"
+    )
+
+    given, problems = read_config(file)
+
+    assert problems == []
+    assert {each.name: each.value for each in given} == {
+        "seed": 2,
+        "optim": "sgd",
+        "lr_scheduler_kwargs": {"a": 1, "b": "sgd"},
+        "lora_rank": 8,
+        "bf16": True,
+        "cutoff_len": 64,
+    }
+    origins = {each.name: each.origin for each in given}
+    assert (origins["lora_rank"], origins["seed"]) == (f"{file}:2", f"{file}:6")
+
+
+def test_what_cannot_be_merged_is_said_with_its_line(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("a: 1\n<<: text\n")
+
+    assert read_config(file) == (
+        [],
+        [f"{file}:2: not YAML: `<<` merges mappings, and this is none."],
+    )

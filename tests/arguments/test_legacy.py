@@ -2,7 +2,7 @@ import pytest
 
 from luthier.arguments.assemble import fields
 from luthier.arguments.legacy import LEGACY
-from luthier.arguments.parse import parse_dict
+from luthier.arguments.parse import parse_command_line, parse_dict
 from luthier.errors import ArgumentsError
 from tests.arguments.expected_names import EXPECTED_NAMES
 
@@ -73,6 +73,8 @@ def test_a_feature_that_is_switched_off_is_no_problem():
         ("per_gpu_train_batch_size", 3, "per_device_train_batch_size", 3),
         ("per_gpu_eval_batch_size", 3, "per_device_eval_batch_size", 3),
         ("adafactor", "true", "optim", "adafactor"),
+        ("train_last_turn_only", True, "mask_history", True),
+        ("new_special_tokens", "<a>", "add_special_tokens", ("<a>",)),
         ("group_by_length", True, "train_sampling_strategy", "group_by_length"),
         ("push_to_hub_model_id", "a/b", "hub_model_id", "a/b"),
         ("torchdynamo", "inductor", "torch_compile_backend", "inductor"),
@@ -129,3 +131,71 @@ def test_secret_values_of_absent_features_are_not_shown():
         parse_dict({**RUN, "ms_hub_token": "s3cret"})
 
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"use_v1_kernels": True},
+        {"auto_find_batch_size": True},
+        {"torch_empty_cache_steps": 4},
+        {"average_tokens_across_devices": False},
+        {"ray_num_workers": 4},
+        {"image_max_pixels": 1000, "freeze_vision_tower": False},
+        {"media_dir": "data", "video_fps": 1.0},
+    ],
+    ids=lambda given: next(iter(given)),
+)
+def test_harmless_knobs_have_no_effect_and_a_line_each(given):
+    notes = parse_dict(RUN | given).notes
+
+    for name in given:
+        assert sum(note.startswith(f"dict: {name} has no effect. ") for note in notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("report_to", "expected"),
+    [
+        (None, ("swanlab",)),
+        ("none", ("swanlab",)),
+        ("wandb", ("wandb", "swanlab")),
+        (["tensorboard", "swanlab"], ("tensorboard", "swanlab")),
+    ],
+)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_swanlab_joins_the_trackers_that_are_named(report_to, expected, is_first):
+    switch = {"use_swanlab": True, "swanlab_run_name": "r", "swanlab_mode": "local"}
+    trackers = {"report_to": report_to}
+    given = {**switch, **trackers} if is_first else {**trackers, **switch}
+
+    training = parse_dict(RUN | given).training
+
+    assert training.report_to == expected
+    assert (training.run_name, training.swanlab_mode) == ("r", "local")
+
+
+def test_parts_of_ktransformers_are_known():
+    assert "kt_config has no effect" in parse_dict({**RUN, "kt_config": "a.yaml"}).notes[0]
+
+
+@pytest.mark.parametrize("variable", ["USE_MODELSCOPE_HUB", "USE_RAY", "USE_V1", "USE_MCA"])
+def test_switches_in_the_environment_are_told(monkeypatch, variable):
+    said = f"{variable} is set in the environment, and has no effect. "
+    monkeypatch.setenv(variable, "0")
+    assert not any(said in note for note in parse_dict(RUN).notes)
+
+    monkeypatch.setenv(variable, "1")
+
+    assert sum(note.startswith(said) for note in parse_dict(RUN).notes) == 1
+
+
+def test_extra_arguments_are_left_out_where_the_environment_allows_them(monkeypatch):
+    monkeypatch.setenv("ALLOW_EXTRA_ARGS", "true")
+
+    from_dict = parse_dict({**RUN, "my_own": 1})
+    words = [f"{name}={value}" for name, value in RUN.items()]
+    from_words = parse_command_line([*words, "--my_own", "1"])
+
+    for arguments in (from_dict, from_words):
+        assert sum("my_own is unknown" in note for note in arguments.notes) == 1
+        assert sum("ALLOW_EXTRA_ARGS" in note for note in arguments.notes) == 1

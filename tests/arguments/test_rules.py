@@ -22,6 +22,12 @@ BROKEN = [
         {"dataset": "a,b", "interleave_probs": "-1,2", "mix_strategy": "interleave_over"},
         "negative share",
     ),
+    (
+        {"dataset": "a,b", "interleave_probs": "0.5,0.6", "mix_strategy": "interleave_over"},
+        "makes 1.1 together (0.5, 0.6); expected 1",
+    ),
+    ({"cutoff_len": 1}, "expected at least 2"),
+    ({"max_samples": "9000,1000"}, "`num_samples` in dataset_info.json"),
     ({"train_on_prompt": True, "mask_history": True}, "keep one of them"),
     ({"do_eval": True}, "do_eval needs rows"),
     ({"eval_strategy": "epoch"}, "eval_strategy: epoch needs rows"),

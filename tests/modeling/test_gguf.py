@@ -134,12 +134,15 @@ def test_other_ways_of_splitting_are_left_alone(tmp_path: Path, model):
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
-def test_the_model_learns_and_is_saved_as_a_plain_one(file: Path, model, tmp_path: Path, kind: str):
+def test_the_model_learns_and_is_saved_as_a_plain_one(
+    file: Path, model, tmp_path: Path, kind: str, capsys
+):
     arguments = make_arguments(model_name_or_path=str(file), finetuning_type=kind)
     tokenizer = load_tokenizer(arguments.model)
 
     loaded = load_model(arguments, tokenizer, is_trainable=True)
 
+    assert "de-quantizing" not in capsys.readouterr().err
     torch.testing.assert_close(logits(loaded), logits(model))
     loaded.train()(torch.tensor([[1, 2, 3]]), labels=torch.tensor([[1, 2, 3]])).loss.backward()
     plain = loaded.merge_and_unload() if kind == "lora" else loaded

@@ -170,3 +170,33 @@ def test_remote_code_runs_only_by_the_users_own_flag():
     assert hub_options(plain)["token"] == "t"
     assert hub_options(trusted)["trust_remote_code"] is True
     assert giving == []
+
+
+@pytest.mark.parametrize(
+    ("content", "others", "is_asked"),
+    [
+        (b"\n\x05<unk>", [], True),
+        (b"\n\x05<unk>", ["tokenizer.json"], False),
+        (b"IQ== 0\nIg== 1\n", [], False),
+    ],
+)
+def test_a_folder_with_only_sentencepieces_file_asks_for_sentencepiece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content, others, is_asked
+):
+    folder = write_folder(tmp_path / "model", "config.json", "model.safetensors", *others)
+    (folder / "tokenizer.model").write_bytes(content)
+    monkeypatch.setattr("luthier.modeling.source.is_installed", lambda name: False)
+
+    found = problems(model_name_or_path=str(folder))
+
+    assert ['"luthier[sentencepiece]"' in one for one in found] == [True] * is_asked
+
+
+def test_another_hub_in_the_environment_is_no_place_to_fetch_from(llama_folder: Path, monkeypatch):
+    monkeypatch.setenv("USE_MODELSCOPE_HUB", "1")
+
+    (problem,) = problems(model_name_or_path="owner/name")
+
+    assert "USE_MODELSCOPE_HUB is set" in problem
+    assert "modelscope download" in problem
+    assert problems(model_name_or_path=str(llama_folder)) == []

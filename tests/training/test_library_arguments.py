@@ -20,12 +20,16 @@ def run(tmp_path, monkeypatch):
     }
 
 
-def test_the_folder_of_tensorboard_is_told_by_its_variable(run, monkeypatch):
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "before")
+@pytest.mark.parametrize(
+    ("name", "variable"),
+    [("logging_dir", "TENSORBOARD_LOGGING_DIR"), ("swanlab_project", "SWANLAB_PROJECT")],
+)
+def test_what_trackers_read_from_the_environment_is_put_there(run, monkeypatch, name, variable):
+    monkeypatch.setenv(variable, "before")
 
-    library_arguments(parse_dict({**run, "logging_dir": "logs"}))
+    library_arguments(parse_dict({**run, name: "mine"}))
 
-    assert os.environ["TENSORBOARD_LOGGING_DIR"] == "logs"
+    assert os.environ[variable] == "mine"
 
 
 def test_every_value_arrives_with_its_type(run):
@@ -33,7 +37,8 @@ def test_every_value_arrives_with_its_type(run):
         "learning_rate": "1e-4",
         "bf16": "true",
         "report_to": "none",
-        "lr_scheduler_kwargs": '{"a": 1}',
+        "lr_scheduler_type": "polynomial",
+        "lr_scheduler_kwargs": '{"power": 2}',
         "hub_token": "s3cret",
         "dataloader_in_order": "false",
         "adafactor": True,
@@ -45,7 +50,7 @@ def test_every_value_arrives_with_its_type(run):
     assert library.learning_rate == 1e-4
     assert library.bf16 is True
     assert library.report_to == []
-    assert library.lr_scheduler_kwargs == {"a": 1}
+    assert library.lr_scheduler_kwargs == {"power": 2}
     assert library.hub_token == "s3cret"
     assert library.dataloader_in_order is False
     assert library.optim == "adafactor"

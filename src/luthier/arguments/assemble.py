@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from types import NoneType
@@ -15,8 +15,15 @@ from ruamel.yaml.error import YAMLError
 
 from luthier.arguments.files import read_value
 from luthier.arguments.given import Given
-from luthier.arguments.kinds import Section
-from luthier.arguments.legacy import FALSE, LEGACY, TRUE, Legacy
+from luthier.arguments.kinds import Section, split_commas
+from luthier.arguments.legacy import (
+    ENVIRONMENT,
+    FALSE,
+    LEGACY,
+    TRUE,
+    Legacy,
+    is_switched_on,
+)
 from luthier.arguments.library_names import library_types
 from luthier.arguments.record import SECTIONS, Arguments
 from luthier.arguments.resolve import resolve
@@ -45,6 +52,16 @@ FAMILIAR = {
     "warmup": "warmup_ratio",
 }
 """Names from elsewhere that are spelled too differently to be near."""
+
+
+LEFT_OUT = " It is left out: ALLOW_EXTRA_ARGS is set."
+"""What is said behind the sentence of an argument that nobody knows, where that is allowed."""
+
+HINTS = {
+    "max_samples": " It is one number for all data sets; `num_samples` in dataset_info.json says "
+    "how many rows of one are drawn.",
+}
+"""What is said beside a value that does not fit, by the argument's name."""
 
 
 @cache
@@ -92,6 +109,7 @@ def assemble(
         origins={name: each.origin for name, each in settings.items()},
     )
     found.problems += broken_rules(arguments, found.wrong, purpose)
+    found.notes += _told_by_environment()
     missing = [each for each in missing_names(arguments, purpose) if each not in found.wrong]
     idle = nothing_to_do(arguments) if purpose == "train" and not found.wrong & TASKS else []
     resolved = resolve(replace(arguments, notes=tuple(found.notes)))
@@ -123,7 +141,7 @@ def unknown_sentence(origin: str, name: str, value: Any = None, prefix: str = ""
     near = (
         near
         or difflib.get_close_matches(name, ours, n=3, cutoff=0.7)
-        or difflib.get_close_matches(name, [*ours, *LEGACY, *library_types()], n=3, cutoff=0.6)
+        or difflib.get_close_matches(name, {*ours, *LEGACY, *library_types()}, n=3, cutoff=0.6)
     )
     sentence = f"{origin}: the argument {prefix}{name} is unknown."
     if isinstance(value, dict):
@@ -144,9 +162,14 @@ class _Assembly:
         settled: dict[str, Given] = {}
         spoken: dict[str, Given] = {}
         last = {each.name: each for each in given}
-        for each in last.values():
+        for each in sorted(last.values(), key=_joins):
             for name, value in self._translate(each).items():
                 other = spoken.get(name)
+                if other is not None and _joins(each):
+                    listed = split_commas(settled[name].value)
+                    value = (*(one for one in listed if one not in ("none", value)), value)
+                    settled[name] = replace(settled[name], value=",".join(value))
+                    continue
                 if other is not None and _source(other) == _source(each):
                     if str(settled[name].value) != str(value):
                         self.problems.append(
@@ -195,7 +218,11 @@ class _Assembly:
         for name in [name for name in settings if name not in fields()]:
             each = settings[name]
             if name not in library_types():
-                self.problems.append(unknown_sentence(each.origin, name, each.value))
+                sentence = unknown_sentence(each.origin, name, each.value)
+                if is_switched_on("ALLOW_EXTRA_ARGS"):
+                    self.notes.append(sentence + LEFT_OUT)
+                else:
+                    self.problems.append(sentence)
                 del settings[name]
                 continue
             annotation = library_types()[name]
@@ -220,9 +247,10 @@ class _Assembly:
             first = {str(each["loc"][0]): each for each in reversed(error.errors())}
         for name in [name for name in own if name in first]:
             field = kind.model_fields[name]
-            self.problems.append(
-                misfit(own[name].origin, name, field.annotation, expectation(field), first[name])
+            sentence = misfit(
+                own[name].origin, name, field.annotation, expectation(field), first[name]
             )
+            self.problems.append(sentence + HINTS.get(name, ""))
         self.wrong |= first.keys()
         return kind(**{name: value for name, value in values.items() if name not in first})
 
@@ -254,6 +282,17 @@ def typed(each: Given, annotation: Any) -> Any:
         except YAMLError:
             return each.value
     return [each.value] if list in kinds and str not in kinds else each.value
+
+
+def _joins(each: Given) -> bool:
+    return each.name in LEGACY and LEGACY[each.name].joins
+
+
+def _told_by_environment() -> Iterator[str]:
+    """What switches of LLaMA-Factory in the environment do here: nothing, or less than there."""
+    for variable, instead in ENVIRONMENT.items():
+        if is_switched_on(variable):
+            yield f"{variable} is set in the environment, and has no effect. {instead}"
 
 
 def _subject(problem: str) -> str:

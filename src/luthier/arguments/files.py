@@ -8,7 +8,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from luthier.arguments.given import Given
 
@@ -76,7 +76,7 @@ def _settings(text: str, path: str, values: Any) -> tuple[list[Given], list[str]
     found: dict[str, Given] = {}
     lines: dict[str, int] = {}
     problems: list[str] = []
-    for key, value in root.value:
+    for key, value in _merged(root):
         line = key.start_mark.line + 1
         name = str(key.value) if isinstance(key, ScalarNode) else "?"
         if name in lines:
@@ -88,6 +88,34 @@ def _settings(text: str, path: str, values: Any) -> tuple[list[Given], list[str]
         content = _content(yaml, value) if values is None else values[name]
         found[name] = Given(name, content, f"{path}:{line}")
     return list(found.values()), problems
+
+
+def _merged(root: MappingNode) -> list[tuple[Node, Node]]:
+    """The pairs of a mapping, with those that `<<` brings and no key of its own says.
+
+    Of several mappings that `<<` names the first wins. A mapping of this one that `<<` names holds
+    what is merged, and is no setting.
+    """
+    merged: list[MappingNode] = []
+    for key, value in root.value:
+        if str(key.tag).endswith(":merge"):
+            merged += value.value if isinstance(value, SequenceNode) else [value]
+    for value in merged:
+        if not isinstance(value, MappingNode):
+            raise MarkedYAMLError(
+                problem="`<<` merges mappings, and this is none", problem_mark=value.start_mark
+            )
+    pairs = [
+        (key, value)
+        for key, value in root.value
+        if not str(key.tag).endswith(":merge") and not any(value is one for one in merged)
+    ]
+    said = {key.value for key, _ in pairs}
+    for mapping in merged:
+        brought = [pair for pair in _merged(mapping) if pair[0].value not in said]
+        pairs += brought
+        said |= {key.value for key, _ in brought}
+    return pairs
 
 
 def _content(yaml: YAML, node: Node) -> Any:

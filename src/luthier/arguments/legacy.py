@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -19,6 +20,7 @@ class Legacy:
         says: what to use instead, or why nothing depends on it.
         becomes: for `honoured otherwise`, the value given -> our names with their values.
         is_fixed: for `accepted without effect`, whether only the default is accepted.
+        joins: for `honoured otherwise`, whether its value joins the list that our name is given.
         part_of: for `not yet` and `refused`, the name that turns the feature on; without it the
             value changes nothing, and with it that name's sentence is enough.
     """
@@ -28,6 +30,7 @@ class Legacy:
     says: str
     becomes: Callable[[Any], dict[str, Any]] | None = None
     is_fixed: bool = False
+    joins: bool = False
     part_of: str | None = None
 
     def is_default(self, value: Any) -> bool:
@@ -74,12 +77,13 @@ def _renamed(old: str, new: str, default: Any = None) -> None:
     )
 
 
-def _switch(old: str, new: str, value: str) -> None:
+def _switch(old: str, new: str, value: str, *, joins: bool = False) -> None:
     LEGACY[old] = Legacy(
         "honoured otherwise",
         False,
         f"`true` is now `{new}: {value}`.",
         lambda _given: {new: value},
+        joins=joins,
     )
 
 
@@ -95,7 +99,11 @@ _renamed("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
 _renamed("name_module_trainable", "freeze_trainable_modules")
 _renamed("generation_num_beams", "eval_num_beams")
 _renamed("num_layer_trainable", "freeze_trainable_layers")
+_renamed("train_last_turn_only", "mask_history", False)
+_renamed("new_special_tokens", "add_special_tokens")
+_renamed("swanlab_run_name", "run_name")
 _switch("adafactor", "optim", "adafactor")
+_switch("use_swanlab", "report_to", "swanlab", joins=True)
 _switch("group_by_length", "train_sampling_strategy", "group_by_length")
 
 _file(
@@ -211,8 +219,7 @@ _file(
 )
 _file(
     "accepted without effect",
-    "The loss is always divided once by the learned tokens of all devices; leave it out.",
-    is_fixed=True,
+    "The loss is always divided once by the learned tokens of all devices.",
     average_tokens_across_devices=True,
 )
 _file(
@@ -222,8 +229,8 @@ _file(
 )
 
 _file(
-    "not yet",
-    "Images, videos and sounds are not in this version; train on text.",
+    "accepted without effect",
+    "Only the text of rows is read.",
     media_dir=None,
     image_max_pixels=768 * 768,
     image_min_pixels=32 * 32,
@@ -237,6 +244,10 @@ _file(
     audio_sampling_rate=16000,
     freeze_vision_tower=True,
     freeze_multi_modal_projector=True,
+)
+_file(
+    "not yet",
+    "Images, videos and sounds are not in this version, and nothing else would learn.",
     freeze_language_model=False,
 )
 _file(
@@ -318,9 +329,9 @@ _file(
     parallelism_config=None,
 )
 _file(
-    "not yet",
-    "It is not in this version; `tokens_per_micro_batch` lowers the memory of a step without "
-    "changing the result.",
+    "accepted without effect",
+    "A micro-batch that does not fit in memory is cut by itself; `tokens_per_micro_batch` bounds "
+    "all.",
     auto_find_batch_size=False,
     torch_empty_cache_steps=None,
 )
@@ -459,20 +470,13 @@ _file(
     use_llama_pro=False,
 )
 _file(
-    "not yet",
-    "SwanLab is reached by `report_to: swanlab` and its own environment variables.",
-    use_swanlab=False,
+    "accepted without effect",
+    "SwanLab reads its key from SWANLAB_API_KEY in the environment, or asks `swanlab login`.",
+    swanlab_api_key=None,
 )
 _file(
-    "not yet",
-    "SwanLab is reached by `report_to: swanlab` and its own environment variables.",
-    part_of="use_swanlab",
-    swanlab_project="llamafactory",
-    swanlab_workspace=None,
-    swanlab_run_name=None,
-    swanlab_mode="cloud",
-    swanlab_api_key=None,
-    swanlab_logdir=None,
+    "accepted without effect",
+    "SwanLab sends no messages to Lark from here.",
     swanlab_lark_webhook_url=None,
     swanlab_lark_secret=None,
 )
@@ -508,8 +512,8 @@ _file(
     fp8_enable_fsdp_float8_all_gather=False,
 )
 _file(
-    "refused",
-    "Ray is not part of this program; start the run itself.",
+    "accepted without effect",
+    "Ray takes no part; `luthier train` starts a process for each accelerator by itself.",
     ray_num_workers=1,
     ray_init_kwargs=None,
     ray_run_name=None,
@@ -533,6 +537,7 @@ _file(
     "refused",
     "KTransformers is not part of this program; use `finetuning_type: lora` on a model that fits.",
     part_of="use_kt",
+    kt_config=None,
     kt_cpu_activation=None,
     kt_optimize_rule=None,
     cpu_infer=32,
@@ -555,8 +560,8 @@ _file(
     mixture_of_depths=None,
 )
 _file(
-    "refused",
-    "It chooses another program's kernels; leave it out.",
+    "accepted without effect",
+    "The engine chooses its kernels by itself.",
     use_v1_kernels=False,
 )
 _file(
@@ -618,3 +623,25 @@ _file(
     _kt_config_handle=None,
     _kt_adapter_artifact_path=None,
 )
+
+ENVIRONMENT = {
+    "USE_MODELSCOPE_HUB": "Models and data sets that are no folder here come from the Hugging Face "
+    "hub. Fetch them first (`modelscope download --model NAME --local_dir FOLDER`), and name the "
+    "folder.",
+    "USE_OPENMIND_HUB": "Models and data sets that are no folder here come from the Hugging Face "
+    "hub. Fetch them from Modelers first, and name the folder.",
+    "USE_RAY": "Ray takes no part: `luthier train` starts the processes of this machine.",
+    "USE_V1": "There is one trainer here, and it takes the arguments of this configuration.",
+    "USE_MCA": "Megatron takes no part; fsdp and deepspeed hold weights in parts.",
+    "USE_MEGATRON_BRIDGE": "Megatron takes no part; fsdp and deepspeed hold weights in parts.",
+    "USE_KT": "KTransformers takes no part; use finetuning_type: lora on a model that fits.",
+}
+"""Switches of LLaMA-Factory in the environment that have no effect -> what there is instead."""
+
+HUBS = ("USE_MODELSCOPE_HUB", "USE_OPENMIND_HUB")
+"""Those that say where a model is fetched from."""
+
+
+def is_switched_on(variable: str) -> bool:
+    """Whether the environment sets a switch, as LLaMA-Factory reads it."""
+    return os.environ.get(variable, "").lower() in ("true", "y", "1")

@@ -8,11 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, overload
 
-from luthier.arguments.assemble import assemble, fields, unknown_sentence
+from luthier.arguments.assemble import LEFT_OUT, assemble, fields, unknown_sentence
 from luthier.arguments.files import read_config
 from luthier.arguments.flags import Shape, Words, read_words
 from luthier.arguments.given import Given
-from luthier.arguments.legacy import LEGACY
+from luthier.arguments.legacy import LEGACY, is_switched_on
 from luthier.arguments.library_names import library_types
 from luthier.arguments.record import Arguments
 from luthier.arguments.rules import Purpose
@@ -135,7 +135,11 @@ def parse_command_line(
         given += each.given
         problems += each.problems
         if not return_remaining_strings:
-            problems += _refuse(each)
+            refused = _refuse(each)
+            if is_switched_on("ALLOW_EXTRA_ARGS"):
+                notes += [sentence + LEFT_OUT for sentence in refused]
+            else:
+                problems += refused
     arguments = assemble(given, problems, notes, purpose=purpose, check=check, is_flags=not configs)
     if return_remaining_strings:
         return arguments, [word for each in said for word in each.rest]

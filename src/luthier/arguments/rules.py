@@ -146,6 +146,12 @@ def _val_size_is_share_or_count(arguments: Arguments) -> Iterator[str]:
         yield f"val_size is {size}: expected a share below 1 or a whole number of rows."
 
 
+@rule("cutoff_len")
+def _examples_predict_something(arguments: Arguments) -> Iterator[str]:
+    if arguments.data.cutoff_len == 1:
+        yield "cutoff_len is 1: a single token is predicted from nothing; expected at least 2."
+
+
 @rule("max_bad_rows")
 def _bad_rows_are_share_or_count(arguments: Arguments) -> Iterator[str]:
     budget = arguments.data.max_bad_rows
@@ -166,6 +172,11 @@ def _shares_fit_the_mix(arguments: Arguments) -> Iterator[str]:
         )
     if any(share < 0 for share in shares):
         yield f"interleave_probs holds a negative share: {', '.join(map(str, shares))}."
+    elif abs(sum(shares) - 1) > 1e-6:
+        yield (
+            f"interleave_probs makes {sum(shares):g} together ({', '.join(map(str, shares))}); "
+            "expected 1."
+        )
     for name, sets in (("dataset", data.dataset), ("eval_dataset", data.eval_dataset)):
         if sets and len(sets) != len(shares):
             yield (

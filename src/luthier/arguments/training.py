@@ -447,6 +447,18 @@ class TrainingArguments(Section):
     trackio_static_space_id: str | None = knob(
         None, "A read-only Space over that bucket. By default there is none."
     )
+    swanlab_project: str | None = knob(
+        None, "The project of the run in SwanLab. By default SWANLAB_PROJECT, or the folder's name."
+    )
+    swanlab_workspace: str | None = knob(
+        None, "The workspace of the run in SwanLab. By default one's own."
+    )
+    swanlab_mode: Literal["cloud", "local", "offline", "disabled"] | None = knob(
+        None, "Where SwanLab keeps the numbers. By default SWANLAB_MODE, or its cloud."
+    )
+    swanlab_logdir: str | None = knob(
+        None, "The folder of SwanLab's files. By default `swanlog` in this folder."
+    )
     skip_memory_metrics: bool = knob(
         True, "Whether memory is not measured in training, which slows it. By default it is not."
     )

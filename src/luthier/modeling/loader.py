@@ -30,6 +30,7 @@ from luthier.modeling.adapters.pissa import start_pissa
 from luthier.modeling.adapters.registry import ADAPTERS
 from luthier.modeling.counts import say_counts
 from luthier.modeling.dtypes import Dtypes, cast_trained, choose_dtypes, held_dtypes
+from luthier.modeling.quirks.gguf_progress import draw_on_terminals_only
 from luthier.modeling.quirks.idle_warnings import silence_idle_warnings
 from luthier.modeling.rope import stretch_rope
 from luthier.modeling.source import (
@@ -186,6 +187,7 @@ def _load_weights(
             return model
         check_weights(source)
         if source.gguf_file:
+            draw_on_terminals_only()
             options |= {"gguf_file": source.gguf_file, "quantization_config": _unpacked()}
         else:
             options["use_safetensors"] = True

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier import console
+from luthier.arguments.legacy import ENVIRONMENT, HUBS, is_switched_on
 from luthier.arguments.model import ModelArguments
 from luthier.errors import ModelError
 from luthier.optional import is_installed, missing
@@ -205,14 +206,36 @@ def _problems(model_args: ModelArguments) -> Iterator[str]:
 
 
 def _source_problems(source: ModelSource, model_args: ModelArguments) -> Iterator[str]:
+    hub = None if source.is_local else next(filter(is_switched_on, HUBS), None)
+    if hub is not None:
+        yield (
+            f"model_name_or_path: {source.path} is no folder on this machine, and {hub} is set. "
+            f"{ENVIRONMENT[hub]}"
+        )
+        return
     if source.gguf_file and not is_installed("gguf"):
         yield missing("gguf", f"model_name_or_path: {source.gguf_file}")
+    if source.is_local and not source.gguf_file and not is_installed("sentencepiece"):
+        model = Path(source.path) / "tokenizer.model"
+        if _is_sentencepiece(model) and not model.with_name("tokenizer.json").exists():
+            yield missing("sentencepiece", f"model_name_or_path: {model}")
     if not source.is_local and _is_offline() and not _is_cached(source.path, model_args.cache_dir):
         yield (
             f"model_name_or_path: {source.path} is no folder on this machine and not in the hub "
             "library's cache, and HF_HUB_OFFLINE forbids to fetch it. Download it first "
             f"(`hf download {source.path} --local-dir FOLDER`) and give that folder's path."
         )
+
+
+def _is_sentencepiece(file: Path) -> bool:
+    """Whether a `tokenizer.model` is SentencePiece's: its first record opens with a newline.
+
+    Those of tiktoken are lines of base64.
+    """
+    if not file.is_file():
+        return False
+    with file.open("rb") as opened:
+        return opened.read(1) == b"\n"
 
 
 def _advise_a_commit(model_args: ModelArguments) -> None:

@@ -35,6 +35,15 @@ OURS = {
 }
 """Names that both know and that mean or become something else here."""
 
+TRACKER_VARIABLES = {
+    "logging_dir": "TENSORBOARD_LOGGING_DIR",
+    "swanlab_project": "SWANLAB_PROJECT",
+    "swanlab_workspace": "SWANLAB_WORKSPACE",
+    "swanlab_mode": "SWANLAB_MODE",
+    "swanlab_logdir": "SWANLAB_LOG_DIR",
+}
+"""Arguments that trackers read from the environment alone -> under which name."""
+
 
 def library_arguments(arguments: Arguments) -> LibraryArguments:
     """The library's arguments of this run.
@@ -71,8 +80,9 @@ def library_arguments(arguments: Arguments) -> LibraryArguments:
     values["logging_nan_inf_filter"] = False  # a loss that is no number would be logged as another
     values["deepspeed"] = deepspeed_settings(arguments)
     values |= fsdp_settings(arguments, on_cpu=values["use_cpu"])
-    if arguments.training.logging_dir is not None:
-        os.environ["TENSORBOARD_LOGGING_DIR"] = arguments.training.logging_dir
+    for name, variable in TRACKER_VARIABLES.items():
+        if (value := getattr(arguments.training, name)) is not None:
+            os.environ[variable] = value
     try:
         library = LibraryArguments(**values)
     except (ValueError, TypeError, ImportError) as problem:

@@ -23,6 +23,8 @@ WARNINGS: Final = (
     (r"The following (rank|alpha)_pattern keys did not match", RuntimeWarning),
     # the weights are merged and both copies are equal; 0.21.2 unties them in the configuration.
     (r"Input and output embeddings are no longer tied after merging", UserWarning),
+    # both are given by transformers 5.23 wherever the steps of the stable part are named
+    (r"Both num_training_steps and num_stable_steps are specified", UserWarning),
     # deepspeed 0.19.8 calls collectives by the names that they had before torch 2.13
     (r"`torch\.distributed\.(all_gather_into|reduce_scatter)_tensor` is dep", FutureWarning),
 )

@@ -66,6 +66,7 @@ FREE = frozenset(
     greater_is_better ignore_data_skip restore_callback_states_from_checkpoint
     enable_jit_checkpoint logging_strategy logging_steps logging_first_step on_nonfinite
     logging_dir log_level log_level_replica log_on_each_node disable_tqdm report_to run_name project
+    swanlab_project swanlab_workspace swanlab_mode swanlab_logdir
     trackio_space_id trackio_bucket_id trackio_static_space_id skip_memory_metrics debug
     dataloader_num_workers dataloader_prefetch_factor dataloader_pin_memory
     dataloader_persistent_workers torch_compile torch_compile_backend torch_compile_mode local_rank
