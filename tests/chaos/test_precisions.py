@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+import luthier
 from luthier.modeling import dtypes
-from tests.chaos.precisions import Cell, Workshop, problems_of
+from tests.chaos.precisions import PRECISIONS, Cell, Workshop, losses, problems_of
+from tests.launched import values_of_ranks
 
 pytestmark = pytest.mark.slow
 
@@ -32,6 +34,12 @@ CELLS = (
 )
 
 
+ON_RANKS = (
+    Cell("lora", "additional_target", TIED, "bf16", "bfloat16"),
+    Cell("freeze", "nothing", UNTIED, "fp16", "float16"),
+)
+
+
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return Workshop(tmp_path_factory.mktemp("workshop")).make()
@@ -42,3 +50,25 @@ def test_half_precision_is_float32_but_for_rounding(cell, workshop, tmp_path, mo
     monkeypatch.setattr(dtypes, "is_emulated", lambda dtype, use_cpu: False)
 
     assert not problems_of(workshop, cell, tmp_path)
+
+
+def test_weights_in_parts_learn_as_in_float32(workshop, tmp_path):
+    runs = {}
+    for number, cell in enumerate(ON_RANKS):
+        arguments = workshop.arguments(cell, tmp_path / str(number))
+        apart = {"eval_strategy": "no", "save_strategy": "no", "do_eval": True, "use_cpu": True}
+        runs[cell] = arguments | apart | {"per_device_train_batch_size": 1, "fsdp": True}
+
+    told, other = values_of_ranks(train_all, 2, list(runs.values()))
+
+    assert told == other
+    for number, (cell, found) in enumerate(zip(runs, told, strict=True)):
+        expected = workshop.expected(cell, tmp_path / f"{number}-in-float32")
+        one, two, _, three, four, *_, evaluated = expected
+        exact = [one, two, three, four, evaluated]
+        assert found == pytest.approx(exact, rel=PRECISIONS[cell.precision])
+
+
+def train_all(configs):
+    dtypes.is_emulated = lambda dtype, use_cpu: False
+    return [losses(luthier.train(config)) for config in configs]

@@ -32,6 +32,7 @@ from luthier.modeling.counts import say_counts
 from luthier.modeling.dtypes import Dtypes, cast_trained, choose_dtypes, held_dtypes
 from luthier.modeling.quirks.gguf_progress import draw_on_terminals_only
 from luthier.modeling.quirks.idle_warnings import silence_idle_warnings
+from luthier.modeling.quirks.kept_products import keep_fewer_products
 from luthier.modeling.rope import stretch_rope
 from luthier.modeling.source import (
     ATTENTION_PACKAGES,
@@ -86,6 +87,7 @@ def load_model(
         ModelError: for everything about the model that a user can mend.
     """
     silence_idle_warnings()
+    keep_fewer_products()
     model_args, training = arguments.model, arguments.training
     source = find_model(str(model_args.model_name_or_path))
     config = load_config(model_args)
