@@ -127,6 +127,30 @@ def test_no_example_is_longer_than_its_room(
     assert all(label in (IGNORE_INDEX, token) or label == eos for token, label in pairs)
 
 
+def test_gpt_oss_learns_the_end_of_each_answer_where_the_history_writes_another():
+    tokenizer = tiny.make_tokenizer()
+    words = ["<|start|>", "<|end|>", "<|message|>", "<|channel|>"]
+    tokenizer.add_special_tokens({"eos_token": "<|return|>", "extra_special_tokens": words})
+    conversation = Conversation(
+        (
+            Message("user", "What is 2 + 2?"),
+            Message("assistant", "Four."),
+            Message("user", "And 3 + 3?"),
+            Message("assistant", "Six."),
+        )
+    )
+    end, eos = tokenizer.convert_tokens_to_ids(["<|end|>", "<|return|>"])
+
+    (encoded,) = Encoder(tokenizer, TEMPLATES.get("gpt_oss"), EncodingOptions(500)).encode(
+        [conversation]
+    )
+
+    assert isinstance(encoded, Encoded)
+    ended = [ids for ids in zip(encoded.input_ids, encoded.labels, strict=True) if ids[1] == eos]
+    assert ended == [(end, eos), (eos, eos)]
+    assert "Four.<|end|><|start|>user<|message|>And" in tokenizer.decode(encoded.input_ids)
+
+
 def test_a_row_without_room_for_its_answer_is_too_long(tiny_tokenizer):
     encoder = Encoder(tiny_tokenizer, CHATML, EncodingOptions(2))
 

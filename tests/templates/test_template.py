@@ -183,6 +183,8 @@ def test_text_and_thought_around_a_call_stay_before_it():
         ("qwen3", "<think>\nso\n</think>\n\nI look.\n<tool_call>\n{"),
         ("glm4_moe", "\n<think>\nso\n</think>\n\nI look.\n<tool_call>get_weather"),
         ("seed_oss", "<seed:think>so</seed:think>I look.\n<seed:tool_call>"),
+        ("qwen3_5", "<think>\nso\n</think>\n\nI look.\n\n<tool_call>\n<function=get_weather>"),
+        ("gemma4", "<|channel>thought\nso<channel|>I look.<|tool><|tool_call>call:get_weather{"),
         ("mistral", " I look.[TOOL_CALLS] [{"),
         ("ministral", "I look.[TOOL_CALLS][{"),
         ("chatml", "I look.\nAction: get_weather"),

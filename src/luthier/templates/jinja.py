@@ -57,7 +57,7 @@ THOUGHTS
 SHAPE
 {%- set text = part_of(content, "text") %}
 {%- if text.strip() %}
-{%- set content = content ~ BEFORE_CALLS ~ calls_text %}
+{%- set content = content ~ BEFORE_CALLS ~ calls_text ~ AFTER_CALLS %}
 {{- ASSISTANT }}
 {%- else %}
 {%- set content = content[:content | length - text | length] ~ calls_text %}
@@ -186,7 +186,8 @@ def write_chat_template(template: Template) -> str:
         "HAS_TOOLS": "has_tools" if template.tools.describes_none else "has_tools and tools",
         "WORDS": f"[[{quote(opening.strip())}, {quote(closing.strip())}], {_COMMON}]",
         "PLAIN_OPENING": quote(template.plain_opening),
-        "BEFORE_CALLS": quote(template.before_calls),
+        "BEFORE_CALLS": quote(template.around_calls[0]),
+        "AFTER_CALLS": quote(template.around_calls[1]),
         "TOOLS": template.tools.tools_jinja,
         "LISTED": "tools_text"
         if not template.trims_lone_tools

@@ -169,12 +169,12 @@ class Template:
         return self.tools.takes_text
 
     @property
-    def before_calls(self) -> str:
-        """What stands between an answer's text and its calls: their marker, or a line's end."""
-        marker = next(slot for slot in self.function if isinstance(slot, str) and CONTENT in slot)
-        marker = marker.partition(CONTENT)[0]
-        is_marked = marker.strip() and self.function != self.assistant
-        return marker if is_marked else self.tools.after_text
+    def around_calls(self) -> tuple[str, str]:
+        """What surrounds the calls behind an answer's text: their markers, or a line's end."""
+        marked = next(slot for slot in self.function if isinstance(slot, str) and CONTENT in slot)
+        before, _, after = marked.partition(CONTENT)
+        is_marked = before.strip() and self.function != self.assistant
+        return (before, after) if is_marked else (self.tools.after_text, "")
 
     def turns(self, conversation: Conversation, *, is_history_masked: bool = False) -> list[Turn]:
         """Each question with its answer, for training.
@@ -322,7 +322,8 @@ class Template:
         said, calls = message.said, self.tools.render_calls(read_calls(message))
         text = split_thought(said, self.thought_words)[1]
         if text and not text.isspace():
-            return fill(self.assistant, said + self.before_calls + calls)
+            before, after = self.around_calls
+            return fill(self.assistant, said + before + calls + after)
         return fill(self.function, said.removesuffix(text) + calls)
 
     def _place_empty_thought(

@@ -186,7 +186,7 @@ ANSWER = {"role": "assistant", "content": "b"}
     "answer",
     [
         {"content": [{"type": "reasoning", "text": "hm"}, {"type": "text", "text": "b"}]},
-        {"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "b"}]},
+        {"content": [{"type": "thinking", "thinking": "hm"}, {"type": "output_text", "text": "b"}]},
         {"content": "b", "reasoning_content": "hm"},
         {"content": "b", "reasoning": "hm"},
         {"content": "b", "thinking": "hm"},

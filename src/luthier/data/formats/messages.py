@@ -156,6 +156,10 @@ def _roles_of(tags: Tags) -> dict[str, Role]:
     }
 
 
+_KINDS = {"thinking": "reasoning", "input_text": "text", "output_text": "text"}
+"""Other names of the kinds of a content's parts."""
+
+
 class _Content(NamedTuple):
     """What the content of a message holds."""
 
@@ -175,8 +179,8 @@ def _read_content(message: Mapping[str, Any], tag: str, field: str) -> _Content:
         if isinstance(part, str):
             part = {"text": part}
         part = as_object(part, place)
-        kind = part.get("type", "text")
-        kind = "reasoning" if kind == "thinking" else kind
+        kind = str(part.get("type", "text"))
+        kind = _KINDS.get(kind, kind)
         if kind == "tool_call":
             found[kind].append(_read_call(part.get("value"), place))
             continue

@@ -231,6 +231,7 @@ class SeedTools(ToolFormat):
 class Qwen35Tools(ToolFormat):
     """The format of Qwen 3.5."""
 
+    after_text = "\n\n"
     before = "\n\n# Tools\n\nYou have access to the following functions:\n\n<tools>"
     after = (
         "\n</tools>\n\nIf you choose to call a function ONLY reply in the following format with NO "
