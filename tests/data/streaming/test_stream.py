@@ -321,11 +321,12 @@ def test_data_of_another_stage_is_refused(folder, given):
         open_stream(folder, "pairs", dataset_dir={"pairs": entry})
 
 
-def test_weights_that_would_be_lost_are_refused(folder):
+def test_weights_that_would_be_lost_are_refused(folder, capsys):
     file = folder / "a.jsonl"
     file.write_text(json.dumps({"instruction": "a", "output": "b", "weight": 0.5}))
     entry = {"file_name": str(file), "columns": {"weight": "weight"}}
-    take(started(open_stream(folder, str(file))), 1)  # nobody named the column
+    take(started(open_stream(folder, str(file))), 3)  # nobody named the column
+    assert capsys.readouterr().err.count("column 'weight' is not read") == 1
     stream = started(open_stream(folder, "a", dataset_dir={"a": entry}))
 
     with pytest.raises(DataError, match="with streaming such weights do not reach the loss"):

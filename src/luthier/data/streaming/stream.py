@@ -296,6 +296,8 @@ class Stream:
         """Adds counts, says what is wrong, and ends the run where too much is."""
         num_said, options = report.num_skipped, self.options
         was_long = bool(report.num_rows_cut or report.left_out.get(OVERLONG))
+        for remark in counts.remarks.keys() - report.remarks.keys():
+            console.info(f"data set {report.name!r}: {remark}; such rows are counted")
         report.add(counts)
         for problem in counts.problems[: max(NUM_LISTED - num_said, 0)]:
             console.warn(f"data set {report.name!r}: {problem}")
