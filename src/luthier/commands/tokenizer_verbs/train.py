@@ -107,7 +107,10 @@ def _open(name: str, sample_by: SampleBy) -> Corpus:
     from luthier.data.sources import Source
 
     description = load_catalog("data").describe(name)
-    return Corpus(Source(replace(description, sample_by=sample_by)))
+    source = Source(replace(description, sample_by=sample_by))
+    if source.told:
+        console.info(f"{name}: {source.told}")
+    return Corpus(source)
 
 
 class _Size:
