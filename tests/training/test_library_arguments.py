@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from luthier.arguments.parse import parse_dict
@@ -9,8 +7,7 @@ from luthier.training.library_arguments import library_arguments
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+def run(tmp_path):
     return {
         "model_name_or_path": "m",
         "output_dir": str(tmp_path),
@@ -18,18 +15,6 @@ def run(tmp_path, monkeypatch):
         "dataset": "d",
         "use_cpu": True,
     }
-
-
-@pytest.mark.parametrize(
-    ("name", "variable"),
-    [("logging_dir", "TENSORBOARD_LOGGING_DIR"), ("swanlab_project", "SWANLAB_PROJECT")],
-)
-def test_what_trackers_read_from_the_environment_is_put_there(run, monkeypatch, name, variable):
-    monkeypatch.setenv(variable, "before")
-
-    library_arguments(parse_dict({**run, name: "mine"}))
-
-    assert os.environ[variable] == "mine"
 
 
 def test_every_value_arrives_with_its_type(run):

@@ -470,3 +470,72 @@ def test_rows_of_half_the_weight_have_half_the_loss(config, rows, tmp_path, layo
         assert (folder / "adapter_model.safetensors").is_file()
     assert first[0.5][0] == pytest.approx(first[1][0] / 2, rel=1e-5)
     assert first[0.5][-1] < first[0.5][0]
+
+
+class Told(TrainerCallback):
+    """Keeps what a tracker reads, at each event."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, tuple[int, bool, bool, int]] = {}
+
+    def keep(self, event: str, args) -> None:
+        values = args.to_dict()
+        names = ("gradient_accumulation_steps", "gradient_checkpointing", "save_total_limit")
+        self.seen[event] = (*(values[name] for name in names), args.activation_checkpointing)
+
+    def on_init_end(self, args, state, control, **others):
+        self.seen["init"] = (args.gradient_accumulation_steps, args.save_total_limit)
+
+    def on_train_begin(self, args, state, control, **others):
+        self.keep("begin", args)
+
+    def on_step_end(self, args, state, control, **others):
+        self.keep(f"step {state.global_step}", args)
+
+    def on_train_end(self, args, state, control, **others):
+        self.keep("end", args)
+
+
+@pytest.mark.parametrize("checkpointing", [True, "auto"])
+def test_callbacks_are_told_what_the_user_has_set(config, checkpointing):
+    told = Told()
+    given = {
+        "gradient_accumulation_steps": 5,
+        "gradient_checkpointing": checkpointing,
+        "save_total_limit": 2,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "num_train_epochs": 2,
+        "max_steps": -1,
+    }
+
+    result = luthier.train(config | given, callbacks=[told])
+
+    on = checkpointing is True
+    assert told.seen.pop("init") == (5, 2)
+    assert told.seen == dict.fromkeys(
+        ["begin", *(f"step {step}" for step in range(1, 9)), "end"], (5, on, 2, on)
+    )
+    epochs = [line["epoch"] for line in result.log_history if "loss" in line]
+    assert epochs == [step / 4 for step in range(1, 9)]  # 40 rows, 10 to a step
+    kept = {path.name for path in result.output_dir.glob("checkpoint-*")}
+    assert kept == {"checkpoint-7", "checkpoint-8"}
+
+
+def test_an_evaluation_without_rows_is_told_once_and_left_out(config, capsys):
+    class Evaluate(TrainerCallback):
+        def on_step_end(self, args, state, control, **others):
+            control.should_evaluate = True
+
+    result = luthier.train(config, callbacks=[Evaluate()])
+
+    assert capsys.readouterr().err.count("asks for an evaluation, and there are no rows") == 1
+    assert len([line for line in result.log_history if "loss" in line]) == 6
+
+
+def test_an_evaluation_on_start_asks_for_rows(config):
+    with pytest.raises(ArgumentsError, match="eval_on_start needs rows to evaluate"):
+        luthier.train(config | {"eval_on_start": True})
+
+    held_out = luthier.train(config | {"eval_on_start": True, "val_size": 4})
+    assert next(line["step"] for line in held_out.log_history if "eval_loss" in line) == 0

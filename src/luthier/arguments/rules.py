@@ -108,7 +108,15 @@ def _method_is_here(arguments: Arguments) -> Iterator[str]:
 # Data
 
 
-@rule("eval_dataset", "val_size", "do_eval", "do_predict", "eval_strategy", purposes=("train",))
+@rule(
+    "eval_dataset",
+    "val_size",
+    "do_eval",
+    "do_predict",
+    "eval_strategy",
+    "eval_on_start",
+    purposes=("train",),
+)
 def _evaluation_has_rows(arguments: Arguments) -> Iterator[str]:
     training, data = arguments.training, arguments.data
     if data.eval_dataset or data.val_size > 0 or data.tokenized_path:
@@ -120,6 +128,7 @@ def _evaluation_has_rows(arguments: Arguments) -> Iterator[str]:
             ("do_predict", training.do_predict),
             ("predict_with_generate", training.predict_with_generate),
             (f"eval_strategy: {training.eval_strategy}", training.eval_strategy != "no"),
+            ("eval_on_start", training.eval_on_start and training.do_train),
         )
         if is_set
     ]

@@ -13,11 +13,10 @@ from transformers import TrainingArguments as LibraryArguments
 from luthier import console
 from luthier.arguments.record import Arguments
 from luthier.errors import ArgumentsError
-from luthier.training.strategies.deepspeed import deepspeed_settings, state_batch
+from luthier.training.strategies.deepspeed import deepspeed_settings
 from luthier.training.strategies.fsdp import fsdp_settings
 
 OURS = {
-    "gradient_accumulation_steps",  # a step is one batch to the library, see LuthierTrainer
     "gradient_checkpointing",  # switched on while the model is loaded
     "gradient_checkpointing_kwargs",
     "activation_checkpointing",
@@ -28,21 +27,11 @@ OURS = {
     "auto_find_batch_size",
     "include_num_input_tokens_seen",
     "use_cpu",
-    "save_total_limit",  # checkpoints are published, verified and deleted in checkpoints/
     "resume_from_checkpoint",
     "fsdp",  # in many dialects, see strategies/fsdp_config.py
     "fsdp_config",
 }
 """Names that both know and that mean or become something else here."""
-
-TRACKER_VARIABLES = {
-    "logging_dir": "TENSORBOARD_LOGGING_DIR",
-    "swanlab_project": "SWANLAB_PROJECT",
-    "swanlab_workspace": "SWANLAB_WORKSPACE",
-    "swanlab_mode": "SWANLAB_MODE",
-    "swanlab_logdir": "SWANLAB_LOG_DIR",
-}
-"""Arguments that trackers read from the environment alone -> under which name."""
 
 
 def library_arguments(arguments: Arguments) -> LibraryArguments:
@@ -80,15 +69,10 @@ def library_arguments(arguments: Arguments) -> LibraryArguments:
     values["logging_nan_inf_filter"] = False  # a loss that is no number would be logged as another
     values["deepspeed"] = deepspeed_settings(arguments)
     values |= fsdp_settings(arguments, on_cpu=values["use_cpu"])
-    for name, variable in TRACKER_VARIABLES.items():
-        if (value := getattr(arguments.training, name)) is not None:
-            os.environ[variable] = value
     try:
         library = LibraryArguments(**values)
     except (ValueError, TypeError, ImportError) as problem:
         raise ArgumentsError([str(problem)]) from problem
-    if values["deepspeed"] is not None:
-        state_batch(library, arguments)
     if library.n_gpu > 1:
         console.info(
             f"{library.n_gpu} accelerators are here and this process uses one of them; `luthier "

@@ -15,10 +15,15 @@ from luthier.training.checkpoints import precheck
 from luthier.training.strategies import deepspeed_config, fsdp_config
 
 TRACKER_MODULES = {
+    "azure_ml": "azureml",
     "clearml": "clearml",
+    "codecarbon": "codecarbon",
     "comet_ml": "comet_ml",
+    "dagshub": "dagshub",
     "dvclive": "dvclive",
+    "flyte": "flytekit",
     "mlflow": "mlflow",
+    "neptune": "neptune",
     "swanlab": "swanlab",
     "tensorboard": "tensorboard",
     "trackio": "trackio",

@@ -73,6 +73,7 @@ def run(
         from luthier.stages.stage import STAGES
         from luthier.templates.fit import find_other_ids, fit_chat_template
         from luthier.templates.template import Template
+        from luthier.training.callbacks.trackers import own_runs
         from luthier.training.checkpoints.hub import push_model
         from luthier.training.checkpoints.identity import identify
         from luthier.training.checkpoints.resume import go_on
@@ -90,6 +91,7 @@ def run(
         claimed(arguments),
         membership(owns_process=owns_process),
         Watched() as watched,
+        own_runs(arguments.training),
     ):
         check_launch(arguments)
         asked, arguments = arguments, without_emulation(arguments)
@@ -105,10 +107,10 @@ def run(
             notes = fit_chat_template(tokenizer, template, data.report.kinds())
             for note in filter(None, (notes, find_other_ids(tokenizer, template))):
                 console.info(note)
-        if training.do_eval and not data.eval:
+        if (training.do_eval or training.eval_on_start) and not data.eval:
             raise DataError(
                 "do_eval: no row of the evaluation data has an answer to take a loss on. Take "
-                "do_eval and eval_strategy away; do_predict alone answers such rows."
+                "do_eval, eval_strategy and eval_on_start away; do_predict alone answers such rows."
             )
         # from here on processes wait for each other, and no longer than ddp_timeout
         world = join_world(arguments)

@@ -32,7 +32,7 @@ class SteppingTrainer(Trainer):
     The loader yields one `Step` for each optimizer update: all examples that
     `per_device_train_batch_size x gradient_accumulation_steps x world_size` stands for. The step's
     micro-batches are our own choice, so to transformers every step is one batch and its
-    `args.gradient_accumulation_steps` is 1.
+    `args.gradient_accumulation_steps` is 1; callbacks are told the user's, see `callbacks/told.py`.
 
     Attributes:
         arguments: the run's configuration.

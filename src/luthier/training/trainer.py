@@ -40,6 +40,8 @@ from luthier.modeling.flops import StepFlops, count_flops
 from luthier.modeling.ranks import gather_objects
 from luthier.stages.stage import Loss, Stage
 from luthier.training.callbacks.requests import OWED, EvaluationCut, Requests, owes_evaluation
+from luthier.training.callbacks.told import ToldHandler
+from luthier.training.callbacks.trackers import settle_trackers
 from luthier.training.careful_trainer import CarefulTrainer
 from luthier.training.checkpoints.ending import find_best_again, why_over
 from luthier.training.checkpoints.folders import deepspeed_parts
@@ -85,8 +87,10 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
 
     optimizer: Any
     control: Any
+    callback_handler: Any
     _tr_loss: Tensor
     _groups: list[Group]
+    _has_told_of_evaluation = False
     identity: Identity | None = None
 
     def __init__(
@@ -119,6 +123,8 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
             processing_class=tokenizer,
             callbacks=[*callbacks, self.requests],
         )
+        self.callback_handler = ToldHandler(self.callback_handler, library_arguments)
+        settle_trackers(self.callback_handler.callbacks)
         if self.is_deepspeed_enabled:
             deepspeed.settle(self)
 
@@ -304,6 +310,10 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
         if changed:
             console.info(f"the optimizer goes on with other settings: {changed}")
 
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if self.accelerator.scaler is not None:  # the run before may have been one in float16
+            super()._load_scaler(checkpoint)
+
     def _prepare_for_training(
         self, max_steps: int, dataloader: StepLoader, checkpoint: str | None
     ) -> Any:
@@ -320,6 +330,9 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
             self.model_wrapped.broadcast_buffers = False
         if self.args.process_index > 0:  # the same dropout on every rank would be less of it
             set_seed(self.args.seed + self.args.process_index)
+        is_checkpointed = recomputes_activations(self.model)
+        for name in ("gradient_checkpointing", "activation_checkpointing"):
+            self.callback_handler.told[name] = is_checkpointed
         self._meter = Meter()
         self._flops_until_log = self.state.total_flos
         self.work = Work()
@@ -354,7 +367,7 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
 
     def _pay_evaluation(self, ignore_keys: list[str] | None = None) -> None:
         """Makes the evaluation that the run before left out, because it was to stop."""
-        if not self.requests.owes_evaluation:
+        if not self.requests.owes_evaluation or self.eval_dataset is None:
             return
         try:
             with self.requests.cutting():
@@ -366,6 +379,14 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
         name_best(self, Path(self.args.output_dir))
 
     def _maybe_log_save_evaluate(self, *args: Any, **options: Any) -> None:
+        if self.control.should_evaluate and self.eval_dataset is None:
+            self.control.should_evaluate = False
+            if not self._has_told_of_evaluation:
+                self._has_told_of_evaluation = True
+                console.warn(
+                    "a callback asks for an evaluation, and there are no rows to evaluate: name "
+                    "them by eval_dataset, or set val_size. Training goes on without."
+                )
         try:
             with self.requests.cutting():
                 super()._maybe_log_save_evaluate(*args, **options)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Trainer
-from transformers import TrainingArguments as LibraryArguments
 from transformers.integrations.deepspeed import deepspeed_init
 
 from luthier import console
@@ -36,7 +35,7 @@ def deepspeed_settings(arguments: Arguments) -> Config | None:
     """What the library's arguments take as `deepspeed`; None where DeepSpeed takes no part.
 
     What was changed in the user's configuration is said. The numbers of the batch stand at
-    `auto`: `state_batch` puts them in.
+    `auto`, and the library puts in the user's.
 
     Raises:
         ArgumentsError: when the process was not started by a launcher.
@@ -77,20 +76,6 @@ def deepspeed_settings(arguments: Arguments) -> Config | None:
     if is_offloaded or brings_adam:
         _prepare_to_compile("cpu_adam" if is_offloaded else "fused_adam")
     return config
-
-
-def state_batch(library_arguments: LibraryArguments, arguments: Arguments) -> None:
-    """Tells DeepSpeed the batch in the user's numbers, whose product is one update.
-
-    transformers has filled in that a step is one batch, since it sees ours as one.
-    """
-    training = arguments.training
-    per_device, steps = training.per_device_train_batch_size, training.gradient_accumulation_steps
-    library_arguments.hf_deepspeed_config.config |= {
-        "train_micro_batch_size_per_gpu": per_device,
-        "gradient_accumulation_steps": steps,
-        "train_batch_size": per_device * steps * library_arguments.world_size,
-    }
 
 
 def use_gloo() -> None:
