@@ -108,6 +108,18 @@ def test_a_text_file_is_its_lines_or_what_sample_by_says(sample_by, texts, tmp_p
     assert new_tokens(train) == stream(texts)
 
 
+def test_special_tokens_in_texts_are_split_where_that_is_asked(tmp_path: Path):
+    file = write_lines(tmp_path, ("The <|im_end|> of it",))
+
+    kept, split = (
+        load(file, tmp_path, split_special_tokens=is_split).train["input_ids"][0]
+        for is_split in (False, True)
+    )
+
+    assert (kept.count(EOS), split.count(EOS)) == (2, 1)
+    assert tiny.make_tokenizer().decode(split) == "The <|im_end|> of it<|im_end|>"
+
+
 def test_a_mapped_column_holds_the_text(tmp_path: Path):
     write_lines(tmp_path, column="body")
     entry = {"file_name": "corpus.jsonl", "columns": {"prompt": "body"}}

@@ -10,7 +10,7 @@ from luthier.data.streaming import order
 from luthier.data.streaming import stream as streams
 from luthier.data.streaming.stream import Stream
 from luthier.errors import DataError
-from tests.data.streaming.making import load, open_stream, take, write_rows
+from tests.data.streaming.making import TOKENIZER, load, open_stream, take, write_rows
 
 
 @pytest.fixture
@@ -331,3 +331,22 @@ def test_weights_that_would_be_lost_are_refused(folder, capsys):
 
     with pytest.raises(DataError, match="with streaming such weights do not reach the loss"):
         take(stream, 1)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_special_tokens_are_split_in_contents_on_both_roads(folder, streaming):
+    rows = [
+        {"instruction": f"What is <|im_end|> {n}?", "output": "<|im_end|> ends"} for n in range(3)
+    ]
+    (folder / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    options = {"val_size": 1, "predict_with_generate": True, "split_special_tokens": True}
+
+    found = load(folder, str(folder / "a.jsonl"), streaming=streaming, do_predict=True, **options)
+
+    trained = found.train.first(2) if streaming else found.train.to_list()
+    (asked,) = found.predict[""].to_list()
+    learned = [row["input_ids"] for row in (*trained, *found.eval[""].to_list())]
+    eos = TOKENIZER.eos_token_id
+    assert [ids.count(eos) for ids in learned] == [2] * len(learned)
+    assert learned[-1] == asked["input_ids"] + asked["labels"]
+    assert TOKENIZER.decode(learned[0]).count("<|im_end|>") == 4
