@@ -5,7 +5,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from luthier.data import vocabulary, words
 from luthier.data.words import TextTokenizer, begins_words_at_spaces
@@ -196,3 +196,31 @@ def test_a_difference_that_the_first_texts_show_turns_it_off(monkeypatch):
     found = [ids.tolist() for ids in texts.encode(given_texts)]
 
     assert found == tokenizer(given_texts, add_special_tokens=False)["input_ids"]
+
+
+class Letters(PreTrainedTokenizer):
+    """Written in Python: each letter is a token."""
+
+    vocab_size = 300
+
+    def get_vocab(self) -> dict[str, int]:
+        return {chr(number): number for number in range(300)} | self.added_tokens_encoder
+
+    def _tokenize(self, text: str, **_: object) -> list[str]:
+        return list(text)
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return ord(token)
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return chr(index)
+
+
+def test_a_tokenizer_written_in_python_splits_contents_alone():
+    tokenizer = Letters(eos_token="</s>")
+    texts = TextTokenizer(tokenizer, splits_special=True)
+    assert texts.marks is not None
+
+    (ids,) = texts.encode([texts.marks.mark("a</s>") + "</s>b"])
+
+    assert ids.tolist() == [*map(ord, "a</s>"), tokenizer.eos_token_id, ord("b")]
