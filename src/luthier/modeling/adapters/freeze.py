@@ -12,6 +12,7 @@ from luthier import console
 from luthier.arguments.record import Arguments
 from luthier.errors import ModelError, suggest
 from luthier.modeling.adapters.registry import ADAPTERS
+from luthier.modeling.adapters.targets import text_part
 from luthier.modeling.counts import LAYER_COUNT_NAMES, count_layers
 from luthier.modeling.vocabulary import embedding_names, is_tied
 
@@ -26,7 +27,10 @@ def prepare(model: PreTrainedModel, arguments: Arguments, *, is_trainable: bool)
     if not is_trainable:
         return model
     finetuning = arguments.finetuning
-    names = [name for name, _ in model.named_parameters()]
+    part = text_part(model)
+    names = {
+        name: None for name, _ in model.named_parameters() if part is None or part.fullmatch(name)
+    }
     inside, outside = find_modules(names)
     modules = finetuning.freeze_trainable_modules
     if "all" in modules:
@@ -42,7 +46,7 @@ def prepare(model: PreTrainedModel, arguments: Arguments, *, is_trainable: bool)
             is_chosen = is_wanted and int(place[1]) in layers
         else:
             is_chosen = name.split(".")[-2] in finetuning.freeze_extra_modules
-        parameter.requires_grad_(is_chosen)
+        parameter.requires_grad_(is_chosen and name in names)
     num_layers = _layer_count(model)
     chosen = f"{', '.join(modules)} of layers {', '.join(map(str, layers))}"
     learning = ([chosen] if layers else []) + list(finetuning.freeze_extra_modules)

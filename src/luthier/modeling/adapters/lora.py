@@ -25,6 +25,7 @@ from luthier.modeling.adapters.targets import (
     check_saved_modules,
     choose_targets,
     saved_modules,
+    text_part,
 )
 from luthier.modeling.adapters.tied import HEAD, adapts_tied, tie_head
 from luthier.modeling.source import check_adapter, hub_options
@@ -150,6 +151,7 @@ def _create(model: PreTrainedModel, arguments: Arguments) -> PeftModel:
     targets = [name for name in chosen.modules if not _meet([name], saved)]
     if _meet(targets, ends) and not finetuning.use_dora:  # whose rows and columns have sizes
         ties, targets = True, list(dict.fromkeys((*targets, *ends)))
+    part = text_part(model)
     several = {name: count for name, count in chosen.parameters.items() if count > 1}
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -164,6 +166,7 @@ def _create(model: PreTrainedModel, arguments: Arguments) -> PeftModel:
             name: alpha * (count**0.5 if finetuning.use_rslora else count)
             for name, count in several.items()
         },
+        exclude_modules=None if part is None else f"(?!{part.pattern}$).*",
         fan_in_fan_out=are_stored_crosswise(model, targets),
         modules_to_save=list(saved) or None,
         use_rslora=finetuning.use_rslora,

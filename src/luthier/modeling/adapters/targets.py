@@ -28,18 +28,37 @@ _LAYER = re.compile(r".*\.\d+\.")
 """What a path begins with inside of a numbered layer."""
 
 
+def text_part(model: PreTrainedModel) -> re.Pattern[str] | None:
+    """The paths of what reads and writes text in a model that also sees or hears; None elsewhere.
+
+    The rest of such a model takes no part in text and gets no gradient, so it is left as it is.
+    """
+    if model.config.get_text_config() is model.config:
+        return None
+    ends = (model.get_decoder(), model.get_output_embeddings())
+    paths = [re.escape(name) for name, module in model.named_modules() if name and module in ends]
+    if not paths:
+        return None
+    console.once("text alone is read: what sees or hears in this model stays as it is")
+    return re.compile(rf"({'|'.join(paths)})(\..*)?")
+
+
 def linear_names(model: PreTrainedModel) -> list[str]:
     """The last names of all linear modules but the output head, sorted.
 
     GPT-2's Conv1D counts: it is a linear layer with its weight stored the other way round.
     """
+    part = text_part(model)
     head = model.get_output_embeddings()
     heads = {"lm_head", OTHER_HEADS.get(model.config.model_type, "lm_head")}
     return sorted(
         {
             name.rpartition(".")[2]
             for name, module in model.named_modules()
-            if _is_linear(module) and module is not head and not heads & set(name.split("."))
+            if _is_linear(module)
+            and module is not head
+            and not heads & set(name.split("."))
+            and (part is None or part.fullmatch(name))
         }
     )
 
@@ -102,7 +121,12 @@ def choose_targets(
     weights = _weights(model)
     if "all" in asked or not asked:
         return _all_targets(model, weights, cannot_hold)
-    fitting = [name for name, module in model.named_modules() if _can_adapt(module)]
+    part = text_part(model)
+    fitting = [
+        name
+        for name, module in model.named_modules()
+        if _can_adapt(module) and (part is None or part.fullmatch(name))
+    ]
     paths = {end: list(chain.from_iterable(each.paths)) for end, each in weights.items()}
     known = {name.rpartition(".")[2] for name in chain(fitting, *paths.values())}
     chosen = {
@@ -158,13 +182,15 @@ def _weights(model: PreTrainedModel) -> dict[str, _Weight]:
     layers that are called as the experts' own: peft takes those names for the experts.
     """
     found: dict[str, _Weight] = {}
+    part = text_part(model)
     modules = dict(model.named_modules())
     converters = [
         each for each in get_model_conversion_mapping(model) if isinstance(each, WeightConverter)
     ]
     for path, parameter in model.named_parameters():
         owner = path.rpartition(".")[0]
-        if len(full_shape(parameter)) != 3 or isinstance(modules[owner], nn.Conv1d):
+        is_other = part is not None and not part.fullmatch(owner)
+        if is_other or len(full_shape(parameter)) != 3 or isinstance(modules[owner], nn.Conv1d):
             continue
         end = _LAYER.sub("", path)
         holder, _, name = end.rpartition(".")
