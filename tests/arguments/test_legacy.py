@@ -178,7 +178,7 @@ def test_parts_of_ktransformers_are_known():
     assert "kt_config has no effect" in parse_dict({**RUN, "kt_config": "a.yaml"}).notes[0]
 
 
-@pytest.mark.parametrize("variable", ["USE_MODELSCOPE_HUB", "USE_RAY", "USE_V1", "USE_MCA"])
+@pytest.mark.parametrize("variable", ["USE_OPENMIND_HUB", "USE_RAY", "USE_V1", "USE_MCA"])
 def test_switches_in_the_environment_are_told(monkeypatch, variable):
     said = f"{variable} is set in the environment, and has no effect. "
     monkeypatch.setenv(variable, "0")

@@ -11,7 +11,14 @@ import pytest
 from pydantic import SecretStr
 
 from luthier.errors import ModelError
-from luthier.modeling.source import ModelSource, check_adapter, check_model, find_model, hub_options
+from luthier.modeling.source import (
+    ModelSource,
+    check_adapter,
+    check_model,
+    fetch_model,
+    find_model,
+    hub_options,
+)
 from tests.modeling.making import make_arguments
 
 
@@ -192,11 +199,29 @@ def test_a_folder_with_only_sentencepieces_file_asks_for_sentencepiece(
     assert ['"luthier[sentencepiece]"' in one for one in found] == [True] * is_asked
 
 
-def test_another_hub_in_the_environment_is_no_place_to_fetch_from(llama_folder: Path, monkeypatch):
+def test_modelscope_gives_the_model_where_the_environment_asks_for_it(
+    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked = f"owner/{tmp_path.name}"
     monkeypatch.setenv("USE_MODELSCOPE_HUB", "1")
-
-    (problem,) = problems(model_name_or_path="owner/name")
-
-    assert "USE_MODELSCOPE_HUB is set" in problem
-    assert "modelscope download" in problem
+    monkeypatch.setitem(sys.modules, "modelscope", None)
+    assert "pip install modelscope" in problems(model_name_or_path=asked)[0]
     assert problems(model_name_or_path=str(llama_folder)) == []
+
+    (tmp_path / "modelscope.py").write_text(
+        f"def snapshot_download(name):\n    return {{{asked!r}: {str(llama_folder)!r}}}[name]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "modelscope")
+
+    assert problems(model_name_or_path=asked) == []
+    assert fetch_model(asked) == find_model(str(llama_folder))
+    with pytest.raises(ModelError, match="owner/absent cannot be fetched from ModelScope"):
+        fetch_model("owner/absent")
+    assert "ModelScope" in problems(model_name_or_path=asked, model_revision="v1")[0]
+
+
+def test_a_hub_that_cannot_be_asked_is_no_place_to_fetch_from(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("USE_OPENMIND_HUB", "1")
+
+    assert "USE_OPENMIND_HUB is set" in problems(model_name_or_path="owner/name")[0]

@@ -625,9 +625,6 @@ _file(
 )
 
 ENVIRONMENT = {
-    "USE_MODELSCOPE_HUB": "Models and data sets that are no folder here come from the Hugging Face "
-    "hub. Fetch them first (`modelscope download --model NAME --local_dir FOLDER`), and name the "
-    "folder.",
     "USE_OPENMIND_HUB": "Models and data sets that are no folder here come from the Hugging Face "
     "hub. Fetch them from Modelers first, and name the folder.",
     "USE_RAY": "Ray takes no part: `luthier train` starts the processes of this machine.",
@@ -637,9 +634,6 @@ ENVIRONMENT = {
     "USE_KT": "KTransformers takes no part; use finetuning_type: lora on a model that fits.",
 }
 """Switches of LLaMA-Factory in the environment that have no effect -> what there is instead."""
-
-HUBS = ("USE_MODELSCOPE_HUB", "USE_OPENMIND_HUB")
-"""Those that say where a model is fetched from."""
 
 
 def is_switched_on(variable: str) -> bool:

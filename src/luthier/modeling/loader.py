@@ -38,7 +38,7 @@ from luthier.modeling.source import (
     ATTENTION_PACKAGES,
     ModelSource,
     check_weights,
-    find_model,
+    fetch_model,
     hub_options,
     unreadable,
 )
@@ -89,7 +89,7 @@ def load_model(
     silence_idle_warnings()
     keep_fewer_products()
     model_args, training = arguments.model, arguments.training
-    source = find_model(str(model_args.model_name_or_path))
+    source = fetch_model(str(model_args.model_name_or_path))
     config = load_config(model_args)
     if model_args.train_from_scratch:
         fit_config(config, tokenizer)
@@ -138,7 +138,7 @@ def load_config(model_args: ModelArguments) -> PreTrainedConfig:
         MissingPackage: when the kernel's package is absent.
     """
     name = str(model_args.model_name_or_path)
-    source = find_model(name)
+    source = fetch_model(name)
     options: dict[str, Any] = hub_options(model_args)
     if source.gguf_file:
         options["gguf_file"] = source.gguf_file

@@ -7,14 +7,18 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from luthier import console
-from luthier.arguments.legacy import ENVIRONMENT, HUBS, is_switched_on
+from luthier.arguments.legacy import ENVIRONMENT, is_switched_on
 from luthier.arguments.model import ModelArguments
 from luthier.errors import ModelError
-from luthier.optional import is_installed, missing
+from luthier.optional import is_installed, missing, need
+
+MODELSCOPE = "USE_MODELSCOPE_HUB"
+"""The variable that says where models that are no folder come from."""
 
 PACKAGE_PREFIX = "package://"
 ATTENTION_PACKAGES = {"fa2": "flash_attn", "fa3": "flash_attn_interface"}
@@ -71,6 +75,29 @@ def find_model(name_or_path: str) -> ModelSource:
     if _looks_like_path(name_or_path):
         raise ModelError(_no_such_path(name_or_path, path))
     return ModelSource(name_or_path, is_local=False)
+
+
+def fetch_model(name_or_path: str) -> ModelSource:
+    """What `find_model` finds, on this machine where the environment asks for ModelScope.
+
+    Raises:
+        ModelError: when nothing usable is there, or ModelScope does not give it.
+    """
+    source = find_model(name_or_path)
+    if source.is_local or not is_switched_on(MODELSCOPE):
+        return source
+    return _local(Path(_snapshot(name_or_path)), name_or_path)
+
+
+@cache
+def _snapshot(name: str) -> str:
+    """The folder of a model of ModelScope, fetched once."""
+    modelscope = need("modelscope", MODELSCOPE)
+    console.info(f"{name} comes from ModelScope: {MODELSCOPE} is set")
+    try:
+        return str(modelscope.snapshot_download(name))
+    except Exception as problem:  # what it raises has no class in common
+        raise ModelError(f"{name} cannot be fetched from ModelScope: {problem}") from problem
 
 
 def check_model(model_args: ModelArguments) -> list[str]:
@@ -206,12 +233,20 @@ def _problems(model_args: ModelArguments) -> Iterator[str]:
 
 
 def _source_problems(source: ModelSource, model_args: ModelArguments) -> Iterator[str]:
-    hub = None if source.is_local else next(filter(is_switched_on, HUBS), None)
-    if hub is not None:
+    if not source.is_local and is_switched_on("USE_OPENMIND_HUB"):
         yield (
-            f"model_name_or_path: {source.path} is no folder on this machine, and {hub} is set. "
-            f"{ENVIRONMENT[hub]}"
+            f"model_name_or_path: {source.path} is no folder on this machine, and USE_OPENMIND_HUB "
+            f"is set. {ENVIRONMENT['USE_OPENMIND_HUB']}"
         )
+        return
+    if not source.is_local and is_switched_on(MODELSCOPE):
+        if not is_installed("modelscope"):
+            yield missing("modelscope", f"model_name_or_path: {source.path} ({MODELSCOPE} is set)")
+        if model_args.model_revision != "main":
+            yield (
+                f"model_revision: {model_args.model_revision} is no name of ModelScope, from where "
+                f"{MODELSCOPE} fetches. Fetch that revision first, and name its folder."
+            )
         return
     if source.gguf_file and not is_installed("gguf"):
         yield missing("gguf", f"model_name_or_path: {source.gguf_file}")

@@ -14,7 +14,7 @@ from luthier.arguments.model import ModelArguments
 from luthier.errors import ModelError
 from luthier.modeling.quirks.gguf_tokenizer import mend_gguf_tokenizer
 from luthier.modeling.quirks.tokenizer_pad import mend_pad
-from luthier.modeling.source import find_model, hub_options, unreadable
+from luthier.modeling.source import fetch_model, hub_options, unreadable
 
 _new_tokens: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[str, ...]] = WeakKeyDictionary()
 
@@ -32,7 +32,7 @@ def load_tokenizer(
         ModelError: naming the path, when there is no tokenizer that can be read.
     """
     name = str(model_args.model_name_or_path)
-    source = find_model(name)
+    source = fetch_model(name)
     gguf = {"gguf_file": source.gguf_file} if source.gguf_file else {}
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
