@@ -192,6 +192,8 @@ def test_nothing_in_a_folder_leads_out_of_it(tmp_path, path):
         ("state.json", {"_data_files": 3}),
         ("state.json", {"_data_files": [3]}),
         ("state.json", {"_data_files": [{}]}),
+        ("state.json", {"_data_files": [{"filename": "gone.arrow"}]}),
+        ("state.json", {"_data_files": [{"filename": "state.lock"}]}),
         ("state.json", [3]),
         ("state.json", {"_data_files": [], "_indices_files": ["a.arrow"]}),
         ("dataset_dict.json", {"splits": 3}),

@@ -91,6 +91,8 @@ def find_files(
     else:
         found = _find_in_folder(name, path, folder, subset, split)
     for file in map(Path, found[0]):
+        if not file.is_file():
+            raise DataError(f"data set {name!r}: {file} is not there. Is the folder whole?")
         if home is not None and not file.resolve().is_relative_to(home.resolve()):
             raise DataError(
                 f"data set {name!r}: {file} leads to {file.resolve()}, which is not in {home}. Put "
@@ -197,7 +199,7 @@ def _pick(
         split: as for `find_files`.
         is_declared: whether something else than the files' names says order and splits.
     """
-    files = [file for file in splits if is_declared or _is_data(file)]
+    files = [file for file in splits if _is_data(file)]
     if not files:
         raise DataError(
             f"data set {name!r}: {where} has no file of the kinds {', '.join(SUFFIXES)}."
