@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from luthier.modeling.sharded import full_numel, whole
+from luthier.modeling.sharded import full_numel, is_sharded, whole
 
 HALVES = frozenset({torch.bfloat16, torch.float16})
 
@@ -38,10 +38,10 @@ def in_float32(
         room: bytes that may be taken, the same on every rank; None where nobody knows.
 
     Yields:
-        What stands in for those of `leaves` that are in half precision.
+        What stands in for those of `leaves` that are in half precision or held in parts.
     """
     rest, layers = _parts(model)
-    stand_ins = {id(each): _copy(each, learns=True) for each in leaves if each.dtype in HALVES}
+    stand_ins = {id(each): _copy(each, learns=True) for each in leaves if _is_replaced(each)}
     left = HELD if room is None else min(HELD, room - float32_bytes(model))
     with ExitStack() as stack, _exact_products():
         stack.enter_context(_swapped(rest, stand_ins))
@@ -70,7 +70,7 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _places(modules: Iterable[nn.Module]) -> list[tuple[dict[str, Any], str, Tensor]]:
-    """Where tensors in half precision stand."""
+    """Where tensors stand that are in half precision, or held in parts."""
     tables: list[dict[str, Any]] = []
     for module in modules:
         tables += module._parameters, module._buffers
@@ -78,8 +78,12 @@ def _places(modules: Iterable[nn.Module]) -> list[tuple[dict[str, Any], str, Ten
         (table, name, tensor)
         for table in tables
         for name, tensor in table.items()
-        if type(tensor) in (nn.Parameter, Tensor) and tensor.dtype in HALVES
+        if type(tensor) in (nn.Parameter, Tensor) and _is_replaced(tensor)
     ]
+
+
+def _is_replaced(tensor: Tensor) -> bool:
+    return tensor.dtype in HALVES or (is_sharded(tensor) and tensor.is_floating_point())
 
 
 def _bytes(modules: Iterable[nn.Module]) -> int:
@@ -89,7 +93,7 @@ def _bytes(modules: Iterable[nn.Module]) -> int:
 
 def _copy(tensor: Any, *, learns: bool = False) -> Any:
     with whole([tensor]):
-        wide = tensor.detach().float()
+        wide = tensor.detach().to(torch.float32, copy=True)
     return nn.Parameter(wide, learns) if isinstance(tensor, nn.Parameter) else wide
 
 
