@@ -94,8 +94,8 @@ class Distance:
     Attributes:
         logps: norm of the difference over the spread of the other one's log-probabilities.
         logps_median: the same of the read in the middle.
-        gradients_P: norm of each gradient's difference over the other one's; infinite where it is
-            no number, and where there is none and should be one.
+        gradients_P: norm of each gradient's difference over the other one's. What is no number is
+            infinitely far.
     """
 
     logps: float
@@ -273,9 +273,7 @@ def _distance(probe: Probe, reference: Probe) -> Distance:
     norms = [float(gradient.norm()) for gradient in reference.gradients_P]
     negligible = NEGLIGIBLE * max(norms, default=0.0) or 1.0
     gradients = [
-        math.inf
-        if norm > negligible and not mine.any()
-        else float((mine - theirs).norm()) / (norm + negligible)
+        float((mine - theirs).norm()) / (norm + negligible)
         for mine, theirs, norm in zip(probe.gradients_P, reference.gradients_P, norms, strict=True)
     ]
     numbers = [float(apart_N.norm() / spread), float(median / spread), *gradients]
