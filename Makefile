@@ -17,7 +17,7 @@ export TOKENIZERS_PARALLELISM := false
 export DS_BUILD_OPS := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-oldest lint bench
+.PHONY: help quickstart test test-oldest test-trackers lint bench
 
 help: ## print what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,13 @@ test: $(ENVIRONMENT) ## run the whole test suite (TESTS=tests/data for one room)
 
 test-oldest: ## run it on the lowest versions that are admitted, in .venv-oldest
 	@$(MAKE) --no-print-directory test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+
+TRACKERS := tensorboard swanlab wandb mlflow-skinny trackio codecarbon dvclive clearml comet-ml
+
+test-trackers: ## start a run with each tracker, in .venv-trackers
+	@$(MAKE) --no-print-directory .venv-trackers/.environment VENV=.venv-trackers
+	.venv-trackers/bin/python -m pip install -q -c $(CONSTRAINTS) $(TRACKERS)
+	OMP_NUM_THREADS=1 .venv-trackers/bin/python -m pytest tests/training/callbacks/test_trackers.py
 
 lint: $(ENVIRONMENT) ## check style, format and types; change nothing
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ from luthier.training.preflight import TRACKER_MODULES
 
 OFFLINE = {
     "CLEARML_OFFLINE_MODE": "1",
-    "COMET_START_MODE": "offline",
+    "COMET_START_ONLINE": "0",
     "MLFLOW_ALLOW_FILE_STORE": "true",
     "NEPTUNE_MODE": "offline",
     "SWANLAB_MODE": "offline",
@@ -27,7 +27,7 @@ OFFLINE = {
 }
 
 FOLDERS = {
-    "codecarbon": "emissions.csv",
+    "codecarbon": "*/emissions.csv",
     "dvclive": "dvclive",
     "mlflow": "mlruns/0/*/artifacts",
     "swanlab": "swanlog/run-*",
