@@ -289,3 +289,18 @@ def test_a_cut_adapter_is_a_sentence(llama_folder: Path, tmp_path: Path):
 
     with pytest.raises(ModelError, match="does not fit the model"):
         load(llama_folder, adapter_name_or_path=str(tmp_path))
+
+
+def test_experts_are_left_out_where_deepspeed_fetches_their_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    folder = tiny.save(tmp_path, tiny.make_qwen3_moe())
+    assert any("experts" in name for name in learning(load(folder)))
+    monkeypatch.setattr("luthier.modeling.adapters.lora.is_deepspeed_zero3_enabled", lambda: True)
+
+    names = learning(load(folder))
+
+    assert not any("experts" in name for name in names)
+    assert "cannot be adapted with DeepSpeed ZeRO stage 3" in " ".join(
+        capsys.readouterr().err.split()
+    )
