@@ -159,6 +159,7 @@ def test_harmless_knobs_have_no_effect_and_a_line_each(given):
         (None, ("swanlab",)),
         ("none", ("swanlab",)),
         ("wandb", ("wandb", "swanlab")),
+        ("all", ("all",)),
         (["tensorboard", "swanlab"], ("tensorboard", "swanlab")),
     ],
 )

@@ -167,8 +167,9 @@ class _Assembly:
                 other = spoken.get(name)
                 if other is not None and _joins(each):
                     listed = split_commas(settled[name].value)
-                    value = (*(one for one in listed if one not in ("none", value)), value)
-                    settled[name] = replace(settled[name], value=",".join(value))
+                    joined = (*(one for one in listed if one not in ("none", value)), value)
+                    if "all" not in listed:
+                        settled[name] = replace(settled[name], value=",".join(joined))
                     continue
                 if other is not None and _source(other) == _source(each):
                     if str(settled[name].value) != str(value):
