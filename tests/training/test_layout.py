@@ -246,6 +246,12 @@ def test_the_probe_looks_at_a_model_that_trains_without_dropout():
     assert model.config.attention_dropout == 0.5
 
 
+def test_a_model_of_which_nothing_learns_is_looked_at_too():
+    model = tiny.make_llama(**SMALL).requires_grad_(False)
+
+    assert choose(model).name == "tree"
+
+
 def test_a_padded_layout_that_was_asked_for_tries_no_tree(capsys):
     layout = choose(tiny.make_llama(vocab_size=97), layout="padded")
 

@@ -105,7 +105,7 @@ class Distance:
     @property
     def largest(self) -> float:
         """Of all log-probabilities, or of the farthest gradient."""
-        return max(self.logps, *self.gradients_P)
+        return max((self.logps, *self.gradients_P))
 
     @property
     def medians(self) -> tuple[float, float]:
