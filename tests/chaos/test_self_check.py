@@ -46,6 +46,9 @@ def test_a_fault_that_float32_does_not_have_is_found(name: str):
     assert re.search("e-0[67] in log-probabilities", said)
 
 
-def test_both_tables_hold_forty():
-    assert len(self_check.healthy_cases(None, with_qwen2=False)) == 40
-    assert len(list(self_check.faulty_cases())) == 40
+def test_both_tables_hold_forty_cases():
+    healthy = self_check.healthy_cases(None, with_qwen2=False)
+    faulty = [(name, case) for name, case, _ in self_check.faulty_cases()]
+
+    assert len(healthy) == len(set(healthy)) == 40
+    assert len(faulty) == len(set(faulty)) == 40
