@@ -300,11 +300,17 @@ class Encoder:
     def _tokenise_pieces(self, pieces: Iterable[Piece], ids: IdsOf) -> IdsOf:
         """Adds the ids of pieces to those that are known."""
         ids.setdefault("", array(TYPECODE))
-        new = {_key(piece) for piece in pieces} - ids.keys()
-        texts = [one for one in new if isinstance(one, str)]
+        new = {key for piece in pieces if (key := _key(piece)) not in ids}
         behind = [one for one in new if isinstance(one, tuple)]
-        ids |= zip(texts, self._texts.encode(texts), strict=True)
-        if behind:
+        is_alike = bool(behind) and self._texts.reads_alike
+        if is_alike:
+            new.update(text for _, text in behind if text not in ids)
+        texts = [one for one in new if isinstance(one, str)]
+        if texts:
+            ids |= zip(texts, self._texts.encode(texts), strict=True)
+        if is_alike:
+            ids |= {one: ids[one[1]] for one in behind}
+        elif behind:
             ids |= zip(behind, self._texts.encode_behind(behind), strict=True)
         for one in new.difference(texts, behind):
             if isinstance(one, Special):

@@ -138,9 +138,7 @@ class TextTokenizer:
         the tokenizer would join them, letters are set between.
         """
         found = self.encode([text for _, text in pairs])
-        if self._reads_alike is None:
-            self._reads_alike = bool(self._is_by_word) or self._find_reading_alike()
-        waiting = [] if self._reads_alike else [*range(len(pairs))]
+        waiting = [] if self.reads_alike else [*range(len(pairs))]
         for between in ("", "\n", "a"):
             heads = [pairs[at][0] + between for at in waiting]
             ids = self.encode(
@@ -155,11 +153,17 @@ class TextTokenizer:
             waiting = still
         return found
 
-    def _find_reading_alike(self) -> bool:
-        """Whether texts are read alike at a beginning and further on."""
-        probes = ["a", " a", "."]
-        head, *found = self._encode_whole(["a\n", *probes, *(f"a\n{one}" for one in probes)])
-        return found[3:] == [head + one for one in found[:3]]
+    @property
+    def reads_alike(self) -> bool:
+        """Whether a text has the same ids at a beginning and behind another."""
+        if self._is_by_word is None:
+            self._prepare()
+        if self._reads_alike is None:
+            probes = ["a", " a", "."]
+            head, *found = self._encode_whole(["a\n", *probes, *(f"a\n{one}" for one in probes)])
+            is_equal = found[3:] == [head + one for one in found[:3]]
+            self._reads_alike = bool(self._is_by_word) or is_equal
+        return self._reads_alike
 
     def _prepare(self) -> None:
         if self.marks and self.tokenizer.is_fast:
