@@ -11,7 +11,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import hypothesis
 import pytest
+
+# how long an example takes says how busy the machine is, nothing of the code
+hypothesis.settings.register_profile("luthier", deadline=None)
+hypothesis.settings.load_profile("luthier")
 
 # a shell that starts a suite behind itself has it and all its processes ignore these
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -105,7 +107,18 @@ def test_an_isolated_sequence_is_part_of_one_document(
 def test_isolated_blocks_are_full_but_for_one_token(documents: list[Document], cutoff_len: int):
     *full, _ = [*cut_blocks(documents, BlockOptions(cutoff_len)), None]
 
-    assert all(len(block.input_ids) >= cutoff_len - 1 for block in full[:-1])
+    for block, following in pairwise(full):
+        missing = cutoff_len - len(block.input_ids)
+        assert missing <= 1 or (missing == 2 and following.sequence_lengths[0] == 3)
+
+
+def test_three_tokens_are_not_cut_where_two_fit():
+    lengths = [1, 1, 3, 2]
+    documents = [Document(np.arange(length, dtype=np.int32)) for length in lengths]
+
+    blocks = list(cut_blocks(documents, BlockOptions(4)))
+
+    assert [block.sequence_lengths for block in blocks] == [[1, 1], [3], [2]]
 
 
 @given(corpora, many_options)

@@ -78,7 +78,8 @@ def cut_blocks(documents: Iterable[Document], options: BlockOptions) -> Iterator
 
     Without BOS and overlap, blocks of the stream are `stream[n * cutoff_len :][:cutoff_len]`; only
     the last is short. Isolated blocks are as full, but for a last token that would stand alone:
-    nothing comes before it, so nothing would be learned from it.
+    nothing comes before it, so nothing would be learned from it. (Of three that are left, one or
+    the other would, so they begin the next block where only two fit.)
 
     Args:
         documents: none empty; they are drawn one by one, and only the current one is kept.
@@ -99,6 +100,8 @@ def _cut_isolated(documents: Iterable[Document], options: BlockOptions) -> Itera
             context = min(options.overlap, start)
             room = growing.room - num_bos - context
             fewest = min(rest, 1 if num_bos or context else 2)
+            if rest == 3 and fewest == 2 and not options.overlap:  # in two, one would stand alone
+                fewest = 3
             if room < fewest and growing.size:
                 yield growing.close()
                 continue
