@@ -40,3 +40,12 @@ def test_every_value_arrives_with_its_type(run):
     assert library.dataloader_in_order is False
     assert library.optim == "adafactor"
     assert library.save_strategy == "no"
+
+
+def test_the_mappings_of_the_user_stay_as_they_are(run):
+    given = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+
+    library = library_arguments(parse_dict({**run, "accelerator_config": given}))
+    library.accelerator_config.gradient_accumulation_kwargs["num_steps"] = 1  # as Trainer does
+
+    assert given == {"gradient_accumulation_kwargs": {"sync_each_batch": True}}

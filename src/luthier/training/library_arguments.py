@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 from typing import Any
@@ -96,4 +97,5 @@ def has_accelerator() -> bool:
 def _plain(value: Any) -> Any:
     if isinstance(value, SecretStr):
         return value.get_secret_value()
-    return list(value) if isinstance(value, tuple) else value
+    # the library writes into mappings, and the user's may be that of another run as well
+    return list(value) if isinstance(value, tuple) else copy.deepcopy(value)
