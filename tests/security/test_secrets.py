@@ -114,6 +114,7 @@ class Place:
         config = {
             "model_name_or_path": str(folder / "model"),
             "dataset_dir": str(folder / "data"),
+            "allow_outside": True,  # this cloud is one that nobody knows
             "dataset": ["vaulted", f"{VAULT}{folder}/data/other.jsonl?token={CANARY}-query"],
             "eval_dataset": [f"{VAULT}{folder}/data/held.jsonl?sig={CANARY}-sig"],
             "eval_on_each_dataset": True,
