@@ -79,9 +79,11 @@ def hash_of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
 def _hash_of_code() -> str:
     """A hash of the modules between a row and its ids, so that none of their changes is missed."""
     package = Path(__file__).parent.parent
-    modules = [package / "records.py", *sorted((package / "data").rglob("*.py"))]
+    modules = [package / "records.py", package / "example.py"]
+    for room in ("data", "templates"):
+        modules += sorted((package / room).rglob("*.py"))
     digest = hashlib.sha256()
-    for module in modules + sorted((package / "templates").rglob("*.py")):
+    for module in modules:
         digest.update(module.read_bytes())
     return digest.hexdigest()
 
@@ -298,7 +300,7 @@ def _take_up(folder: Path) -> Store:
     keep = {one.name for one in whole.values()}
     for path in folder.iterdir():
         if path.name not in keep:
-            path.unlink()
+            path.unlink(missing_ok=True)  # workers of a killed run may still rename theirs
     store = Store(folder)
     for one in whole.values():
         store.add(one)
@@ -330,7 +332,7 @@ def _journal(folder: Path) -> dict[int, Shard]:
 
 def _empty(folder: Path) -> None:
     for path in folder.iterdir():
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def _checksum(file: Path) -> int:
