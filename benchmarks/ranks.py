@@ -103,21 +103,19 @@ def deal_epochs(rows: str, folder: str, cases: list[dict[str, Any]]) -> dict[str
     """Figures of the same epoch, dealt in several ways."""
     from benchmarks import peers
     from luthier.batching.order import ShuffledOrder
-    from luthier.batching.rows import RowReader
+    from luthier.example import read_examples
 
     config = peers.configuration(folder, rows, "qwen", folder, batch=1, accumulation=1, steps=1)
     _, encoded = peers.encode(config)
     order = list(ShuffledOrder(min(len(encoded), NUM_ROWS), seed=42))
-    encoded = encoded.add_column("units", [1] * len(encoded))
-    sequences = RowReader(encoded, "units")(order).sequences
+    sequences = read_examples(encoded.with_format("arrow")[order])
     return {"found": [_deal_epoch(sequences, **case) for case in cases]}
 
 
 def _deal_epoch(sequences: list[Any], ranks: int, split: str, layout: str) -> dict[str, Any]:
     from luthier.arguments.data import DataArguments
     from luthier.batching.padded import pad
-    from luthier.batching.plan import plan_step
-    from luthier.batching.prefixes import find_prefixes
+    from luthier.batching.plan import plan_examples
     from luthier.batching.tree import build_tree
     from luthier.training.stepping_trainer import SATURATING_TOKENS
 
@@ -136,10 +134,9 @@ def _deal_epoch(sequences: list[Any], ranks: int, split: str, layout: str) -> di
     size = ranks * batch * accumulation
     for start in range(0, len(sequences), size):
         step = sequences[start : start + size]
-        lengths = [len(each["input_ids"]) for each in step]
+        lengths = [len(each.input_ids) for each in step]
         begun = time.process_time()
-        shared = None if is_padded else find_prefixes([each["input_ids"] for each in step])
-        plan = plan_step(lengths, ranks, budget, is_padded=is_padded, shared=shared)
+        plan = plan_examples(step, ranks, budget, is_padded=is_padded, share_prefixes=not is_padded)
         seconds.append(time.process_time() - begun)
         loads = [sum(computed(step, each) for each in micro_batches) for micro_batches in plan]
         slowest, mean = slowest + max(loads), mean + sum(loads) / ranks

@@ -1,7 +1,7 @@
 """What travels from a row of data to the model: plain, frozen, without behaviour of its own.
 
 row -> (formats) Conversation | Pair | Feedback | Text -> (templates) Turns of Pieces
-    -> (encode) Encoded -> (tree) Segments
+    -> (encode) Example -> (tree) Segments
 """
 
 from __future__ import annotations
@@ -135,23 +135,6 @@ class Turn:
 
     prompt: tuple[Piece, ...]
     answer: tuple[Piece, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """One row as the model reads it.
-
-    Attributes:
-        input_ids: the tokens; for generation those of the prompt.
-        labels: as many, IGNORE_INDEX where nothing is learned; for generation the answer's.
-        num_cut: tokens that had no room.
-        weights: how much the loss of each token counts; None when all that is learned counts once.
-    """
-
-    input_ids: list[int]
-    labels: list[int]
-    num_cut: int = 0
-    weights: list[float] | None = None
 
 
 class Segment(NamedTuple):

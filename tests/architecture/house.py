@@ -20,7 +20,8 @@ FLOORS = (
     {"losses", "batching", "data", "modeling"},
     {"kernels", "templates"},
     {"arguments"},
-    {"collector", "console", "optional", "records", "registry", "signals"},
+    {"collector", "console", "example", "optional", "registry", "signals"},
+    {"records"},
     {"errors", "secrecy"},
 )
 """The rooms from the roof down. A room knows only rooms of lower floors, none of its own."""

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.batching.padded import pad
 from luthier.records import IGNORE_INDEX
+from tests.rows import pad
 
 
 @st.composite

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.batching.lineup import Lineup
-from luthier.batching.plan import plan_step
+from luthier.batching.plan import plan_examples, plan_step
 from luthier.batching.prefixes import find_prefixes
-from luthier.batching.tree import build_tree
+from tests.rows import build_tree, make_example, pad
 
 steps = st.lists(st.integers(1, 300), min_size=1, max_size=60)
 ranks = st.integers(1, 9) | st.integers(10, 64)
@@ -260,3 +260,33 @@ def padded_tokens(lengths, budget):
         else:
             total, rows, longest = total + rows * longest, 1, length
     return total + rows * longest
+
+
+@st.composite
+def grouped_families(draw):
+    """Examples of one to three sequences, many of which begin as others do."""
+    sequences = draw(families())
+    examples = []
+    while sequences:
+        size = draw(st.integers(1, 3))
+        group, sequences = sequences[:size], sequences[size:]
+        ids = [token for each in group for token in each]
+        examples.append({"input_ids": ids, "labels": ids, "lengths": [*map(len, group)]})
+    return examples
+
+
+@given(grouped_families(), st.integers(1, 4), budgets, st.booleans())
+def test_no_micro_batch_of_groups_is_larger_than_its_budget(rows, world_size, budget, is_padded):
+    examples = [*map(make_example, rows)]
+
+    plan = plan_examples(
+        examples, world_size, budget, is_padded=is_padded, share_prefixes=not is_padded
+    )
+
+    planned = [each for rank in plan for micro_batch in rank for each in micro_batch]
+    assert sorted(planned) == list(range(len(rows)))
+    assert len({len(micro_batches) for micro_batches in plan}) == 1
+    for micro_batch in (each for rank in plan for each in rank if len(each) > 1):
+        chosen = [rows[each] for each in micro_batch]
+        built = pad(chosen, 0) if is_padded else build_tree(chosen, share_prefixes=True)
+        assert built.num_computed <= budget

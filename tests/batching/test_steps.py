@@ -21,7 +21,7 @@ def make_dataset(num_rows: int) -> datasets.Dataset:
             "input_ids": rows,
             "labels": rows,
             "num_tokens": [len(row) for row in rows],
-            "num_learned": [len(row) - 1 for row in rows],
+            "num_units": [len(row) - 1 for row in rows],
         }
     )
 
@@ -46,22 +46,22 @@ def test_an_epoch_holds_every_token_once_over_all_ranks(world_size):
     tokens = units = 0
     for rank in range(world_size):
         sampler = StepSampler(ShuffledOrder(29, seed=1), examples_per_step=8)
-        builder = StepBuilder(dataset, "num_learned", 0, 20, rank, world_size)
+        builder = StepBuilder(dataset, 0, 20, rank, world_size)
         steps = list(StepLoader(sampler, builder))
         tokens += sum(batch.num_tokens for step in steps for batch in step.micro_batches)
         units += sum(batch.targets.numel() for step in steps for batch in step.micro_batches)
         assert len(steps) == len(sampler) == 4
         assert [step.num_examples for step in steps] == [8, 8, 8, 5]
         assert sum(step.num_tokens for step in steps) == sum(dataset["num_tokens"])
-        assert sum(step.num_units for step in steps) == sum(dataset["num_learned"])
+        assert sum(step.num_units for step in steps) == sum(dataset["num_units"])
     assert tokens == sum(dataset["num_tokens"])
-    assert units == sum(dataset["num_learned"])
+    assert units == sum(dataset["num_units"])
 
 
 @pytest.mark.parametrize(("layout", "share"), [("padded", False), ("tree", False), ("tree", True)])
 def test_every_layout_reads_the_same_learned_tokens(layout, share):
     dataset = make_dataset(29)
-    builder = StepBuilder(dataset, "num_learned", 0, 20, layout=layout, share_prefixes=share)
+    builder = StepBuilder(dataset, 0, 20, layout=layout, share_prefixes=share)
 
     step = builder([4, 20, 13, 4])
 
@@ -75,11 +75,11 @@ def test_every_layout_reads_the_same_learned_tokens(layout, share):
 def test_a_tree_computes_real_tokens_only_and_shared_ones_once():
     rows = [[*range(1, 21), 50 + index] for index in range(6)]
     dataset = datasets.Dataset.from_dict(
-        {"input_ids": rows, "labels": rows, "num_tokens": [21] * 6, "num_learned": [20] * 6}
+        {"input_ids": rows, "labels": rows, "num_tokens": [21] * 6, "num_units": [20] * 6}
     )
 
     packed, shared = (
-        StepBuilder(dataset, "num_learned", 0, 64, layout="tree", share_prefixes=share)(range(6))
+        StepBuilder(dataset, 0, 64, layout="tree", share_prefixes=share)(range(6))
         for share in (False, True)
     )
 
@@ -90,9 +90,7 @@ def test_a_tree_computes_real_tokens_only_and_shared_ones_once():
 
 @pytest.mark.parametrize("layout", ["padded", "tree"])
 def test_a_rank_without_examples_computes_one_unlearned_token(layout):
-    builder = StepBuilder(
-        make_dataset(9), "num_learned", 0, 20, rank=2, world_size=3, layout=layout
-    )
+    builder = StepBuilder(make_dataset(9), 0, 20, rank=2, world_size=3, layout=layout)
 
     step = builder([1, 2])
 
@@ -118,7 +116,7 @@ def test_workers_change_nothing(layout):
             step.micro_batches[0].input_ids.tolist()
             for step in StepLoader(
                 StepSampler(ShuffledOrder(13, seed=5), 4),
-                StepBuilder(dataset, "num_learned", 0, 1000, layout=layout, share_prefixes=True),
+                StepBuilder(dataset, 0, 1000, layout=layout, share_prefixes=True),
                 num_workers=workers,
             )
         ]
@@ -156,7 +154,7 @@ def test_a_worker_is_silent_about_a_reader_that_has_gone_and_about_nothing_else(
 
 def test_workers_go_on_when_all_processes_of_a_run_are_asked_to_stop():
     sampler = StepSampler(SequentialOrder(40), 4)
-    builder = StepBuilder(make_dataset(40), "num_learned", 0, 20)
+    builder = StepBuilder(make_dataset(40), 0, 20)
     steps = iter(StepLoader(sampler, builder, num_workers=2))
 
     for number in (signal.SIGINT, signal.SIGTERM):  # at once: they may not have begun to work
@@ -178,9 +176,9 @@ def make_packed(num_rows: int) -> datasets.Dataset:
         {
             "input_ids": rows,
             "labels": rows,
-            "sequence_lengths": lengths,
+            "packed": lengths,
             "num_tokens": [len(row) for row in rows],
-            "num_learned": [sum(each) - len(each) for each in lengths],
+            "num_units": [sum(each) - len(each) for each in lengths],
         }
     )
 
@@ -188,16 +186,14 @@ def make_packed(num_rows: int) -> datasets.Dataset:
 @pytest.mark.parametrize(("layout", "share"), [("padded", False), ("tree", False), ("tree", True)])
 def test_the_sequences_of_a_packed_example_stand_for_themselves(layout, share):
     dataset = make_packed(11)
-    builder = StepBuilder(dataset, "num_learned", 0, 16, layout=layout, share_prefixes=share)
+    builder = StepBuilder(dataset, 0, 16, layout=layout, share_prefixes=share)
 
     step = builder(range(11))
 
     assert step.num_examples == 11
     assert step.num_tokens == sum(dataset["num_tokens"])
-    assert step.num_units == sum(dataset["num_learned"])
-    assert sum(len(batch.ends) for batch in step.micro_batches) == sum(
-        map(len, dataset["sequence_lengths"])
-    )
+    assert step.num_units == sum(dataset["num_units"])
+    assert sum(len(batch.ends) for batch in step.micro_batches) == sum(map(len, dataset["packed"]))
     assert sum(batch.targets.numel() for batch in step.micro_batches) == step.num_units
     for batch in step.micro_batches:
         starts = sum(depth == 0 for depth in batch.depths().tolist())
@@ -207,7 +203,66 @@ def test_the_sequences_of_a_packed_example_stand_for_themselves(layout, share):
 def test_a_padded_step_of_packed_examples_keeps_the_budget():
     dataset = make_packed(30)
 
-    step = StepBuilder(dataset, "num_learned", 0, 16)(range(30))
+    step = StepBuilder(dataset, 0, 16)(range(30))
 
     assert all(batch.num_computed <= 16 for batch in step.micro_batches)
     assert step.num_computed < 1.2 * step.num_tokens
+
+
+def make_pairs(num_rows: int) -> datasets.Dataset:
+    """Rows of two sequences of unlike lengths that begin with a prompt of their own."""
+    lengths = [[14 + index % 5, 12 + index % 7] for index in range(num_rows)]
+    prompts = [[1 + index % 4, 2 + index % 3, *range(10)] for index in range(num_rows)]
+    rows = [
+        [
+            token
+            for part, length in enumerate(each)
+            for token in [*prompt, *[20 + part] * (length - len(prompt))]
+        ]
+        for prompt, each in zip(prompts, lengths, strict=True)
+    ]
+    return datasets.Dataset.from_dict(
+        {
+            "input_ids": rows,
+            "labels": rows,
+            "lengths": lengths,
+            "num_tokens": [len(row) for row in rows],
+            "num_units": [1] * num_rows,
+            "sequence_margin": [[float(index), -float(index)] for index in range(num_rows)],
+        }
+    )
+
+
+@pytest.mark.parametrize(("layout", "share"), [("padded", False), ("tree", False), ("tree", True)])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_the_sequences_of_an_example_share_a_micro_batch(layout, share, world_size):
+    dataset = make_pairs(13)
+    found = []
+    for rank in range(world_size):
+        builder = StepBuilder(dataset, 0, 64, rank, world_size, layout, share)
+        step = builder(range(13))
+
+        assert (step.num_examples, step.num_units) == (13, 13)
+        for batch in step.micro_batches:
+            assert batch.owners[batch.sequences].tolist() == sorted(
+                batch.owners[batch.sequences].tolist()
+            )
+            if batch.examples:
+                assert batch.owners.bincount().tolist() == [2] * len(batch.examples)
+                numbers = [sign * each.row for each in batch.examples for sign in (1, -1)]
+                assert batch.sequence_numbers["margin"].tolist() == numbers
+            found += [each.row for each in batch.examples]
+
+    assert sorted(found) == list(range(13))
+
+
+def test_a_pair_computes_its_prompt_once():
+    dataset = make_pairs(6)
+
+    shared, apart = (
+        StepBuilder(dataset, 0, 1000, layout="tree", share_prefixes=share)(range(6))
+        for share in (True, False)
+    )
+
+    assert apart.num_computed == apart.num_tokens == sum(dataset["num_tokens"])
+    assert shared.num_computed <= apart.num_computed - 6 * 12

@@ -6,10 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.batching.padded import pad
 from luthier.batching.prefixes import MIN_SAVED
-from luthier.batching.tree import build_tree
 from luthier.records import IGNORE_INDEX, Segment
+from tests.rows import build_tree, pad
 
 
 @st.composite
@@ -71,8 +70,9 @@ def test_reads_are_those_of_the_padded_layout(rows, share):
         if label != IGNORE_INDEX
     ]
     for batch in (tree, rectangle):
-        assert ([1] * len(weights) if batch.weights is None else batch.weights.tolist()) == weights
-        assert (batch.weights is None) == all(weight == 1 for weight in weights)
+        found = batch.token_numbers.get("weight", torch.ones(len(weights)))
+        assert found.tolist() == weights
+        assert ("weight" in batch.token_numbers) != all(weight == 1 for weight in weights)
     width = rectangle.input_ids.shape[1]
     for place, cell in zip(tree.sources.tolist(), rectangle.sources.tolist(), strict=True):
         row, column = divmod(cell, width)

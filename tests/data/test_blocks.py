@@ -7,15 +7,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.data.blocks import Block, BlockOptions, Document, cut_blocks
+from luthier.data.blocks import BlockOptions, cut_blocks
 from luthier.errors import DataError
+from luthier.example import Example
 from luthier.records import IGNORE_INDEX
 
 BOS = 0
 
+
+def document(tokens: np.ndarray, origin: str = "") -> Example:
+    return Example(tokens.astype(np.int32), None, origin=origin)
+
+
 corpora = st.lists(st.integers(1, 40), max_size=30).map(
     lambda lengths: [
-        Document(np.arange(start + 1, start + 1 + length, dtype=np.int32), f"corpus.txt:{line}")
+        document(np.arange(start + 1, start + 1 + length), f"corpus.txt:{line}")
         for line, (start, length) in enumerate(
             zip(np.cumsum([0, *lengths]).tolist(), lengths, strict=False), 1
         )
@@ -35,21 +41,21 @@ many_options = st.builds(
 )
 
 
-def stream(documents: list[Document]) -> list[int]:
+def stream(documents: list[Example]) -> list[int]:
     return [token for document in documents for token in document.input_ids.tolist()]
 
 
-def new_tokens(block: Block) -> list[int]:
+def new_tokens(block: Example) -> list[int]:
     return block.labels[block.labels != IGNORE_INDEX].tolist()
 
 
-def sequences(block: Block) -> list[list[int]]:
+def sequences(block: Example) -> list[list[int]]:
     ends = np.cumsum(block.sequence_lengths)
     return [part.tolist() for part in np.split(block.input_ids, ends[:-1])]
 
 
 @given(corpora, many_options)
-def test_every_token_is_new_once_and_in_order(documents: list[Document], options: BlockOptions):
+def test_every_token_is_new_once_and_in_order(documents: list[Example], options: BlockOptions):
     blocks = list(cut_blocks(documents, options))
 
     assert [token for block in blocks for token in new_tokens(block)] == stream(documents)
@@ -57,7 +63,7 @@ def test_every_token_is_new_once_and_in_order(documents: list[Document], options
 
 @given(corpora, many_options)
 def test_nothing_is_invented_but_bos_and_repeated_context(
-    documents: list[Document], options: BlockOptions
+    documents: list[Example], options: BlockOptions
 ):
     known = {*stream(documents), *([] if options.bos is None else [options.bos])}
 
@@ -71,7 +77,7 @@ def test_nothing_is_invented_but_bos_and_repeated_context(
 
 
 @given(corpora, many_options)
-def test_no_block_is_longer_than_cutoff_len(documents: list[Document], options: BlockOptions):
+def test_no_block_is_longer_than_cutoff_len(documents: list[Example], options: BlockOptions):
     for block in cut_blocks(documents, options):
         assert 0 < len(block.input_ids) <= options.cutoff_len
         assert sum(block.sequence_lengths) == len(block.input_ids) == len(block.labels)
@@ -80,7 +86,7 @@ def test_no_block_is_longer_than_cutoff_len(documents: list[Document], options: 
 
 @given(corpora, st.integers(1, 24))
 def test_blocks_of_the_stream_are_plain_concatenation_and_cutting(
-    documents: list[Document], cutoff_len: int
+    documents: list[Example], cutoff_len: int
 ):
     blocks = cut_blocks(documents, BlockOptions(cutoff_len, is_isolated=False))
 
@@ -91,7 +97,7 @@ def test_blocks_of_the_stream_are_plain_concatenation_and_cutting(
 
 @given(corpora, many_options)
 def test_an_isolated_sequence_is_part_of_one_document(
-    documents: list[Document], options: BlockOptions
+    documents: list[Example], options: BlockOptions
 ):
     whole = {token: at for at, one in enumerate(documents) for token in one.input_ids.tolist()}
 
@@ -104,7 +110,7 @@ def test_an_isolated_sequence_is_part_of_one_document(
 
 
 @given(corpora, st.integers(2, 24))
-def test_isolated_blocks_are_full_but_for_one_token(documents: list[Document], cutoff_len: int):
+def test_isolated_blocks_are_full_but_for_one_token(documents: list[Example], cutoff_len: int):
     *full, _ = [*cut_blocks(documents, BlockOptions(cutoff_len)), None]
 
     for block, following in pairwise(full):
@@ -114,16 +120,16 @@ def test_isolated_blocks_are_full_but_for_one_token(documents: list[Document], c
 
 def test_three_tokens_are_not_cut_where_two_fit():
     lengths = [1, 1, 3, 2]
-    documents = [Document(np.arange(length, dtype=np.int32)) for length in lengths]
+    documents = [document(np.arange(length)) for length in lengths]
 
     blocks = list(cut_blocks(documents, BlockOptions(4)))
 
-    assert [block.sequence_lengths for block in blocks] == [[1, 1], [3], [2]]
+    assert [block.sequence_lengths for block in blocks] == [(1, 1), (3,), (2,)]
 
 
 @given(corpora, many_options)
 def test_the_end_of_a_document_never_stands_alone_where_that_can_be_helped(
-    documents: list[Document], options: BlockOptions
+    documents: list[Example], options: BlockOptions
 ):
     lasts = {one.input_ids[-1] for one in documents if len(one.input_ids) > 1}
 
@@ -138,7 +144,7 @@ def test_the_end_of_a_document_never_stands_alone_where_that_can_be_helped(
 
 
 @given(corpora, many_options)
-def test_a_later_part_begins_with_its_context(documents: list[Document], options: BlockOptions):
+def test_a_later_part_begins_with_its_context(documents: list[Example], options: BlockOptions):
     if options.is_packed and not options.is_isolated:
         starts = [1]
     else:
@@ -154,9 +160,9 @@ def test_a_later_part_begins_with_its_context(documents: list[Document], options
 
 
 def test_overlap_repeats_what_stands_before_the_cut():
-    document = Document(np.arange(1, 8, dtype=np.int32))
+    text = document(np.arange(1, 8, dtype=np.int32))
 
-    first, second, third = cut_blocks([document], BlockOptions(4, overlap=2))
+    first, second, third = cut_blocks([text], BlockOptions(4, overlap=2))
 
     assert first.input_ids.tolist() == [1, 2, 3, 4]
     assert second.input_ids.tolist() == [3, 4, 5, 6]
@@ -166,7 +172,7 @@ def test_overlap_repeats_what_stands_before_the_cut():
 
 def test_without_packing_each_document_begins_an_example():
     documents = [
-        Document(np.arange(length, dtype=np.int32), f"a.txt:{length}") for length in (2, 5, 3)
+        document(np.arange(length, dtype=np.int32), f"a.txt:{length}") for length in (2, 5, 3)
     ]
 
     blocks = list(cut_blocks(documents, BlockOptions(4, is_packed=False)))
@@ -181,7 +187,7 @@ def test_documents_are_drawn_as_they_are_needed():
     def documents():
         for number in range(100):
             drawn.append(number)
-            yield Document(np.full(5, number, np.int32))
+            yield document(np.full(5, number, np.int32))
 
     blocks = cut_blocks(documents(), BlockOptions(8))
     next(blocks)

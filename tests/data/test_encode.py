@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.data.check import RowProblem
-from luthier.data.encode import Encoder, EncodingOptions, count_learned, share_room
+from luthier.data.encode import Encoder, EncodingOptions, share_room
 from luthier.errors import DataError
-from luthier.records import IGNORE_INDEX, Conversation, Encoded, Message, Origin, Token
+from luthier.example import Example
+from luthier.records import IGNORE_INDEX, Conversation, Message, Origin, Token
 from luthier.templates.chat_template import ChatTemplate
 from luthier.templates.registry import TEMPLATES
 from luthier.templates.template import CONTENT, Template
@@ -24,15 +25,15 @@ def chat(*texts: str) -> Conversation:
     return Conversation(tuple(messages), origin=Origin("rows.json", 3))
 
 
-def encode(tokenizer, conversation, template=CHATML, **options) -> Encoded:
+def encode(tokenizer, conversation, template=CHATML, **options) -> Example:
     (found,) = Encoder(
         tokenizer, template, EncodingOptions(**({"cutoff_len": 512} | options))
     ).encode([conversation])
-    assert isinstance(found, Encoded)
+    assert isinstance(found, Example)
     return found
 
 
-def learned(tokenizer, example: Encoded) -> str:
+def learned(tokenizer, example: Example) -> str:
     return tokenizer.decode([token for token in example.labels if token != IGNORE_INDEX])
 
 
@@ -121,7 +122,7 @@ def test_no_example_is_longer_than_its_room(
         assert found.origin == "rows.json:3"
         return
     assert len(found.input_ids) == len(found.labels) <= cutoff_len
-    assert count_learned(found) > 0
+    assert found.num_units > 0
     pairs = zip(found.input_ids, found.labels, strict=True)
     eos = tiny_tokenizer.eos_token_id
     assert all(label in (IGNORE_INDEX, token) or label == eos for token, label in pairs)
@@ -145,7 +146,7 @@ def test_gpt_oss_learns_the_end_of_each_answer_where_the_history_writes_another(
         [conversation]
     )
 
-    assert isinstance(encoded, Encoded)
+    assert isinstance(encoded, Example)
     ended = [ids for ids in zip(encoded.input_ids, encoded.labels, strict=True) if ids[1] == eos]
     assert ended == [(end, eos), (eos, eos)]
     assert "Four.<|end|><|start|>user<|message|>And" in tokenizer.decode(encoded.input_ids)
@@ -167,7 +168,7 @@ def test_tools_that_cannot_be_rendered_are_a_problem_of_the_row(tiny_tokenizer):
     first, second = encoder.encode([broken, chat("one", "two")])
 
     assert isinstance(first, RowProblem)
-    assert isinstance(second, Encoded)
+    assert isinstance(second, Example)
 
 
 def test_a_token_the_tokenizer_lacks_is_an_error(tiny_tokenizer):

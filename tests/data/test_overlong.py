@@ -262,7 +262,7 @@ def test_a_messages_weight_decides_before_the_options(weights, options, expected
         (example,) = learn(marked(*weights), template, cutoff_len=99, **options)
 
         assert [name for name in ("m0", "m1", "m2", "m3") if name in learned(example)] == expected
-        assert example.weights is None
+        assert not example.token_numbers
         pairs = zip(example.input_ids, example.labels, strict=True)
         assert all(label in (token, IGNORE_INDEX) for token, label in pairs)
 
@@ -281,7 +281,7 @@ def test_weights_scale_what_is_learned():
 
     (example,) = learn(row, cutoff_len=99)
 
-    kept = zip(example.labels, example.weights, strict=True)
+    kept = zip(example.labels, example.token_numbers["weight"], strict=True)
     assert {weight for label, weight in kept if label != IGNORE_INDEX} == {1, 2}
 
 
@@ -292,7 +292,7 @@ def test_a_row_that_masks_all_it_says_is_left_out_and_no_problem():
 def test_an_efficient_eos_counts_as_the_answer_that_it_ends():
     (example,) = learn(marked(None, 0.5, 0, 2), EFFICIENT, cutoff_len=99)
 
-    kept = list(zip(example.labels, example.weights, strict=True))
+    kept = list(zip(example.labels, example.token_numbers["weight"], strict=True))
     eos = TOKENIZER.eos_token_id
     assert [weight for label, weight in kept if label == eos] == [0.5, 2]
     assert {weight for label, weight in kept if label != IGNORE_INDEX} == {0.5, 2}

@@ -45,7 +45,7 @@ def sequences(dataset, column: str) -> list[list[int]]:
     parts = []
     for row in dataset:
         at = 0
-        for length in row["sequence_lengths"]:
+        for length in row["packed"]:
             parts.append(row[column][at : at + length])
             at += length
     return parts
@@ -71,7 +71,7 @@ def test_counts_and_origins_are_those_of_the_rows(rows: Path):
     plain, packed = load(rows).train, load(rows, packing=True).train
 
     learned = [sum(label != -100 for label in part[1:]) for part in sequences(packed, "labels")]
-    assert sum(packed["num_learned"][:]) == sum(plain["num_learned"][:]) == sum(learned)
+    assert sum(packed["num_units"][:]) == sum(plain["num_units"][:]) == sum(learned)
     named = [int(row) for text in packed["origin"] for row in re.findall(r"1 \(row (\d+)\)", text)]
     assert sorted(named) == [row + 1 for row in plain["row"]]
 
@@ -86,7 +86,7 @@ def test_only_what_is_trained_on_is_packed(rows: Path):
     found = load(rows, packing=True, val_size=6)
 
     assert len(found.eval[""]) == 6
-    assert "sequence_lengths" not in found.eval[""].column_names
+    assert found.eval[""]["packed"][:] == [None] * len(found.eval[""])
 
 
 def test_a_line_says_what_packing_changes(rows: Path, capsys: pytest.CaptureFixture[str]):

@@ -19,6 +19,7 @@ from luthier.data.formats.registry import ToolTurns
 from luthier.data.pipeline import EncodedDatasets, find_tool_turns, load_datasets
 from luthier.data.table import Work
 from luthier.errors import DataError
+from luthier.example import schema
 from luthier.records import IGNORE_INDEX
 from luthier.templates.choose import choose_template
 from luthier.templates.registry import TEMPLATES
@@ -90,14 +91,7 @@ def test_rows_arrive_encoded_with_counts_and_origins(folder):
     found = load(folder)
 
     assert found.train is not None
-    assert found.train.column_names == [
-        "input_ids",
-        "labels",
-        "num_tokens",
-        "num_learned",
-        "origin",
-        "row",
-    ]
+    assert found.train.column_names == schema().names
     assert origins(found.train) == [f"rows.jsonl:{line}" for line in range(1, 41)]
     row = found.train[7]
     text = tiny.make_tokenizer().decode(row["input_ids"])
@@ -105,7 +99,7 @@ def test_rows_arrive_encoded_with_counts_and_origins(folder):
         "<|im_start|>user\nrows question 7<|im_end|>\n<|im_start|>assistant\nanswer 7<|im_end|>\n"
     )
     assert row["num_tokens"] == len(row["input_ids"])
-    assert row["num_learned"] == sum(label != IGNORE_INDEX for label in row["labels"][1:])
+    assert row["num_units"] == sum(label != IGNORE_INDEX for label in row["labels"][1:])
     assert (found.eval, found.predict, found.report.num_train) == ({}, {}, 40)
     assert found.train.features["input_ids"].feature.dtype == "int32"
 
@@ -514,15 +508,15 @@ def test_weights_are_a_column_where_some_rows_of_some_data_set_have_any(folder):
         weights = {
             Path(row["origin"].rpartition(":")[0]).stem + row["origin"].rpartition(":")[2]: {
                 weight
-                for weight, label in zip(row["weights"], row["labels"], strict=True)
+                for weight, label in zip(row["token_weight"], row["labels"], strict=True)
                 if label != IGNORE_INDEX
             }
-            if row["weights"]
+            if row["token_weight"]
             else None
             for row in train
         }
-        assert weights == {"a1": None, "a2": None, "a3": None, "b1": {1}, "b2": {0.5}, "b3": {2}}
-    assert "weights" not in load(folder, dataset="a", dataset_dir=entries).train.column_names
+        assert weights == {"a1": None, "a2": None, "a3": None, "b1": None, "b2": {0.5}, "b3": {2}}
+    assert "token_weight" not in load(folder, dataset="a", dataset_dir=entries).train.column_names
 
 
 def test_weights_that_packing_would_lose_are_refused_by_name(folder):

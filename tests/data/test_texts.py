@@ -193,7 +193,7 @@ def test_blocks_of_the_stream_are_plain_concatenation_and_cutting(tmp_path: Path
     tokens = stream(TEXTS)
     assert list(train["input_ids"]) == [tokens[at : at + 7] for at in range(0, len(tokens), 7)]
     assert list(train["labels"]) == list(train["input_ids"])
-    assert train["num_learned"][:] == [len(row) - 1 for row in train["input_ids"]]
+    assert train["num_units"][:] == [len(row) - 1 for row in train["input_ids"]]
 
 
 def test_every_end_of_a_text_is_learned_though_it_also_pads(tmp_path: Path):
@@ -204,10 +204,10 @@ def test_every_end_of_a_text_is_learned_though_it_also_pads(tmp_path: Path):
 
     learned = []
     for row in train:
-        starts = np.cumsum(row["sequence_lengths"]) - row["sequence_lengths"]
+        starts = np.cumsum(row["packed"]) - row["packed"]
         learned += [label for at, label in enumerate(row["labels"]) if at not in starts.tolist()]
     assert learned.count(EOS) == len(TEXTS)
-    assert sum(train["num_learned"][:]) == len([one for one in learned if one != IGNORE_INDEX])
+    assert sum(train["num_units"][:]) == len([one for one in learned if one != IGNORE_INDEX])
 
 
 def test_bos_stands_where_the_tokenizer_puts_it():

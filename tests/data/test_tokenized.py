@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -149,10 +150,23 @@ def test_a_folder_of_another_tool_is_read_with_a_warning(folder, capsys):
     assert "nothing could be compared" in capsys.readouterr().err
     assert found.train is not None
     assert found.train["num_tokens"][:] == [3, 2]
-    assert found.train["num_learned"][:] == [2, 0]
+    assert found.train["num_units"][:] == [2, 0]
     assert found.train["input_ids"][:] == [[1, 2, 300], [3, 4]]
     assert len(found.eval[""]) == 1
     assert found.report.num_train == 2
+
+
+def test_a_folder_with_the_columns_of_an_earlier_version_is_refused(folder):
+    path = folder / "tokenized"
+    load(folder, tokenized_path=str(path))
+    (train,) = path.glob("*-train")
+    earlier = datasets.load_from_disk(str(train)).rename_column("num_units", "num_learned")
+    earlier.save_to_disk(str(folder / "earlier"))
+    shutil.rmtree(train)
+    (folder / "earlier").rename(train)
+
+    with pytest.raises(DataError, match=r"an earlier version, .*num_learned.* Remove the folder"):
+        load(folder, tokenized_path=str(path))
 
 
 def test_a_folder_of_another_tool_and_another_tokenizer_is_refused(folder):

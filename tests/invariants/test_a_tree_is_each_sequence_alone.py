@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from luthier.batching.padded import Example, pad
-from luthier.batching.tree import build_tree
 from luthier.modeling.attention.interface import install_tree_attention
 from luthier.modeling.checkpointing import checkpoint_activations
 from luthier.modeling.fusing import fuse
@@ -22,6 +20,7 @@ from luthier.modeling.reads import read_nll
 from luthier.records import IGNORE_INDEX
 from tests import tiny
 from tests.modeling.attention.architectures import EQUAL, make
+from tests.rows import build_tree, pad
 
 LOSS = 1e-6
 GRADIENT = 1e-5
@@ -31,7 +30,7 @@ ROUNDING = 1e-6
 """A gradient under this share of the largest one is only what rounding left of zero."""
 
 
-def examples() -> list[Example]:
+def examples() -> list[dict[str, list[int]]]:
     """Prompts that share a beginning, each with two answers, and the corner cases."""
     draw = random.Random(3)
 
@@ -47,7 +46,7 @@ def examples() -> list[Example]:
             found.append((prompt + answer, [IGNORE_INDEX] * len(prompt) + answer))
     whole = found[0][0]
     found += [(whole, whole), (whole[:14], whole[:14]), (tokens(1), [IGNORE_INDEX])]
-    return [Example(input_ids=ids, labels=labels) for ids, labels in found]
+    return [dict(input_ids=ids, labels=labels) for ids, labels in found]
 
 
 EXAMPLES = examples()
@@ -142,7 +141,7 @@ fuse(TREES)
 @given(forests())
 def test_any_forest_gives_the_loss_and_gradients_of_its_sequences(forest):
     parts, stems = forest
-    rows = [Example(input_ids=(ids := stems[of] + tail), labels=ids) for of, tail in parts]
+    rows = [dict(input_ids=(ids := stems[of] + tail), labels=ids) for of, tail in parts]
     if all(len(row["input_ids"]) == 1 for row in rows):
         return
 

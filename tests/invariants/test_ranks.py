@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 import torch.distributed as dist
@@ -274,21 +275,13 @@ def test_every_example_of_a_step_is_on_one_rank(layout, num_ranks):
     table = {
         "input_ids": [[5, 6, 7, 100 + number] * (1 + number % 5) for number in range(11)],
         "labels": [[5, 6, 7, 100 + number] * (1 + number % 5) for number in range(11)],
-        "num_learned": [3 + number % 5 for number in range(11)],
+        "num_units": [3 + number % 5 for number in range(11)],
     }
 
-    class Table:
-        def __len__(self):
-            return 11
-
-        def __getitem__(self, indices):
-            return {name: [values[each] for each in indices] for name, values in table.items()}
-
+    dataset = datasets.Dataset.from_dict(table)
     for indices in ([*range(11)], [3], [7, 1]):
         steps = [
-            StepBuilder(Table(), "num_learned", 0, 24, rank, num_ranks, layout, layout == "tree")(
-                indices
-            )
+            StepBuilder(dataset, 0, 24, rank, num_ranks, layout, layout == "tree")(indices)
             for rank in range(num_ranks)
         ]
 

@@ -16,13 +16,12 @@ import transformers
 from torch import Tensor, nn
 
 from luthier.batching.batch import MicroBatch
-from luthier.batching.padded import pad
-from luthier.batching.tree import build_tree
 from luthier.kernels import head_chunks
 from luthier.modeling import output_head
 from luthier.modeling.attention.interface import install_tree_attention
 from luthier.modeling.reads import read_logps, read_nll, read_values
 from tests import tiny
+from tests.rows import build_tree, pad
 
 SMALL = {
     "vocab_size": 97,

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from luthier.batching.padded import pad
 from luthier.records import Text
 from luthier.stages.stage import STAGES
 from tests import tiny
+from tests.rows import pad
 
 ROW = {"input_ids": [1, 5, 9, 2], "labels": [1, 5, 9, 2]}
 

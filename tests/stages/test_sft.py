@@ -5,11 +5,10 @@ import torch
 from torch.nn import functional
 from transformers.trainer_pt_utils import LabelSmoother
 
-from luthier.batching.padded import pad
-from luthier.batching.tree import build_tree
 from luthier.modeling.attention.interface import install_tree_attention
 from luthier.stages.stage import STAGES
 from tests import tiny
+from tests.rows import build_tree, pad
 
 ROWS = [
     {"input_ids": [1, 5, 9, 2, 7, 8], "labels": [-100, -100, 9, 2, -100, 8]},

@@ -12,7 +12,6 @@ import torch.distributed as dist
 import transformers
 
 from luthier.arguments.parse import parse_dict
-from luthier.batching.padded import pad
 from luthier.errors import ModelError
 from luthier.modeling import selfcheck
 from luthier.modeling.fused_layers import FusedNorm
@@ -20,6 +19,7 @@ from luthier.modeling.reads import read_nll
 from luthier.training.layout import choose_layout, probe_sequences
 from tests import tiny
 from tests.launched import values_of_ranks
+from tests.rows import pad
 
 ROWS = [
     {"input_ids": [5, 9, 17, 4, 8, 23, 11, 6], "labels": [5, 9, 17, 4, 8, 23, 11, 6]},

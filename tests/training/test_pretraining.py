@@ -70,12 +70,12 @@ def test_a_document_in_a_block_has_the_loss_it_has_alone(layout, tmp_path: Path)
     alone = [
         model(input_ids=ids[None], labels=ids[None]).loss.item()
         for row in train
-        for ids in torch.tensor(row["input_ids"]).split(row["sequence_lengths"])
+        for ids in torch.tensor(row["input_ids"]).split(row["packed"])
     ]
     if layout == "tree":
         install_tree_attention(model)
 
-    builder = StepBuilder(train, "num_learned", 0, 10**6, layout=layout)
+    builder = StepBuilder(train, 0, 10**6, layout=layout)
     (batch,) = builder(range(len(train))).micro_batches
     logps = read_logps(model, batch).logps_N.detach()
 

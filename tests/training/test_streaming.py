@@ -115,7 +115,7 @@ def test_ranks_compute_each_row_of_a_step_once_and_agree_on_its_counts(tmp_path)
     for rank in range(3):
         stream = open_stream(tmp_path, file)
         stream.start()
-        ranks.append(StepBuilder(StreamedTable(stream, 16), "num_learned", 0, 128, rank, 3))
+        ranks.append(StepBuilder(StreamedTable(stream, 16), 0, 128, rank, 3))
 
     steps = [[builder(range(at, at + 8)) for builder in ranks] for at in (0, 8)]
 
@@ -125,7 +125,7 @@ def test_ranks_compute_each_row_of_a_step_once_and_agree_on_its_counts(tmp_path)
         assert sum(found) == sum(lengths[at : at + 8])
         assert {share.num_tokens for share in shares} == {sum(lengths[at : at + 8])}
         assert len({(share.num_units, len(share.micro_batches)) for share in shares}) == 1
-    assert sum(step[0].num_units for step in steps) == sum(whole["num_learned"].to_pylist())
+    assert sum(step[0].num_units for step in steps) == sum(whole["num_units"].to_pylist())
 
 
 def test_texts_are_streamed_in_blocks(config, tmp_path):

@@ -1,9 +1,8 @@
 """what a run has computed, counted step by step"""
 
 from luthier.batching.batch import Step
-from luthier.batching.padded import pad
-from luthier.batching.tree import build_tree
 from luthier.training.work import Work
+from tests.rows import build_tree, pad
 
 ROWS = [
     {"input_ids": [5, 9, 17, 4], "labels": [-100, -100, 17, 4]},

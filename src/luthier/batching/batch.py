@@ -1,17 +1,26 @@
 """The tensors of a micro-batch, and the micro-batches of a step."""
 
 # B rows, T tokens of a row, N reads (positions that predict a learned token), S sequences
+# R real tokens of all sequences, one sequence after the other
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from luthier.example import WEIGHT, Example
 from luthier.records import Segment
+
+Integers: TypeAlias = NDArray[np.integer[Any]]
+
+MISSING = {WEIGHT: 1.0}
+"""What stands where an example lacks a number that others of its micro-batch have; else NaN."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,11 @@ class MicroBatch:
         attention_mask: (B, T) int64, 1 on real tokens; None for a tree.
         position_ids: (B, T) int64, the depth of each token of a tree; None for a rectangle.
         segments: of a tree, parents before children; empty for a rectangle.
-        weights: (N,) float32, how much the loss of each read counts; None where each counts once.
+        examples: what it was built of; none in an idle one. Their sequences are numbered in order.
+        owners: (S,) int64, the place among `examples` of the one that each sequence belongs to.
+        token_numbers: by name (N,) float32, the number of each read's target; `weight` is there
+            only where some loss does not count once.
+        sequence_numbers: by name (S,) float32.
     """
 
     input_ids: Tensor
@@ -45,7 +58,10 @@ class MicroBatch:
     attention_mask: Tensor | None = None
     position_ids: Tensor | None = None
     segments: tuple[Segment, ...] = ()
-    weights: Tensor | None = None
+    examples: tuple[Example, ...] = ()
+    owners: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64))
+    token_numbers: Mapping[str, Tensor] = field(default_factory=dict)
+    sequence_numbers: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def num_computed(self) -> int:
@@ -73,7 +89,57 @@ class MicroBatch:
             for each in fields(self)
             if isinstance(value := getattr(self, each.name), Tensor)
         }
+        for name in ("token_numbers", "sequence_numbers"):
+            moved[name] = {key: move(value) for key, value in getattr(self, name).items()}
         return replace(self, **moved)
+
+
+def join(examples: Sequence[Example]) -> tuple[Integers, Integers, Integers, Integers]:
+    """The sequences of at least one example, one after the other.
+
+    Returns:
+        Tokens and labels, both (R,) int64; the length and the owner of each sequence, (S,) int64.
+    """
+    ids_R = np.concatenate([each.input_ids for each in examples], dtype=np.int64)
+    labels_R = np.concatenate([each.labels for each in examples], dtype=np.int64)
+    lengths = [each.sequence_lengths for each in examples]
+    lengths_S = np.concatenate(lengths, dtype=np.int64)
+    owners_S = np.repeat(np.arange(len(examples)), [len(each) for each in lengths])
+    assert lengths_S.all(), "a sequence has a token at least"
+    assert labels_R.shape == ids_R.shape, "as many labels as tokens"
+    assert lengths_S.sum() == len(ids_R), "the sequences are the example"
+    return ids_R, labels_R, lengths_S, owners_S
+
+
+def join_numbers(
+    examples: Sequence[Example],
+    kind: Literal["token_numbers", "sequence_numbers"],
+    places: Integers | slice = slice(None),
+) -> dict[str, Tensor]:
+    """The named numbers of some tokens, or of all sequences, as a micro-batch holds them.
+
+    Args:
+        examples: those of `join`.
+        kind: which of their numbers.
+        places: where the tokens stand in what `join` gives.
+
+    Returns:
+        By name one float32 for each place; no `weight` where every loss counts once.
+    """
+    found: dict[str, Tensor] = {}
+    held: list[Mapping[str, Any]] = [getattr(each, kind) for each in examples]
+    for name in {name for each in held for name in each}:
+        missing = MISSING.get(name, np.nan)
+        parts = [
+            numbers.get(name)
+            if name in numbers
+            else [missing] * len(each.input_ids if kind == "token_numbers" else each.sequences())
+            for each, numbers in zip(examples, held, strict=True)
+        ]
+        numbers_N = np.concatenate(parts, dtype=np.float32)[places]  # type: ignore[arg-type]
+        if name != WEIGHT or not (numbers_N == 1).all():
+            found[name] = torch.from_numpy(numbers_N)
+    return found
 
 
 @dataclass(frozen=True)
@@ -84,15 +150,19 @@ class Step:
         micro_batches: in the order in which they are computed.
         num_units: what the loss is divided by, of all ranks together.
         num_tokens: real tokens of all ranks together.
-        num_examples: examples of all ranks together.
-        rows: for each micro-batch, the number in the data set of the row of each sequence.
+        num_examples: examples of all ranks together, a packed one counted once.
     """
 
     micro_batches: tuple[MicroBatch, ...]
     num_units: int
     num_tokens: int
     num_examples: int
-    rows: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The numbers in the data set of this rank's rows, each once."""
+        found = (example.row for batch in self.micro_batches for example in batch.examples)
+        return tuple(dict.fromkeys(found))
 
     @property
     def num_computed(self) -> int:

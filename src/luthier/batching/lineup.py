@@ -10,7 +10,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from luthier.batching.prefixes import MIN_SAVED, Prefixes, branches
+from luthier.batching.prefixes import Prefixes, branches, least_saving
 
 MOST_MOVES = 64
 """Examples that are looked at to move one from a rank to another."""
@@ -30,7 +30,7 @@ class Lineup:
     Attributes:
         positions: where each example stands in the step.
         places: the inverse: where each position of the step stands in the line-up.
-        lengths: tokens of each example.
+        lengths: tokens that each example computes for itself, at most.
         saved: tokens that each surely saves next to the one before it.
     """
 
@@ -47,13 +47,8 @@ class Lineup:
 
     @classmethod
     def of_tree(cls, prefixes: Prefixes, lengths: Sequence[int]) -> Lineup:
-        """A line-up in which examples that begin alike stand together.
-
-        A tree leaves a stretch unshared that would save less than MIN_SAVED, so that two examples
-        save MIN_SAVED - 1 tokens fewer than they share at worst. Planned with this least saving,
-        no tree is larger than its plan says.
-        """
-        saved = [max(each - MIN_SAVED + 1, 0) for each in prefixes.common]
+        """A line-up in which examples that begin alike stand together."""
+        saved = [*map(least_saving, prefixes.common)]
         ordered = [lengths[position] for position in prefixes.order]
         sums = list(accumulate((n - s for n, s in zip(ordered, saved, strict=True)), initial=0))
 

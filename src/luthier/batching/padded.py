@@ -1,4 +1,4 @@
-"""Examples side by side in a rectangle, padded on the right: the layout every model understands."""
+"""Sequences side by side, padded on the right to a rectangle: what every model understands."""
 
 # B rows, T tokens of the longest row, R real tokens, N reads
 
@@ -9,23 +9,19 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from luthier.batching.batch import MicroBatch
-from luthier.batching.rows import Example, join, weights_of
+from luthier.batching.batch import MicroBatch, join, join_numbers
+from luthier.example import Example
 from luthier.records import IGNORE_INDEX
-
-__all__ = ["Example", "pad"]
 
 
 def pad(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
-    """A micro-batch of right-padded rows.
+    """A micro-batch of right-padded rows, one for each sequence.
 
     An empty list gives one row of one unlearned token, so that a rank with nothing to do still
     takes part in the collectives of a forward and backward pass.
     """
-    is_idle = not examples
-    if is_idle:
-        examples = [{"input_ids": [pad_token_id], "labels": [IGNORE_INDEX]}]
-    ids_R, labels_R, lengths_B = join(examples)
+    given = tuple(examples)
+    ids_R, labels_R, lengths_B, owners_B = join(given or [Example([pad_token_id], [IGNORE_INDEX])])
     longest = int(lengths_B.max())
     is_real_BT = np.arange(longest) < lengths_B[:, None]
     input_ids_BT = np.full(is_real_BT.shape, pad_token_id, dtype=np.int64)
@@ -42,6 +38,9 @@ def pad(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
         targets=torch.from_numpy(labels_BT[row_N, column_N + 1]),
         sequences=torch.from_numpy(row_N),
         ends=torch.from_numpy(np.arange(len(lengths_B)) * longest + lengths_B - 1),
-        num_tokens=0 if is_idle else len(ids_R),
-        weights=weights_of(examples, starts_B[row_N] + column_N + 1),
+        num_tokens=len(ids_R) if given else 0,
+        examples=given,
+        owners=torch.from_numpy(owners_B),
+        token_numbers=join_numbers(given, "token_numbers", starts_B[row_N] + column_N + 1),
+        sequence_numbers=join_numbers(given, "sequence_numbers"),
     )

@@ -7,7 +7,8 @@ from heapq import heappop, heappush
 from typing import TypeAlias
 
 from luthier.batching.lineup import Lineup
-from luthier.batching.prefixes import MIN_SAVED, Prefixes
+from luthier.batching.prefixes import MIN_SAVED, Prefixes, find_group_prefixes
+from luthier.example import Example
 
 MicroBatches: TypeAlias = list[list[int]]
 """Micro-batches of one rank; each is a list of positions in the step."""
@@ -22,6 +23,27 @@ EVENING_TRIALS = 5
 """Smaller budgets that are tried for micro-batches of like size; each halves the uncertainty."""
 
 
+def plan_examples(
+    examples: Sequence[Example],
+    world_size: int,
+    token_budget: int,
+    *,
+    is_padded: bool,
+    share_prefixes: bool,
+) -> list[MicroBatches]:
+    """`plan_step` for these examples, whose sequences stay together."""
+    sequences = [each.sequences() for each in examples]
+    if is_padded:
+        longest = [max(map(len, each)) for each in sequences]
+        rows = [*map(len, sequences)]
+        return plan_step(longest, world_size, token_budget, is_padded=True, rows=rows)
+    if share_prefixes:
+        shared, sizes = find_group_prefixes(sequences)
+        return plan_step(sizes, world_size, token_budget, is_padded=False, shared=shared)
+    lengths = [len(each.input_ids) for each in examples]
+    return plan_step(lengths, world_size, token_budget, is_padded=False)
+
+
 def plan_step(
     lengths: Sequence[int],
     world_size: int,
@@ -29,6 +51,7 @@ def plan_step(
     *,
     is_padded: bool,
     shared: Prefixes | None = None,
+    rows: Sequence[int] | None = None,
 ) -> list[MicroBatches]:
     """Deals the examples of one step to ranks and cuts each rank's share into micro-batches.
 
@@ -43,13 +66,15 @@ def plan_step(
     step, and dealt.
 
     Args:
-        lengths: tokens of each example of the step, all ranks together.
+        lengths: tokens that each example of the step computes for itself, all ranks together; with
+            `is_padded` those of its longest sequence.
         world_size: the number of ranks.
         token_budget: the most tokens of a micro-batch. A longer example travels alone.
         is_padded: whether rows are padded to the longest of their micro-batch, so that a
             micro-batch costs rows times longest; otherwise it costs the sum of its lengths, less
             what its examples share.
         shared: how the examples begin alike, if that is computed once; not with `is_padded`.
+        rows: with `is_padded` the sequences of each example; by default one.
 
     Returns:
         For each rank its micro-batches, equally many on every rank (collectives need that), the
@@ -61,13 +86,16 @@ def plan_step(
     assert token_budget > 0, token_budget
     assert shared is None or not is_padded, "nothing is shared in a rectangle"
 
+    num_rows = [1] * len(lengths) if rows is None else rows
+
     def area(micro_batch: Sequence[int]) -> int:
-        return len(micro_batch) * max((lengths[each] for each in micro_batch), default=0)
+        longest = max((lengths[each] for each in micro_batch), default=0)
+        return longest * sum(num_rows[each] for each in micro_batch)
 
     def cut_padded(share: Sequence[int], budget: int) -> MicroBatches:
-        return _cut_padded(share, lengths, budget)
+        return _cut_padded(share, lengths, num_rows, budget)
 
-    blind = Lineup.apart(lengths)
+    blind = Lineup.apart([n * rows for n, rows in zip(lengths, num_rows, strict=True)])
     cut: Cut = cut_padded if is_padded else blind.cut
     cost: Cost = area if is_padded else blind.cost
     plans = [_cut_evenly(deal, cut, cost, token_budget) for deal in blind.deals(world_size)]
@@ -103,15 +131,19 @@ def _burden(plan: list[MicroBatches], cost: Cost) -> tuple[int, int, int]:
     return max(loads), sum(loads), max(map(len, plan))
 
 
-def _cut_padded(share: Sequence[int], lengths: Sequence[int], token_budget: int) -> MicroBatches:
-    """Neighbours in length share a rectangle; `share` comes longest first."""
+def _cut_padded(
+    share: Sequence[int], lengths: Sequence[int], rows: Sequence[int], token_budget: int
+) -> MicroBatches:
+    """Neighbours in length share a rectangle, the longest first."""
     micro_batches: MicroBatches = []
-    for position in share:
-        longest = lengths[micro_batches[-1][0]] if micro_batches else 0
-        if micro_batches and longest * (len(micro_batches[-1]) + 1) <= token_budget:
+    longest = num_rows = 0
+    for position in sorted(share, key=lengths.__getitem__, reverse=True):
+        if micro_batches and longest * (num_rows + rows[position]) <= token_budget:
             micro_batches[-1].append(position)
+            num_rows += rows[position]
         else:
             micro_batches.append([position])
+            longest, num_rows = lengths[position], rows[position]
     return micro_batches
 
 

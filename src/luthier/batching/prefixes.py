@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from luthier.batching.rows import Integers
+from luthier.batching.batch import Integers
 
 MIN_SAVED = 8
 """Tokens that a shared stretch has to save, or each sequence keeps its own copy.
@@ -31,7 +31,7 @@ class Prefixes:
     common: list[int]
 
 
-def find_prefixes(sequences: Sequence[Sequence[int] | Integers]) -> Prefixes:
+def find_prefixes(sequences: Sequence[Integers]) -> Prefixes:
     """Sorts token sequences and compares neighbours; one that begins another comes before it."""
     # big-endian bytes compare as the numbers do, and Python compares bytes without a loop
     arrays = [np.asarray(each) for each in sequences]
@@ -43,6 +43,40 @@ def find_prefixes(sequences: Sequence[Sequence[int] | Integers]) -> Prefixes:
         if keys[before][:4] == keys[here][:4]:
             common[at] = _count_common(arrays[before], arrays[here])
     return Prefixes(order, common)
+
+
+def find_group_prefixes(groups: Sequence[Sequence[Integers]]) -> tuple[Prefixes, list[int]]:
+    """How groups of sequences that stay together begin alike, and how large each is for itself.
+
+    A group stands where the first of its sequences, in their order, does. What two groups share is
+    at least what these two share, so any set of groups computes as one tree the sum of their sizes
+    less what neighbours share, or less: the chain of all sequences in their order is a heaviest
+    spanning tree of what pairs of them share, and this is another one.
+
+    Returns:
+        The groups in the order of their first sequences; the most tokens that each computes.
+    """
+    firsts, sizes = [], []
+    for group in groups:
+        size = sum(map(len, group))
+        first = group[0]
+        if len(group) > 1:
+            inside = find_prefixes(group)
+            size -= sum(map(least_saving, inside.common))
+            first = group[inside.order[0]]
+        firsts.append(first)
+        sizes.append(size)
+    return find_prefixes(firsts), sizes
+
+
+def least_saving(common: int) -> int:
+    """What two neighbours that share so many tokens surely save in a tree.
+
+    It leaves a stretch unshared that would save less than MIN_SAVED, so that two sequences save
+    MIN_SAVED - 1 tokens fewer than they share at worst. Planned with this least saving, no tree is
+    larger than its plan says.
+    """
+    return max(common - MIN_SAVED + 1, 0)
 
 
 def _count_common(first: Integers, second: Integers) -> int:

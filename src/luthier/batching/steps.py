@@ -9,15 +9,16 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
+import datasets
 import torch
 from torch.utils.data import DataLoader, Sampler
 
 from luthier.batching.batch import MicroBatch, Step
 from luthier.batching.padded import pad
-from luthier.batching.plan import plan_step
-from luthier.batching.prefixes import find_prefixes
-from luthier.batching.rows import Columns, Example, RowReader
+from luthier.batching.plan import plan_examples
+from luthier.batching.streamed import StreamedTable
 from luthier.batching.tree import build_tree
+from luthier.example import Example, read_examples, used_columns
 from luthier.signals import held, let_first_pass
 
 
@@ -71,13 +72,12 @@ class StepSampler(Sampler[list[int]]):
 class StepBuilder:
     """Makes a rank's `Step` of the examples of one update.
 
-    The sequences of a packed example do not see each other, so each is planned and placed for
-    itself: the loss of a step is a sum over all of them, wherever they are computed.
+    The sequences of an example stay together. The documents of a packed one do not see each other,
+    so each is planned and placed for itself: the loss of a step is a sum over all of them, wherever
+    they are computed.
 
     Attributes:
-        dataset: columns `input_ids`, `labels`, `units_column`, and `sequence_lengths` where
-            examples are packed.
-        units_column: the column that counts what the loss of an example is divided by.
+        dataset: a table of `luthier.example.schema`.
         pad_token_id: fills the rectangles.
         token_budget: the most tokens of a micro-batch that are computed: padding counts, a shared
             prefix counts once.
@@ -87,8 +87,7 @@ class StepBuilder:
         share_prefixes: whether a tree computes once what examples begin with alike.
     """
 
-    dataset: Columns
-    units_column: str
+    dataset: datasets.Dataset | StreamedTable
     pad_token_id: int
     token_budget: int
     rank: int = 0
@@ -97,39 +96,36 @@ class StepBuilder:
     share_prefixes: bool = False
 
     @cached_property
-    def _read(self) -> RowReader:
-        return RowReader(self.dataset, self.units_column)
+    def _table(self) -> Any:
+        if isinstance(self.dataset, StreamedTable):
+            return self.dataset
+        return self.dataset.with_format("arrow", columns=used_columns(self.dataset.column_names))
 
     def __call__(self, indices: Sequence[int]) -> Step:
         """The micro-batches of this rank; counts are those of all ranks, known without asking."""
-        sequences, lengths, units, owners = self._read(indices)
-        is_padded = self.layout == "padded"
-        is_shared = self.share_prefixes and not is_padded
-        plan = plan_step(
-            lengths,
+        rows = list(map(int, indices))
+        read = read_examples(self._table[rows], rows)
+        examples = [part for each in read for part in each.apart()]
+        plan = plan_examples(
+            examples,
             self.world_size,
             self.token_budget,
-            is_padded=is_padded,
-            shared=find_prefixes([each["input_ids"] for each in sequences]) if is_shared else None,
+            is_padded=self.layout == "padded",
+            share_prefixes=self.share_prefixes,
         )
         return Step(
             micro_batches=tuple(
-                self._build([sequences[each] for each in positions])
-                for positions in plan[self.rank]
+                self._build([examples[each] for each in positions]) for positions in plan[self.rank]
             ),
-            num_units=sum(units),
-            num_tokens=sum(lengths),
-            num_examples=len(indices),
-            rows=tuple(
-                tuple(int(indices[owners[each]]) for each in positions)
-                for positions in plan[self.rank]
-            ),
+            num_units=sum(each.num_units for each in read),
+            num_tokens=sum(len(each.input_ids) for each in read),
+            num_examples=len(read),
         )
 
-    def _build(self, sequences: Sequence[Example]) -> MicroBatch:
+    def _build(self, examples: Sequence[Example]) -> MicroBatch:
         if self.layout == "padded":
-            return pad(sequences, self.pad_token_id)
-        return build_tree(sequences, share_prefixes=self.share_prefixes)
+            return pad(examples, self.pad_token_id)
+        return build_tree(examples, share_prefixes=self.share_prefixes)
 
 
 class _Indices(torch.utils.data.Dataset[int]):

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from luthier.batching.batch import MicroBatch
+from luthier.batching.batch import Integers, MicroBatch, join, join_numbers
 from luthier.batching.prefixes import MIN_SAVED, branches, find_prefixes
-from luthier.batching.rows import Example, Integers, join, weights_of
+from luthier.example import Example
 from luthier.records import IGNORE_INDEX, Segment
 
 
@@ -35,16 +35,13 @@ def build_tree(examples: Sequence[Example], *, share_prefixes: bool) -> MicroBat
     sequence that another one begins with adds nothing.
 
     Args:
-        examples: tokens and labels; a label that is not IGNORE_INDEX is learned, in its own
-            sequence only, and by its weight there. An empty list gives one unlearned token, so
-            that a rank with nothing to do still takes part in the collectives of a forward and
-            backward pass.
+        examples: a label that is not IGNORE_INDEX is learned, in its own sequence only. An empty
+            list gives one unlearned token, so that a rank with nothing to do still takes part in
+            the collectives of a forward and backward pass.
         share_prefixes: False packs the sequences one after the other, in their order.
     """
-    is_idle = not examples
-    if is_idle:
-        examples = [{"input_ids": [0], "labels": [IGNORE_INDEX]}]
-    ids_R, labels_R, lengths_S = join(examples)
+    given = tuple(examples)
+    ids_R, labels_R, lengths_S, owners_S = join(given or [Example([0], [IGNORE_INDEX])])
     starts_S = np.cumsum(lengths_S) - lengths_S
     places_R: Integers = np.arange(len(ids_R))
     stretches = [_Stretch(each, 0, n, -1) for each, n in enumerate(lengths_S.tolist())]
@@ -69,8 +66,11 @@ def build_tree(examples: Sequence[Example], *, share_prefixes: bool) -> MicroBat
         targets=torch.from_numpy(labels_R[reads_N]),
         sequences=torch.from_numpy(np.repeat(np.arange(len(lengths_S)), lengths_S)[reads_N]),
         ends=torch.from_numpy(places_R[starts_S + lengths_S - 1]),
-        num_tokens=0 if is_idle else len(ids_R),
-        weights=weights_of(examples, reads_N),
+        num_tokens=len(ids_R) if given else 0,
+        examples=given,
+        owners=torch.from_numpy(owners_S),
+        token_numbers=join_numbers(given, "token_numbers", reads_N),
+        sequence_numbers=join_numbers(given, "sequence_numbers"),
     )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from luthier.data.origins import join_origins
 from luthier.errors import DataError
+from luthier.example import Example, count_learned
 from luthier.records import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -17,31 +18,6 @@ if TYPE_CHECKING:
     Tokens: TypeAlias = NDArray[numpy.int32]
 else:
     Tokens = Any
-
-
-class Document(NamedTuple):
-    """Tokens of a text, EOS at their end and no BOS before them, and where the text stands."""
-
-    input_ids: Tokens
-    origin: str = ""
-
-
-class Block(NamedTuple):
-    """An example of one or several sequences that do not see each other.
-
-    Attributes:
-        input_ids: their tokens, one sequence after the other.
-        labels: as many; IGNORE_INDEX on BOS and on what is only context.
-        sequence_lengths: tokens of each sequence.
-        origin: where its documents stand.
-        num_documents: how many have tokens in it.
-    """
-
-    input_ids: Tokens
-    labels: Tokens
-    sequence_lengths: list[int]
-    origin: str
-    num_documents: int
 
 
 @dataclass(frozen=True)
@@ -73,7 +49,7 @@ class BlockOptions:
             )
 
 
-def cut_blocks(documents: Iterable[Document], options: BlockOptions) -> Iterator[Block]:
+def cut_blocks(documents: Iterable[Example], options: BlockOptions) -> Iterator[Example]:
     """Blocks that hold every token of the documents, in their order, once as something new.
 
     Without BOS and overlap, blocks of the stream are `stream[n * cutoff_len :][:cutoff_len]`; only
@@ -82,7 +58,8 @@ def cut_blocks(documents: Iterable[Document], options: BlockOptions) -> Iterator
     the other would, so they begin the next block where only two fit.)
 
     Args:
-        documents: none empty; they are drawn one by one, and only the current one is kept.
+        documents: tokens of texts, EOS at their end and no BOS before them, none empty; they are
+            drawn one by one, and only the current one is kept.
         options: lengths, isolation and overlap.
     """
     if options.is_isolated or not options.is_packed:
@@ -90,7 +67,7 @@ def cut_blocks(documents: Iterable[Document], options: BlockOptions) -> Iterator
     return _cut_stream(documents, options)
 
 
-def _cut_isolated(documents: Iterable[Document], options: BlockOptions) -> Iterator[Block]:
+def _cut_isolated(documents: Iterable[Example], options: BlockOptions) -> Iterator[Example]:
     growing = _Growing(options)
     num_bos = int(options.bos is not None)
     for document in documents:
@@ -112,7 +89,6 @@ def _cut_isolated(documents: Iterable[Document], options: BlockOptions) -> Itera
             growing.begin(document.origin)
             growing.add(tokens[start - context : start], is_new=False)
             growing.add(tokens[start : start + taken], is_new=True)
-            growing.num_documents += 1
             start += taken
         if not options.is_packed:
             yield growing.close()
@@ -120,7 +96,7 @@ def _cut_isolated(documents: Iterable[Document], options: BlockOptions) -> Itera
         yield growing.close()
 
 
-def _cut_stream(documents: Iterable[Document], options: BlockOptions) -> Iterator[Block]:
+def _cut_stream(documents: Iterable[Example], options: BlockOptions) -> Iterator[Example]:
     growing = _Growing(options)
     context: Tokens | None = None
     for document in documents:
@@ -134,7 +110,6 @@ def _cut_stream(documents: Iterable[Document], options: BlockOptions) -> Iterato
                 growing.origins.append(document.origin)
             taken = min(growing.room, len(tokens) - start)
             growing.add(tokens[start : start + taken], is_new=True)
-            growing.num_documents += 1
             start += taken
             if not growing.room:
                 block = growing.close()
@@ -159,7 +134,6 @@ class _Growing:
         self.lengths: list[int] = []
         self.size = 0
         self.origins: list[str] = []
-        self.num_documents = 0
 
     @property
     def room(self) -> int:
@@ -178,7 +152,7 @@ class _Growing:
         self.lengths[-1] += len(tokens)
         self.size += len(tokens)
 
-    def close(self) -> Block:
+    def close(self) -> Example:
         """The block; the next one is empty."""
         import numpy
 
@@ -189,8 +163,13 @@ class _Growing:
             if not is_new:
                 labels[at : at + len(tokens)] = IGNORE_INDEX
             at += len(tokens)
-        block = Block(
-            input_ids, labels, self.lengths, join_origins(self.origins), self.num_documents
+        block = Example(
+            input_ids,
+            labels,
+            count_learned(labels, self.lengths),
+            tuple(self.lengths),
+            is_packed=True,
+            origin=join_origins(self.origins),
         )
         self._clear()
         return block

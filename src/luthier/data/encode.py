@@ -13,10 +13,10 @@ from luthier.data.check import RowError, RowProblem
 from luthier.data.frames import Render, find_frame
 from luthier.data.words import TYPECODE, Ids, TextTokenizer
 from luthier.errors import DataError, TemplateError
+from luthier.example import WEIGHT, Example, count_learned
 from luthier.records import (
     IGNORE_INDEX,
     Conversation,
-    Encoded,
     Message,
     Piece,
     Special,
@@ -67,28 +67,7 @@ class EncodingOptions:
         )
 
 
-EncodedOrProblem: TypeAlias = Encoded | RowProblem
-
-
-class Example(NamedTuple):
-    """An `Encoded` with its numbers in arrays.
-
-    Attributes:
-        input_ids: the tokens.
-        labels: as many; for prompts the answer's tokens.
-        num_cut: tokens that had no room.
-        weights: as many float32 as tokens, how much the loss of each counts; None for one each.
-    """
-
-    input_ids: Ids
-    labels: Ids
-    num_cut: int = 0
-    weights: Any = None
-
-    def as_record(self) -> Encoded:
-        """The same with lists."""
-        weights = None if self.weights is None else self.weights.tolist()
-        return Encoded(self.input_ids.tolist(), self.labels.tolist(), self.num_cut, weights)
+EncodedOrProblem: TypeAlias = Example | RowProblem
 
 
 class LeftOut(NamedTuple):
@@ -105,12 +84,6 @@ _ANSWERS = ("assistant", "function")
 
 Outcome: TypeAlias = list[Example] | RowProblem | LeftOut
 """What becomes of a row: one example, several with `split`, or none."""
-
-
-def count_learned(encoded: Encoded) -> int:
-    """How many positions are predicted: the first token never is."""
-    labels = encoded.labels
-    return len(labels) - 1 - labels[1:].count(IGNORE_INDEX) if labels else 0
 
 
 def share_room(num_source: int, num_target: int, room: int) -> tuple[int, int]:
@@ -240,7 +213,7 @@ class Encoder:
             (((source, _), (target, _)),), num_cut, ends = cut.turns, cut.num_cut, cut.ends
         if self.template.efficient_eos and ends:
             target = target + array(TYPECODE, [self._eos()])
-        return [Example(source, target, num_cut)]
+        return [Example(source, target, len(target), num_cut=num_cut)]
 
     def _room(self) -> int:
         return self.options.cutoff_len - int(self.template.efficient_eos)
@@ -391,18 +364,22 @@ class Encoder:
             is_learned = not marks or marks[-1][1] != 0
             labels.append(eos if is_learned else IGNORE_INDEX)
             weights.append((1, weights[-1][1] if weights else 1.0))
-        return Example(input_ids, labels, num_cut, _spread(weights, conversation.weight))
+        return Example(
+            input_ids,
+            labels,
+            count_learned(labels),
+            token_numbers=_spread(weights, conversation.weight),
+            num_cut=num_cut,
+        )
 
     def _finish(self, conversation: Conversation, example: Example) -> Outcome:
         """The example, if something of it is learned."""
-        labels = example.labels
-        ends_learned = len(labels) > 1 and labels[-1] != IGNORE_INDEX
-        if ends_learned or labels[1:].count(IGNORE_INDEX) < len(labels) - 1:
+        if example.num_units:
             return [example]
         if example.num_cut:
-            return LeftOut(OVERLONG, len(labels) + example.num_cut)
+            return LeftOut(OVERLONG, len(example.labels) + example.num_cut)
         if any(one.weight == 0 for one in conversation.messages):
-            return LeftOut(UNLEARNED, len(labels))
+            return LeftOut(UNLEARNED, len(example.labels))
         fix = "Write an answer, or leave the row out."
         error = RowError("", "no learned token is left", fix, ": its answers are empty")
         return RowProblem.of(conversation.origin, error)
@@ -518,7 +495,7 @@ class Encoder:
                 break
             turns = following
         if parts:
-            parts[0] = parts[0]._replace(num_cut=parts[0].num_cut + num_lost)
+            parts[0] = replace(parts[0], num_cut=parts[0].num_cut + num_lost)
             return parts
         return left_out if isinstance(left_out, RowProblem) else LeftOut(left_out.reason, num_all)
 
@@ -617,15 +594,15 @@ def _marks(conversation: Conversation, num_turns: int) -> list[tuple[float | Non
     return list(zip(weights[::2], weights[1::2], strict=True))[len(messages) // 2 - num_turns :]
 
 
-def _spread(parts: Sequence[tuple[int, float]], of_row: float | None) -> Any:
-    """The weight of each token; None when all that is learned counts once."""
+def _spread(parts: Sequence[tuple[int, float]], of_row: float | None) -> dict[str, Any]:
+    """The weight of each token; nothing when all that is learned counts once."""
     factor = 1.0 if of_row is None else of_row
     if factor == 1 and all(weight in (0, 1) for _, weight in parts):
-        return None
+        return {}
     weights = array("f")
     for count, weight in parts:
         weights += array("f", [weight * factor]) * count
-    return weights
+    return {WEIGHT: weights}
 
 
 def _question(conversation: Conversation) -> Conversation:
@@ -639,7 +616,8 @@ def _with(conversation: Conversation, messages: Sequence[Message]) -> Conversati
 
 def _as_record(conversation: Conversation, outcome: Outcome) -> EncodedOrProblem:
     if isinstance(outcome, list):
-        return outcome[0].as_record()
+        example = outcome[0]
+        return replace(example, input_ids=[*example.input_ids], labels=[*example.labels])
     if isinstance(outcome, RowProblem):
         return outcome
     error = RowError("", outcome.reason, "", f" ({outcome.num_tokens:,} tokens)")

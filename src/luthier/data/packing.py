@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain, count, islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from luthier.data.best_fit import best_fit
-from luthier.data.blocks import Block, BlockOptions, Document, cut_blocks
+from luthier.data.blocks import BlockOptions, cut_blocks
 from luthier.data.cache import Store, get_or_build, write_shard
 from luthier.data.origins import join_origins, place
 from luthier.data.report import Packing
-from luthier.data.table import lists_of
-from luthier.records import IGNORE_INDEX
+from luthier.example import Example, as_batch, read_examples, schema
 
 if TYPE_CHECKING:
     import datasets
-    import numpy
-    import pyarrow
-    from numpy.typing import NDArray
 
 TOKENS_TOGETHER = 1 << 22
 """Tokens that are read, and written, at a time."""
@@ -39,7 +35,7 @@ class Packer(Protocol):
     def ingredients(self) -> dict[str, Any]:
         """What decides about the blocks beside the rows."""
 
-    def blocks(self, dataset: datasets.Dataset) -> Iterator[Block]:
+    def blocks(self, dataset: datasets.Dataset) -> Iterator[Example]:
         """They, in order."""
 
     def line(self, packing: Packing) -> str:
@@ -61,7 +57,7 @@ class DocumentPacker:
         """The options."""
         return asdict(self.options)
 
-    def blocks(self, dataset: datasets.Dataset) -> Iterator[Block]:
+    def blocks(self, dataset: datasets.Dataset) -> Iterator[Example]:
         """Of documents in the order of the data set."""
         return cut_blocks(_documents(dataset), self.options)
 
@@ -94,7 +90,7 @@ class RowPacker:
         """The size."""
         return {"best_fit": self.size}
 
-    def blocks(self, dataset: datasets.Dataset) -> Iterator[Block]:
+    def blocks(self, dataset: datasets.Dataset) -> Iterator[Example]:
         """Of rows with ids and labels, none longer than a block."""
         import numpy
 
@@ -103,20 +99,17 @@ class RowPacker:
         table = dataset.with_format("arrow")
         waiting = iter(groups)
         while together := list(islice(waiting, max(TOKENS_TOGETHER // self.size, 1))):
-            found = table[[number for group in together for number in group]]
-            ids, labels = (_unpack(found[name]) for name in ("input_ids", "labels"))
-            origins = _places(found)
-            start = 0
+            found = _placed(table[[number for group in together for number in group]])
             for group in together:
-                here = slice(start, start + len(group))
-                yield Block(
-                    numpy.concatenate(ids[here]),
-                    numpy.concatenate(labels[here]),
-                    [len(one) for one in ids[here]],
-                    join_origins(origins[here]),
-                    len(group),
+                members = list(islice(found, len(group)))
+                yield Example(
+                    numpy.concatenate([each.input_ids for each in members]),
+                    numpy.concatenate([each.labels for each in members]),
+                    sum(each.num_units for each in members),
+                    tuple(len(each.input_ids) for each in members),
+                    is_packed=True,
+                    origin=join_origins(each.origin for each in members),
                 )
-                start += len(group)
 
     def line(self, packing: Packing) -> str:
         """Says what a step counts now."""
@@ -166,50 +159,7 @@ def pack(
     return blocks, packing, published.folder
 
 
-def schema() -> pyarrow.Schema:
-    """The columns of a shard of blocks."""
-    import pyarrow
-
-    integers = pyarrow.list_(pyarrow.int32())
-    return pyarrow.schema(
-        {
-            "input_ids": integers,
-            "labels": integers,
-            "sequence_lengths": integers,
-            "num_tokens": pyarrow.int32(),
-            "num_learned": pyarrow.int32(),
-            "origin": pyarrow.string(),
-        }
-    )
-
-
-def as_batch(blocks: Sequence[Block]) -> pyarrow.RecordBatch:
-    """Blocks as a record batch of `schema`, their tokens counted."""
-    import numpy
-    import pyarrow
-
-    lengths = [numpy.array(block.sequence_lengths, numpy.int32) for block in blocks]
-    columns = [
-        lists_of([block.input_ids for block in blocks], pyarrow.int32()),
-        lists_of([block.labels for block in blocks], pyarrow.int32()),
-        lists_of(lengths, pyarrow.int32()),
-        pyarrow.array([len(block.input_ids) for block in blocks], pyarrow.int32()),
-        pyarrow.array([count_learned(block) for block in blocks], pyarrow.int32()),
-        pyarrow.array([block.origin for block in blocks], pyarrow.string()),
-    ]
-    return pyarrow.RecordBatch.from_arrays(columns, schema=schema())
-
-
-def count_learned(block: Block) -> int:
-    """Predicted positions: learned, and not the first of a sequence."""
-    import numpy
-
-    is_learned = block.labels != IGNORE_INDEX
-    ends = numpy.cumsum(block.sequence_lengths)
-    return int(is_learned.sum() - is_learned[ends - block.sequence_lengths].sum())
-
-
-def _write(store: Store, blocks: Iterator[Block], packing: Packing) -> None:
+def _write(store: Store, blocks: Iterator[Example], packing: Packing) -> None:
     """Shards of blocks, at least one; the counts go into `packing`."""
     batches = _batches(blocks, packing.size)
     for number in count():
@@ -220,32 +170,31 @@ def _write(store: Store, blocks: Iterator[Block], packing: Packing) -> None:
         store.add(write_shard(store.folder, number, write))
 
 
-def _write_shard(batches: Iterable[list[Block]], packing: Packing, path: Path) -> dict[str, Any]:
+def _write_shard(batches: Iterable[list[Example]], packing: Packing, path: Path) -> dict[str, Any]:
     """As many of the batches as a shard holds."""
     import pyarrow
 
     written = 0
     with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, schema()) as stream:
         for together in batches:
-            batch = as_batch(together)
-            stream.write_batch(batch)
-            num_tokens = sum(batch.column("num_tokens").to_pylist())
+            stream.write_batch(as_batch(together))
+            num_tokens = sum(len(block.input_ids) for block in together)
             packing.num_blocks += len(together)
-            packing.num_sequences += sum(len(block.sequence_lengths) for block in together)
+            packing.num_sequences += sum(len(block.lengths) for block in together)
             packing.num_tokens += num_tokens
-            packing.num_learned += sum(batch.column("num_learned").to_pylist())
+            packing.num_learned += sum(block.num_units for block in together)
             written += num_tokens
             if written >= TOKENS_OF_A_SHARD:
                 break
     return {}
 
 
-def _batches(blocks: Iterator[Block], size: int) -> Iterator[list[Block]]:
+def _batches(blocks: Iterator[Example], size: int) -> Iterator[list[Example]]:
     while together := list(islice(blocks, max(TOKENS_TOGETHER // size, 1))):
         yield together
 
 
-def _documents(dataset: datasets.Dataset) -> Iterator[Document]:
+def _documents(dataset: datasets.Dataset) -> Iterator[Example]:
     """The rows in order, as many at a time as have `TOKENS_TOGETHER`."""
     import numpy
 
@@ -254,25 +203,11 @@ def _documents(dataset: datasets.Dataset) -> Iterator[Document]:
     limits = [0, *(numpy.flatnonzero(numpy.diff(groups)) + 1).tolist(), len(lengths)]
     table = dataset.with_format("arrow")
     for start, end in pairwise(limits):
-        found = table[start:end]
-        yield from map(Document, _unpack(found["input_ids"]), _places(found))
+        yield from _placed(table[start:end])
 
 
-def _places(rows: Any) -> list[str]:
-    """Where the rows of an Arrow table stand; those of a stream do not know their number."""
-    origins: list[str] = rows["origin"].to_pylist()
-    if "row" not in rows.column_names:
-        return origins
-    return [*map(place, origins, rows["row"].to_pylist())]
-
-
-def _unpack(column: Any) -> list[NDArray[numpy.int32]]:
-    """The lists of an Arrow column as arrays."""
-    import numpy
-
-    found = []
-    for chunk in column.chunks:
-        values = chunk.flatten().to_numpy()
-        ends = numpy.cumsum(chunk.value_lengths().to_numpy()).tolist()
-        found += [values[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-    return found
+def _placed(table: Any) -> Iterator[Example]:
+    """The examples of a table, those of a JSON array named by their row, too."""
+    for example in read_examples(table):
+        origin = place(example.origin, example.row) if example.row >= 0 else example.origin
+        yield replace(example, origin=origin)

@@ -38,6 +38,7 @@ from luthier.data.streaming.stream import Stream
 from luthier.data.table import Purpose, Task, make_shards, read_rows
 from luthier.data.tokenized import Tokenized, is_written
 from luthier.errors import DataError
+from luthier.example import WEIGHTS
 from luthier.records import Conversation, Record
 from luthier.secrecy import masked
 
@@ -51,16 +52,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EncodedDatasets", "check_datasets", "find_tool_turns", "load_datasets", "read_rows"]
 
-COLUMNS = [
-    "input_ids",
-    "labels",
-    "weights",
-    "sequence_lengths",
-    "num_tokens",
-    "num_learned",
-    "origin",
-    "row",
-]
 PROMPT_COLUMNS = ["input_ids", "labels", "origin"]
 
 
@@ -69,9 +60,7 @@ class EncodedDatasets:
     """What a run trains, evaluates and predicts on.
 
     Attributes:
-        train: columns input_ids, labels, num_tokens, num_learned, origin, row (its number in its
-            data set), and sequence_lengths where examples are packed, or weights (of each token, or
-            null) where some rows have any; a stream of such rows; None without training.
+        train: a table of `luthier.example.schema`, or a stream of such rows; None without training.
         eval: the same by the name of the set; the name is empty for a single one.
         predict: input_ids (the prompt), labels (the answer) and origin, by the same names.
         report: what became of the rows.
@@ -237,9 +226,7 @@ class _Loader:
 
     def _finish(self, found: EncodedDatasets) -> EncodedDatasets:
         if found.train is not None and not isinstance(found.train, Stream):
-            train = _select(found.train)
-            found.train, self.report.num_train = train, len(train)
-        found.eval = {name: _select(one) for name, one in found.eval.items()}
+            self.report.num_train = len(found.train)
         found.predict = {
             name: one.select_columns(PROMPT_COLUMNS) for name, one in found.predict.items()
         }
@@ -288,7 +275,7 @@ class _Loader:
         if packer is None:
             return dataset
         for name in names:
-            if "weights" in self._encoded[name, "learn", False].column_names:
+            if WEIGHTS in self._encoded[name, "learn", False].column_names:
                 refuse_weights(name, "packing")
         data = self.data
         key = hash_of(
@@ -480,10 +467,6 @@ def _load_catalog(data_args: DataArguments) -> Catalog:
         if not is_written(data_args.tokenized_path):
             raise
         return Catalog({}, str(data_args.dataset_dir), Path("."), absence=str(error))
-
-
-def _select(dataset: datasets.Dataset) -> datasets.Dataset:
-    return dataset.select_columns([name for name in COLUMNS if name in dataset.column_names])
 
 
 def _join(sets: Sequence[datasets.Dataset]) -> datasets.Dataset:

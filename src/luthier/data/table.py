@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import gc
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
 from luthier.data.cache import Shard, Store, write_shard
 from luthier.data.check import RowError, RowProblem
-from luthier.data.encode import UNLEARNED, Encoder, Example, LeftOut, Outcome
+from luthier.data.encode import UNLEARNED, Encoder, LeftOut, Outcome
 from luthier.data.formats.fields import refuse_media
 from luthier.data.formats.registry import FORMATS, Format, Reading
 from luthier.data.report import Counts
@@ -21,7 +20,8 @@ from luthier.data.rows import RowOrProblem
 from luthier.data.stretches import Stretch
 from luthier.data.workers import start_pool
 from luthier.errors import DataError
-from luthier.records import IGNORE_INDEX, Conversation, Origin
+from luthier.example import Example, as_batch, schema
+from luthier.records import Conversation, Origin
 from luthier.templates.fit import kind_of
 from luthier.templates.template import Template
 
@@ -36,28 +36,6 @@ T = TypeVar("T")
 ONLY_ASKED = "no answer, only generated from"
 NUM_WAITING = 2
 """Stretches that are read ahead for each worker."""
-
-
-def schema(*, has_weights: bool = False) -> pyarrow.Schema:
-    """The columns of a shard.
-
-    `row` numbers the rows that are used, so that the two purposes can be matched; several examples
-    of one row have its number. `weights` is there only where some row has them.
-    """
-    import pyarrow
-
-    integers = pyarrow.list_(pyarrow.int32())
-    columns = {
-        "input_ids": integers,
-        "labels": integers,
-        "num_tokens": pyarrow.int32(),
-        "num_learned": pyarrow.int32(),
-        "origin": pyarrow.string(),
-        "row": pyarrow.int64(),
-    }
-    if has_weights:
-        columns["weights"] = pyarrow.list_(pyarrow.float32())
-    return pyarrow.schema(columns)
 
 
 class Makes(Protocol):
@@ -102,18 +80,19 @@ class Work:
 
         counts = Counts()
         rows = task.stretch.rows()
-        first, columns, stream = task.first_row, None, None
-        # the columns of a file are known when its batches are; those with weights are few
-        with pyarrow.OSFile(str(path), "wb") as file:
-            batches = []
-            while together := list(islice(rows, self.batch_size)):
-                batch = self.encode(together, first, counts)
-                first += len(together)
-                batches.append(batch)
-            columns = schema(has_weights=any("weights" in one.schema.names for one in batches))
-            with pyarrow.ipc.new_stream(file, columns) as stream:
-                for batch in batches:
-                    stream.write_batch(_with_columns(batch, columns))
+        first, batches = task.first_row, []
+        while together := list(islice(rows, self.batch_size)):
+            batches.append(pyarrow.Table.from_batches([self.encode(together, first, counts)]))
+            first += len(together)
+        # the columns of a file are known when its batches are; numbers that some lack are null
+        table = pyarrow.concat_tables(
+            batches or [schema().empty_table()], promote_options="default"
+        )
+        with (
+            pyarrow.OSFile(str(path), "wb") as file,
+            pyarrow.ipc.new_stream(file, table.schema) as stream,
+        ):
+            stream.write_table(table)
         return counts
 
     def encode(
@@ -141,11 +120,38 @@ class Work:
                 Counter(counts.kinds) + Counter(kind_of(one, template) for _, one in weighing)
             )
         encode = self.encoder.learn if self.purpose == "learn" else self.encoder.ask
-        kept = _Kept(self.purpose)
+        kept: list[Example] = []
         outcomes = encode([one for _, one in weighing])
         for (at, conversation), outcome in zip(weighing, outcomes, strict=True):
-            kept.take(first + at, conversation, outcome, counts)
-        return kept.as_batch(counts)
+            origin = str(conversation.origin or "")
+            found = self._count(outcome, counts)
+            kept += [replace(each, origin=origin, row=first + at) for each in found]
+        return as_batch(kept)
+
+    def _count(self, outcome: Outcome, counts: Counts) -> list[Example]:
+        """What a row gives, counted."""
+        if isinstance(outcome, RowProblem):
+            counts.skip(outcome)
+            return []
+        if isinstance(outcome, LeftOut):
+            counts.leave_out(outcome.reason)
+            counts.longest = max(counts.longest, outcome.num_tokens)
+            return []
+        num_cut = sum(each.num_cut for each in outcome)
+        num_tokens = sum(len(each.input_ids) for each in outcome)
+        num_learned = sum(each.num_units for each in outcome)
+        counts.num_kept += len(outcome)
+        counts.num_tokens += num_tokens
+        counts.num_learned += num_learned
+        if num_cut:
+            counts.num_rows_cut += 1
+            counts.num_tokens_cut += num_cut
+        if len(outcome) > 1:
+            counts.num_rows_split += 1
+            counts.num_parts += len(outcome)
+        num_answered = num_learned if self.purpose == "answer" else 0
+        counts.longest = max(counts.longest, num_tokens + num_answered + num_cut)
+        return outcome
 
 
 @dataclass(frozen=True)
@@ -161,111 +167,6 @@ class Task:
     number: int
     first_row: int
     stretch: Stretch
-
-
-@dataclass
-class _Kept:
-    """Examples on their way into a table."""
-
-    purpose: Purpose
-    examples: list[Example] = field(default_factory=list)
-    origins: list[str] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
-
-    def take(self, row: int, conversation: Conversation, outcome: Outcome, counts: Counts) -> None:
-        """Takes what became of a row."""
-        if isinstance(outcome, RowProblem):
-            counts.skip(outcome)
-            return
-        if isinstance(outcome, LeftOut):
-            counts.leave_out(outcome.reason)
-            counts.longest = max(counts.longest, outcome.num_tokens)
-            return
-        origin = str(conversation.origin or "")
-        num_cut = num_tokens = 0
-        for example in outcome:
-            self.examples.append(example)
-            self.origins.append(origin)
-            self.rows.append(row)
-            num_cut += example.num_cut
-            num_tokens += len(example.input_ids)
-            if self.purpose == "answer":
-                num_tokens += len(example.labels)
-        if num_cut:
-            counts.num_rows_cut += 1
-            counts.num_tokens_cut += num_cut
-        if len(outcome) > 1:
-            counts.num_rows_split += 1
-            counts.num_parts += len(outcome)
-        counts.longest = max(counts.longest, num_tokens + num_cut)
-
-    def as_batch(self, counts: Counts) -> pyarrow.RecordBatch:
-        """A record batch of `schema`, its tokens counted."""
-        import numpy
-        import pyarrow
-
-        ids = [example.input_ids for example in self.examples]
-        labels = [example.labels for example in self.examples]
-        num_tokens = numpy.fromiter(map(len, ids), numpy.int32, len(ids))
-        if self.purpose == "learn":
-            num_learned = _count_learned(b"".join(labels), num_tokens)
-        else:
-            num_learned = numpy.fromiter(map(len, labels), numpy.int32, len(labels))
-        counts.num_kept += len(ids)
-        counts.num_tokens += int(num_tokens.sum())
-        counts.num_learned += int(num_learned.sum())
-        columns = [
-            lists_of(ids, pyarrow.int32()),
-            lists_of(labels, pyarrow.int32()),
-            pyarrow.array(num_tokens),
-            pyarrow.array(num_learned),
-            pyarrow.array(self.origins, pyarrow.string()),
-            pyarrow.array(self.rows, pyarrow.int64()),
-        ]
-        has_weights = any(example.weights is not None for example in self.examples)
-        if has_weights:
-            weights = [
-                array("f", [1]) * len(example.input_ids)
-                if example.weights is None
-                else example.weights
-                for example in self.examples
-            ]
-            columns.append(lists_of(weights, pyarrow.float32()))
-        return pyarrow.RecordBatch.from_arrays(columns, schema=schema(has_weights=has_weights))
-
-
-def _count_learned(labels: bytes, lengths: Any) -> Any:
-    """Predicted positions of each example: learned, and not its first."""
-    import numpy
-
-    if not len(lengths):
-        return numpy.zeros(0, numpy.int32)
-    starts = numpy.concatenate([[0], numpy.cumsum(lengths[:-1])])
-    is_learned = (numpy.frombuffer(labels, numpy.int32) != IGNORE_INDEX).astype(numpy.int32)
-    is_learned[starts] = 0
-    return numpy.add.reduceat(is_learned, starts, dtype=numpy.int32)
-
-
-def lists_of(values: Sequence[Any], kind: Any) -> Any:
-    """An Arrow array of lists, copied once, of arrays of that kind."""
-    import numpy
-    import pyarrow
-
-    ends = numpy.cumsum([0, *map(len, values)], dtype=numpy.int64)
-    content = pyarrow.Array.from_buffers(
-        kind, int(ends[-1]), [None, pyarrow.py_buffer(b"".join(values))]
-    )
-    offsets = pyarrow.array(ends.astype(numpy.int32))
-    return pyarrow.ListArray.from_arrays(offsets, content)
-
-
-def _with_columns(batch: pyarrow.RecordBatch, columns: pyarrow.Schema) -> pyarrow.RecordBatch:
-    """The batch with `weights` of one, where others of the shard have some."""
-    if batch.schema.equals(columns):
-        return batch
-    ones = [array("f", [1]) * length for length in batch.column("num_tokens").to_pylist()]
-    arrays = [*batch.columns, lists_of(ones, columns.field("weights").type.value_type)]
-    return type(batch).from_arrays(arrays, schema=columns)
 
 
 def read_rows(

@@ -13,9 +13,10 @@ from luthier.data.check import RowProblem
 from luthier.data.formats.text import read_text
 from luthier.data.report import Counts
 from luthier.data.rows import Row, RowOrProblem
-from luthier.data.table import Task, lists_of, read_each
+from luthier.data.table import Task, read_each
 from luthier.data.words import TYPECODE, Ids, TextTokenizer
 from luthier.errors import DataError
+from luthier.example import Example, as_batch, schema
 from luthier.records import Text
 
 if TYPE_CHECKING:
@@ -25,20 +26,6 @@ if TYPE_CHECKING:
 EMPTY = "no text in it"
 MOST_CHARACTERS = 8_000_000
 """Texts that are tokenised together are no longer than that, but for a single one."""
-
-
-def schema() -> pyarrow.Schema:
-    """The columns of a shard of documents; see `luthier.data.table.schema`."""
-    import pyarrow
-
-    return pyarrow.schema(
-        {
-            "input_ids": pyarrow.list_(pyarrow.int32()),
-            "num_tokens": pyarrow.int32(),
-            "origin": pyarrow.string(),
-            "row": pyarrow.int64(),
-        }
-    )
 
 
 def read_texts(
@@ -131,9 +118,6 @@ class TextWork:
         self, rows: Sequence[RowOrProblem], first: int, counts: Counts
     ) -> pyarrow.RecordBatch:
         """The documents of some rows, the first of which has the number `first`."""
-        import numpy
-        import pyarrow
-
         texts, problems = read_texts(rows, self.column)
         counts.num_read += len(rows)
         for problem in problems:
@@ -142,15 +126,15 @@ class TextWork:
         if len(full) < len(texts):
             counts.leave_out(EMPTY, len(texts) - len(full))
         ids = self.encoder.encode([text for _, text in full])
-        lengths = numpy.fromiter(map(len, ids), numpy.int32, len(ids))
+        lengths = [*map(len, ids)]
         counts.num_kept += len(ids)
-        counts.num_tokens += int(lengths.sum())
-        counts.num_learned += int(lengths.sum())
-        counts.longest = max(counts.longest, int(lengths.max(initial=0)))
-        columns = [
-            lists_of(ids, pyarrow.int32()),
-            pyarrow.array(lengths),
-            pyarrow.array([str(text.origin or "") for _, text in full], pyarrow.string()),
-            pyarrow.array([first + at for at, _ in full], pyarrow.int64()),
-        ]
-        return pyarrow.RecordBatch.from_arrays(columns, schema=schema())
+        counts.num_tokens += sum(lengths)
+        counts.num_learned += sum(lengths)
+        counts.longest = max([counts.longest, *lengths])
+        documents = zip(full, ids, strict=True)
+        return as_batch(
+            [
+                Example(tokens, None, len(tokens), origin=str(text.origin or ""), row=first + at)
+                for (at, text), tokens in documents
+            ]
+        )

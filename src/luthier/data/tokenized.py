@@ -110,6 +110,12 @@ class Tokenized:
                 found = {"train": None, "eval": {}, "predict": {}}
                 for kind, name, part in content["sets"]:
                     one = datasets.load_from_disk(str(self.folder / part))
+                    if kind != "predict" and "num_units" not in one.column_names:
+                        raise DataError(
+                            f"tokenized_path {self.folder} was written by an earlier version, "
+                            f"whose columns are {', '.join(one.column_names)}. Remove the folder "
+                            "to have it written anew."
+                        )
                     if kind == "train":
                         found["train"] = one
                     else:
@@ -261,5 +267,5 @@ def _count(dataset: datasets.Dataset, place: Path, vocabulary: int) -> datasets.
         )
     counted = dataset.select_columns(["input_ids", "labels"])
     counted = counted.add_column("num_tokens", numpy.array(num_tokens, numpy.int32))
-    counted = counted.add_column("num_learned", numpy.array(num_learned, numpy.int32))
+    counted = counted.add_column("num_units", numpy.array(num_learned, numpy.int32))
     return counted.add_column("origin", [f"{place}:{n}" for n in range(1, len(dataset) + 1)])

@@ -120,7 +120,7 @@ class Engine:
             (example,) = self._encoder.encode_prompts([answered])
         if isinstance(example, RowProblem):
             raise TemplateError(str(example))
-        return example.input_ids
+        return [*example.input_ids]
 
     def _new_tokens(self, prompt: list[int], config: GenerationConfig) -> Iterator[int]:
         with self._busy:

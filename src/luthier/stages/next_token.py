@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.batching.batch import MicroBatch
+from luthier.example import WEIGHT
 from luthier.modeling.reads import read_logps, read_nll
 from luthier.stages.stage import Loss
 
@@ -17,14 +18,13 @@ class NextToken:
     beside it: a weight of 0.5 halves the gradient of its own tokens only. Accuracy counts tokens.
     """
 
-    units_column = "num_learned"
-
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = label_smoothing
 
     def loss(self, model: Any, batch: MicroBatch, *, with_accuracy: bool) -> Loss:
         """Runs the model on the micro-batch and sums the loss over its learned tokens."""
-        if batch.weights is None:
+        weights_N = batch.token_numbers.get(WEIGHT)
+        if weights_N is None:
             total, correct, _ = read_nll(
                 model, batch, label_smoothing=self.label_smoothing, with_accuracy=with_accuracy
             )
@@ -32,7 +32,7 @@ class NextToken:
             logps_N, correct_N, _ = read_logps(
                 model, batch, label_smoothing=self.label_smoothing, with_accuracy=with_accuracy
             )
-            total = -(batch.weights * logps_N).sum()
+            total = -(weights_N * logps_N).sum()
             correct = None if correct_N is None else correct_N.sum()
         return Loss(total) if correct is None else Loss(total, {"accuracy": correct})
 

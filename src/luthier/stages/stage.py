@@ -31,11 +31,9 @@ class Stage(Protocol):
 
     Attributes:
         record: what a row of data has to be.
-        units_column: the column of the encoded set that counts an example's units.
     """
 
     record: type[Record]
-    units_column: str
 
     def __init__(self, label_smoothing: float = 0.0) -> None: ...
 

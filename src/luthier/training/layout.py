@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
@@ -14,9 +14,10 @@ from torch import nn
 from luthier import console
 from luthier.arguments.record import Arguments
 from luthier.batching.batch import MicroBatch
-from luthier.batching.padded import Example, pad
+from luthier.batching.padded import pad
 from luthier.batching.tree import build_tree
 from luthier.errors import LuthierError, ModelError
+from luthier.example import Example
 from luthier.modeling.attention.interface import install_tree_attention, remove_tree_attention
 from luthier.modeling.dtypes import Autocast
 from luthier.modeling.fusing import fuse, unfuse
@@ -83,7 +84,7 @@ WAYS = (_Way("tree", True), _Way("padded", True), _Way("padded", False))
 def choose_layout(
     model: Any,
     arguments: Arguments,
-    rows: Sequence[Example],
+    rows: Sequence[Mapping[str, Any]],
     pad_token_id: int,
     *,
     autocast: Autocast,

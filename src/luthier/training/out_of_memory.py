@@ -181,12 +181,12 @@ class MemoryKeeper:
             failed = self._current
             release(failed.input_ids.device)
             self._lower(said)
-            pieces = self.fit(replace(step, micro_batches=(failed,), rows=()))
+            pieces = self.fit(replace(step, micro_batches=(failed,)))
             waiting.extendleft(reversed(pieces.micro_batches))
 
     def _fits(self, micro_batch: MicroBatch) -> bool:
         assert self.tokens is not None
-        return micro_batch.num_computed <= self.tokens or micro_batch.ends.numel() < 2
+        return micro_batch.num_computed <= self.tokens or len(micro_batch.examples) < 2
 
     def _with_safe_end(self, step: Step) -> Step:
         """The step with an idle micro-batch at its end, if the last one might fail."""
@@ -196,11 +196,7 @@ class MemoryKeeper:
         if last <= max([self._largest_computed, *others]):
             return step
         idle = rebuild([], step.micro_batches[-1], self.pad_token_id, share_prefixes=False)
-        return replace(
-            step,
-            micro_batches=(*step.micro_batches, idle),
-            rows=(*step.rows, ()) if step.rows else (),
-        )
+        return replace(step, micro_batches=(*step.micro_batches, idle))
 
     def _lower(self, said: str) -> None:
         """Halves the most tokens of a micro-batch, from those that were too many.
@@ -213,7 +209,7 @@ class MemoryKeeper:
         if failed is None:
             raise OutOfMemory(f"{where}: {said}\n{self.remedies(0, 0)}")
         where += f" in a micro-batch of {failed.num_computed:,} tokens"
-        is_single = failed.ends.numel() < 2
+        is_single = len(failed.examples) < 2
         longest = int(failed.depths().max()) + 1
         if self._is_exchanging or not self.can_retry:
             raise OutOfMemory(

@@ -111,7 +111,6 @@ class SteppingTrainer(Trainer):
         assert self.processing_class.pad_token_id is not None
         builder = StepBuilder(
             dataset,
-            self.stage.units_column,
             self.processing_class.pad_token_id,
             self.token_budget(batch_size),
             self.args.process_index,

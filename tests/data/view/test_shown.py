@@ -13,7 +13,8 @@ from luthier.data.view.page import page
 from luthier.data.view.pick import PickedRow
 from luthier.data.view.shown import ShownRow, show_row
 from luthier.data.view.terminal import Style, lines
-from luthier.records import IGNORE_INDEX, Conversation, Encoded, Message, Origin
+from luthier.example import Example
+from luthier.records import IGNORE_INDEX, Conversation, Message, Origin
 from luthier.templates.registry import TEMPLATES
 
 TEXT = st.text("ab é漢😀\n<>&", min_size=1, max_size=12)
@@ -27,13 +28,13 @@ def conversation(*texts: str, system: str | None = None) -> Conversation:
 
 def show(
     tokenizer: Any, row: Conversation, template: str = "chatml", **options: Any
-) -> tuple[ShownRow, list[Encoded]]:
+) -> tuple[ShownRow, list[Example]]:
     encoder = Encoder(
         tokenizer, TEMPLATES.get(template), EncodingOptions(**({"cutoff_len": 10_000} | options))
     )
     picked = PickedRow("mine", str(row.origin), {"text": "of the row"}, row)
     (outcome,) = encoder.learn([row])
-    examples = [one.as_record() for one in outcome] if isinstance(outcome, list) else []
+    examples = [*outcome] if isinstance(outcome, list) else []
     return show_row(picked, encoder), examples
 
 
@@ -58,7 +59,7 @@ def test_what_is_shown_is_what_is_trained(
 
     for part, example in zip(shown.parts, examples, strict=bool(examples)):
         kept = [(one, number) for one in part.tokens if not one.is_cut for number in one.ids]
-        assert [number for _, number in kept] == example.input_ids
+        assert [number for _, number in kept] == [*example.input_ids]
         assert [one.is_learned for one, _ in kept][1:] == [
             label != IGNORE_INDEX for label in example.labels[1:]
         ]

@@ -238,7 +238,7 @@ def rows(*texts: list[int]) -> datasets.Dataset:
                 "input_ids": ids,
                 "labels": ids,
                 "num_tokens": len(ids),
-                "num_learned": len(ids),
+                "num_units": len(ids),
                 "origin": 0,
             }
             for ids in texts

@@ -23,7 +23,7 @@ def make_guard(policy="stop", *, has_scaler=False):
     guard = NumberGuard(
         policy, has_scaler=has_scaler, name_rows=lambda rows: [f"rows.jsonl:{n}" for n in rows]
     )
-    builder = StepBuilder(make_dataset(4), "num_learned", 0, 8, layout="tree")
+    builder = StepBuilder(make_dataset(4), 0, 8, layout="tree")
     guard.begin(builder(range(4)), torch.zeros(()))
     return guard
 

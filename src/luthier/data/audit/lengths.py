@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from luthier.data.encode import Example, count_learned
+from luthier.example import Example
 from luthier.records import Origin
 
 ENOUGH = 0.99
@@ -48,7 +48,7 @@ class Lengths:
 
     def add_learned(self, example: Example) -> None:
         """Takes in what is learned of a row, or of a part of it, after cutting."""
-        self.num_learned += count_learned(example.as_record())
+        self.num_learned += example.num_units
 
     def __add__(self, other: Lengths) -> Lengths:
         longer = self if self.most >= other.most else other

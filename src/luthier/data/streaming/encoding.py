@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from luthier.data.check import refuse_weights
-from luthier.data.packing import as_batch
 from luthier.data.report import Counts
 from luthier.data.rows import Row, RowOrProblem
+from luthier.example import WEIGHTS, as_batch
 
 if TYPE_CHECKING:
     import pyarrow
@@ -32,7 +32,7 @@ class Encodes(Protocol):
         ...
 
 
-class Examples(NamedTuple):
+class EncodedRows(NamedTuple):
     """What became of some rows.
 
     Attributes:
@@ -60,7 +60,7 @@ class Encoding:
     packer: Packer | None = None
     held_out: HeldOut | None = None
 
-    def encode(self, rows: Sequence[Drawn]) -> Examples:
+    def encode(self, rows: Sequence[Drawn]) -> EncodedRows:
         """The examples of the rows, in their order."""
         was_enabled = gc.isenabled()
         gc.disable()  # rows hold no cycles, and looking for them takes a third of the time
@@ -70,7 +70,7 @@ class Encoding:
             if was_enabled:
                 gc.enable()
 
-    def _encode(self, rows: Sequence[Drawn]) -> Examples:
+    def _encode(self, rows: Sequence[Drawn]) -> EncodedRows:
         import numpy
         import pyarrow
 
@@ -83,7 +83,7 @@ class Encoding:
             counted = Counts()
             kept, parsed = self._read(number, members, rows, counted)
             batch = self.works[number].encode(parsed, 0, counted)
-            if "weights" in batch.schema.names:
+            if WEIGHTS in batch.schema.names:
                 refuse_weights(self.names[number], "streaming")
             tables.append(pyarrow.Table.from_batches([batch]))
             places.append(numpy.array(kept, numpy.int64)[batch.column("row").to_numpy()])
@@ -92,7 +92,7 @@ class Encoding:
         table = pyarrow.concat_tables(tables, promote_options="default")
         if len(tables) > 1:
             table = table.take(numpy.argsort(numpy.concatenate(places), kind="stable"))
-        return Examples(self._pack(table), counts)
+        return EncodedRows(self._pack(table), counts)
 
     def _read(
         self, number: int, members: Sequence[int], rows: Sequence[Drawn], counts: Counts

@@ -21,7 +21,7 @@ from luthier import console
 from luthier.data.check import NUM_LISTED, check_budget, is_over_budget
 from luthier.data.encode import OVERLONG
 from luthier.data.report import Counts, SetReport, nothing_left
-from luthier.data.streaming.encoding import Encoding, Examples
+from luthier.data.streaming.encoding import EncodedRows, Encoding
 from luthier.data.streaming.order import Drawn, Windows
 from luthier.data.workers import start_pool
 from luthier.errors import DataError
@@ -93,7 +93,7 @@ class Stream:
         self.options, self.settings = options, json.loads(json.dumps(settings))
         self.epoch = 0
         self._pool: ProcessPoolExecutor | None = None
-        self._made: Iterator[tuple[_Chunk, Examples | None]] | None = None
+        self._made: Iterator[tuple[_Chunk, EncodedRows | None]] | None = None
         self._table: pyarrow.Table | None = None
         self._used = self._num_used = 0
         self._num_taken = 0
@@ -228,13 +228,13 @@ class Stream:
             start = 0
             rows.clear()  # before the next window is read
 
-    def _make(self, chunks: Iterator[_Chunk]) -> Iterator[tuple[_Chunk, Examples | None]]:
+    def _make(self, chunks: Iterator[_Chunk]) -> Iterator[tuple[_Chunk, EncodedRows | None]]:
         """Chunks with their examples, a few ahead of what is asked for."""
         if self._pool is None:
             for chunk in chunks:
                 yield chunk, self.encoding.encode(chunk.rows) if chunk.rows else None
             return
-        waiting: deque[tuple[_Chunk, Future[Examples] | None]] = deque()
+        waiting: deque[tuple[_Chunk, Future[EncodedRows] | None]] = deque()
         num_waiting = self.options.num_workers * self.options.num_ahead
         try:
             while True:
@@ -347,6 +347,6 @@ def _keep(encoding: Encoding) -> None:
     _encoding = encoding
 
 
-def _encode(rows: Sequence[Drawn]) -> Examples:
+def _encode(rows: Sequence[Drawn]) -> EncodedRows:
     assert _encoding is not None
     return _encoding.encode(rows)

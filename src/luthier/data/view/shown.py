@@ -8,11 +8,12 @@ from difflib import SequenceMatcher
 from typing import TYPE_CHECKING
 
 from luthier.data.check import RowProblem
-from luthier.data.encode import Encoder, count_learned
+from luthier.data.encode import Encoder
 from luthier.data.view.pick import PickedRow
 from luthier.data.words import without_marks
 from luthier.errors import TemplateError
-from luthier.records import IGNORE_INDEX, Conversation, Encoded, Piece
+from luthier.example import Example
+from luthier.records import IGNORE_INDEX, Conversation, Piece
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -94,9 +95,9 @@ def show_row(picked: PickedRow, encoder: Encoder) -> ShownRow:
     if picked.conversation is None:
         return shown
     (outcome,) = encoder.learn([picked.conversation])
-    examples = [Encoded([], [])]
+    examples = [Example([], [])]
     if isinstance(outcome, list):
-        examples = [example.as_record() for example in outcome]
+        examples = outcome
     elif isinstance(outcome, RowProblem):
         shown.problem = outcome
     else:
@@ -112,8 +113,8 @@ def show_row(picked: PickedRow, encoder: Encoder) -> ShownRow:
         if len(examples) > 1:  # what is not in this part is in another
             tokens, num_cut = [one for one in tokens if not one.is_cut], example.num_cut
         tokens = list(_with_text(_mark_special(tokens, encoder.tokenizer), encoder.tokenizer))
-        num_learned = count_learned(example)
-        shown.parts.append(ShownPart(tokens, len(example.input_ids), num_learned, num_cut))
+        num_tokens = len(example.input_ids)
+        shown.parts.append(ShownPart(tokens, num_tokens, example.num_units, num_cut))
     return shown
 
 
@@ -145,7 +146,7 @@ def _tokens_of(pieces: Sequence[ShownPiece], encoder: Encoder) -> Iterator[Shown
             yield ShownToken((number,), "", piece.turn, piece.is_answer, is_cut=True)
 
 
-def _align(whole: Sequence[ShownToken], example: Encoded) -> list[ShownToken]:
+def _align(whole: Sequence[ShownToken], example: Example) -> list[ShownToken]:
     """Every token of the row, those of the example marked as kept, and learned by their label.
 
     What the example has beside the pieces (the last EOS of some templates) stands where it is.

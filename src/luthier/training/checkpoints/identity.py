@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NUM_READ = 64
 """Examples whose tokens are part of the fingerprint, from all over the data."""
 
-COUNTS = ("num_tokens", "num_learned")
+COUNTS = ("num_tokens", "num_units")
 """Columns that are part of it whole, so that order and number of the examples count."""
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from luthier.batching.batch import MicroBatch, Step
-from luthier.batching.recut import rebuild, sequences_of
+from luthier.batching.recut import rebuild
 from luthier.modeling.ranks import rank
 from luthier.training.numbers.finite import are_finite, first_nonfinite
 from luthier.training.out_of_memory import is_out_of_memory
@@ -19,7 +19,7 @@ MOST_ROWS, MOST_NAMES = 8, 3
 """How many rows and parameters are named; the rest is counted."""
 
 MOST_ALONE = 64
-"""Sequences of a micro-batch that are computed alone to find the one that is to blame."""
+"""Examples of a micro-batch that are computed alone to find the one that is to blame."""
 
 Compute = Callable[[MicroBatch], Tensor]
 """The loss of a micro-batch on this rank, with gradient and without any exchange."""
@@ -81,18 +81,17 @@ class Search:
             losses: of its micro-batches.
             random: where the generators stood when it began; they stay as they are.
         """
-        all_rows = tuple(row for group in step.rows for row in group)
         found = Finding(
             rank(),
             first_nonfinite(self.model),
             num_micro_batches=len(step.micro_batches),
             gradients=self._nonfinite_gradients(),
-            rows=tuple(dict.fromkeys(all_rows)),
+            rows=step.rows,
         )
         values = [each.item() for each in losses]
-        for number, (value, rows) in enumerate(zip(values, step.rows, strict=False)):
+        for number, (value, batch) in enumerate(zip(values, step.micro_batches, strict=False)):
             if not math.isfinite(value):
-                found = replace(found, loss=value, micro_batch=number + 1, rows=rows)
+                found = replace(found, loss=value, micro_batch=number + 1, rows=_rows(batch))
                 break
         if found.weight or self.compute is None:
             return found
@@ -112,18 +111,21 @@ class Search:
         if not found.micro_batch:
             for number, micro_batch in enumerate(step.micro_batches):
                 if names := self._spoiled_by(micro_batch, compute):
-                    rows = step.rows[number] if step.rows else ()
-                    found = replace(found, micro_batch=number + 1, rows=rows, gradients=names)
+                    found = replace(
+                        found, micro_batch=number + 1, rows=_rows(micro_batch), gradients=names
+                    )
                     break
-        if not found.micro_batch or not 1 < len(found.rows) <= MOST_ALONE:
+        if not found.micro_batch:
             return found
         whole = step.micro_batches[found.micro_batch - 1]
+        if not 1 < len(whole.examples) <= MOST_ALONE:
+            return found
         to_blame = []
-        for row, example in zip(found.rows, sequences_of(whole), strict=True):
+        for example in whole.examples:
             alone = rebuild([example], whole, self.pad_token_id, share_prefixes=self.share_prefixes)
             if self._spoiled_by(alone, compute):
-                to_blame.append(row)
-        if 0 < len(to_blame) < len(found.rows):
+                to_blame.append(example.row)
+        if 0 < len(to_blame) < len(whole.examples):
             found = replace(found, rows=tuple(to_blame), is_alone=True)
         return found
 
@@ -142,6 +144,10 @@ class Search:
         if are_finite(gradients.values()):
             return ()
         return tuple(name for name, gradient in gradients.items() if not are_finite([gradient]))
+
+
+def _rows(batch: MicroBatch) -> tuple[int, ...]:
+    return tuple(example.row for example in batch.examples)
 
 
 def describe(

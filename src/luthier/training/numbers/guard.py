@@ -184,7 +184,7 @@ class NumberGuard:
         steps = f"step {step_number:,}"
         if num_steps > 1:
             steps = f"steps {step_number - num_steps + 1:,} to {step_number:,}"
-        rows = [row for group in self._step.rows for row in group] if self._step else []
+        rows = self._step.rows if self._step else ()
         named = ""
         if num_steps == 1 and 0 < len(set(rows)) <= MOST_ROWS:
             own = " of rank 0" if num_ranks() > 1 else ""

@@ -1,0 +1,248 @@
+"""What the sampler counts: token sequences that stay together, and the table they are kept in."""
+
+# R tokens of an example, one sequence after the other, S its sequences
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from luthier.records import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    import pyarrow
+
+OF_TOKENS, OF_SEQUENCES = "token_", "sequence_"
+"""What the columns of named numbers begin with; the name follows."""
+
+WEIGHT = "weight"
+"""The number of a token by which its loss is multiplied; examples that have none count once."""
+
+WEIGHTS = f"{OF_TOKENS}{WEIGHT}"
+"""The column of these numbers."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Example:
+    """One or more token sequences, what their loss is divided by, and the numbers they come with.
+
+    A conversation or a text is one sequence, a pair of answers two, a group of answers as many as
+    there are. They are dealt to ranks and micro-batches together, so that a loss may compare them.
+    The documents of a packed example are sequences, too, but know nothing of each other; see
+    `apart`.
+
+    Attributes:
+        input_ids: (R,) integers; of a prompt to answer, those of the prompt.
+        labels: (R,), IGNORE_INDEX where nothing is learned; of a prompt, those of the answer.
+        num_units: what its loss is divided by: learned tokens, or a pair.
+        lengths: (S,), the tokens of each sequence; empty where there is one.
+        is_packed: whether its sequences know nothing of each other.
+        token_numbers: by name (R,) floats, such as `weight`.
+        sequence_numbers: by name (S,) floats, such as the log-probability of a reference.
+        origin: where its row stands, `file:line`, or several where rows were packed.
+        row: the number of its row in the data set; -1 where that is not known.
+        num_cut: tokens that had no room.
+    """
+
+    input_ids: Any
+    labels: Any
+    num_units: int = 0
+    lengths: tuple[int, ...] = ()
+    is_packed: bool = False
+    token_numbers: Mapping[str, Any] = field(default_factory=dict)
+    sequence_numbers: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    origin: str = ""
+    row: int = -1
+    num_cut: int = 0
+
+    @property
+    def sequence_lengths(self) -> tuple[int, ...]:
+        """The tokens of each sequence, of a single one, too."""
+        return self.lengths or (len(self.input_ids),)
+
+    def sequences(self) -> list[Any]:
+        """The tokens of each sequence."""
+        if not self.lengths:
+            return [self.input_ids]
+        return [self.input_ids[start:end] for start, end in _spans(self.lengths)]
+
+    def apart(self) -> list[Example]:
+        """The documents of a packed example, each for itself; any other example as it is."""
+        if not self.is_packed:
+            return [self]
+        parts = []
+        for start, end in _spans(self.lengths):
+            ids, labels = self.input_ids[start:end], self.labels[start:end]
+            numbers = {name: each[start:end] for name, each in self.token_numbers.items()}
+            parts.append(
+                replace(
+                    self,
+                    input_ids=ids,
+                    labels=labels,
+                    num_units=count_learned(labels),
+                    lengths=(),
+                    is_packed=False,
+                    token_numbers=numbers,
+                )
+            )
+        return parts
+
+
+def count_learned(labels: Any, lengths: Sequence[int] = ()) -> int:
+    """How many positions are predicted: those with a label, but the first of each sequence.
+
+    Args:
+        labels: (R,) integers.
+        lengths: of the sequences; empty where there is one.
+    """
+    import numpy
+
+    is_learned = numpy.asarray(labels) != IGNORE_INDEX
+    firsts = is_learned[[start for start, _ in _spans(lengths)]] if lengths else is_learned[:1]
+    return int(numpy.count_nonzero(is_learned)) - int(numpy.count_nonzero(firsts))
+
+
+def schema(
+    token_numbers: Iterable[str] = (), sequence_numbers: Iterable[str] = ()
+) -> pyarrow.Schema:
+    """The columns of a table of examples, with those of the named numbers.
+
+    `lengths` and `packed` hold the tokens of each sequence, null where there is one; `row` is null
+    where it is not known. Numbers are null where an example has none.
+    """
+    import pyarrow
+
+    integers, floats = pyarrow.list_(pyarrow.int32()), pyarrow.list_(pyarrow.float32())
+    return pyarrow.schema(
+        {
+            "input_ids": integers,
+            "labels": integers,
+            "lengths": integers,
+            "packed": integers,
+            "num_tokens": pyarrow.int32(),
+            "num_units": pyarrow.int32(),
+            "origin": pyarrow.string(),
+            "row": pyarrow.int64(),
+            **{f"{OF_TOKENS}{name}": floats for name in sorted(token_numbers)},
+            **{f"{OF_SEQUENCES}{name}": floats for name in sorted(sequence_numbers)},
+        }
+    )
+
+
+def as_batch(examples: Sequence[Example]) -> pyarrow.RecordBatch:
+    """Examples as a record batch of `schema`, with the numbers that any of them has."""
+    import pyarrow
+
+    of_tokens = sorted({name for each in examples for name in each.token_numbers})
+    of_sequences = sorted({name for each in examples for name in each.sequence_numbers})
+    int32, float32 = pyarrow.int32(), pyarrow.float32()
+    columns = [
+        lists_of([each.input_ids for each in examples], int32),
+        lists_of([each.labels for each in examples], int32),
+        lists_of([None if each.is_packed else each.lengths or None for each in examples], int32),
+        lists_of([each.lengths if each.is_packed else None for each in examples], int32),
+        pyarrow.array([len(each.input_ids) for each in examples], int32),
+        pyarrow.array([each.num_units for each in examples], int32),
+        pyarrow.array([each.origin for each in examples], pyarrow.string()),
+        pyarrow.array([each.row if each.row >= 0 else None for each in examples], pyarrow.int64()),
+        *(lists_of([each.token_numbers.get(n) for each in examples], float32) for n in of_tokens),
+        *(
+            lists_of([each.sequence_numbers.get(n) for each in examples], float32)
+            for n in of_sequences
+        ),
+    ]
+    return pyarrow.RecordBatch.from_arrays(columns, schema=schema(of_tokens, of_sequences))
+
+
+def read_examples(table: pyarrow.Table, rows: Sequence[int] | None = None) -> list[Example]:
+    """The examples of an Arrow table, their tokens read-only views of it.
+
+    Args:
+        table: of `schema`; only `input_ids` has to be there, and `num_units` where a loss is taken.
+        rows: their numbers in the data set, where the column `row` says others.
+    """
+    names = table.column_names
+    ids = arrays_of(table["input_ids"])
+    lists = {
+        name: arrays_of(table[name]) if name in names else [None] * len(ids)
+        for name in ("labels", "lengths", "packed")
+    }
+    plain: dict[str, Sequence[Any]] = {
+        name: table[name].to_pylist() if name in names else [missing] * len(ids)
+        for name, missing in (("num_units", 0), ("origin", ""), ("row", -1))
+    }
+    numbers = {
+        kind: {n.removeprefix(kind): arrays_of(table[n]) for n in names if n.startswith(kind)}
+        for kind in (OF_TOKENS, OF_SEQUENCES)
+    }
+    found = []
+    for at, tokens in enumerate(ids):
+        packed, lengths = lists["packed"][at], lists["lengths"][at]
+        several = packed if packed is not None else lengths
+        row = plain["row"][at] if rows is None else rows[at]
+        found.append(
+            Example(
+                tokens,
+                lists["labels"][at],
+                plain["num_units"][at],
+                () if several is None else tuple(several.tolist()),
+                packed is not None,
+                _numbers_of(numbers[OF_TOKENS], at),
+                _numbers_of(numbers[OF_SEQUENCES], at),
+                plain["origin"][at] or "",
+                -1 if row is None else int(row),
+            )
+        )
+    return found
+
+
+def used_columns(names: Collection[str]) -> list[str]:
+    """Of the columns of a table, those that a loss is computed from."""
+    of_loss = ("input_ids", "labels", "lengths", "packed", "num_units")
+    return [name for name in names if name in of_loss or name.startswith((OF_TOKENS, OF_SEQUENCES))]
+
+
+def lists_of(values: Sequence[Any], kind: Any) -> Any:
+    """An Arrow array of lists of that kind, each array or tuple copied once; None is null."""
+    import numpy
+    import pyarrow
+
+    ends = numpy.cumsum([0, *(0 if each is None else len(each) for each in values)])
+    dtype = kind.to_pandas_dtype()
+    arrays: list[Any] = [numpy.asarray(each, dtype) for each in values if each is not None]
+    flat = pyarrow.Array.from_buffers(
+        kind, int(ends[-1]), [None, pyarrow.py_buffer(b"".join(arrays))]
+    )
+    mask = None
+    if any(each is None for each in values):
+        mask = pyarrow.array([each is None for each in values])
+    return pyarrow.ListArray.from_arrays(pyarrow.array(ends.astype("int32")), flat, mask=mask)
+
+
+def arrays_of(column: Any) -> list[Any]:
+    """The lists of an Arrow column, each a view of the flat values; None for null."""
+    import numpy
+
+    found: list[Any] = []
+    for chunk in column.chunks:
+        values = chunk.flatten().to_numpy()
+        ends = numpy.cumsum(chunk.value_lengths().fill_null(0).to_numpy()).tolist()
+        lists = [values[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        if chunk.null_count:
+            is_there = chunk.is_valid().to_pylist()
+            lists = [each if here else None for each, here in zip(lists, is_there, strict=True)]
+        found += lists
+    return found
+
+
+def _numbers_of(columns: Mapping[str, Sequence[Any]], at: int) -> dict[str, Any]:
+    return {name: each[at] for name, each in columns.items() if each[at] is not None}
+
+
+def _spans(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    spans, start = [], 0
+    for length in lengths:
+        spans.append((start, start + length))
+        start += length
+    return spans
