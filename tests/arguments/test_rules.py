@@ -112,6 +112,13 @@ def test_what_goes_together_is_accepted(values):
     parse_dict({**RUN, **values})
 
 
+def test_norms_in_float32_beside_bfloat16_layers_are_refused():
+    with pytest.raises(ArgumentsError, match=r"upcast_layernorm .* set bf16: true in place"):
+        parse_dict({**RUN, "pure_bf16": True, "upcast_layernorm": True})
+
+    parse_dict({**RUN, "bf16": True, "upcast_layernorm": True})
+
+
 def test_a_broken_rule_says_where_its_names_stand(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text(

@@ -110,7 +110,7 @@ def test_training_nothing_is_an_error(llama_folder: Path):
 def test_norms_and_head_are_float32_on_request(tmp_path: Path):
     folder = tiny.save(tmp_path / "model", tiny.make_llama().to(torch.bfloat16))
 
-    model = load(folder, pure_bf16=True, upcast_layernorm=True, finetuning_type="full")
+    model = load(folder, bf16=True, upcast_layernorm=True)
     head = load(folder, pure_bf16=True, upcast_lmhead_output=True)
 
     kinds = {n: p.dtype for n, p in model.named_parameters() if "norm" in n}

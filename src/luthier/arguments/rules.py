@@ -411,6 +411,15 @@ def _one_precision(arguments: Arguments) -> Iterator[str]:
         yield "bf16_full_eval and fp16_full_eval are different precisions; keep one of them."
 
 
+@rule("pure_bf16", "upcast_layernorm", purposes=("train",))
+def _norms_beside_bfloat16(arguments: Arguments) -> Iterator[str]:
+    if arguments.finetuning.pure_bf16 and arguments.model.upcast_layernorm:
+        yield (
+            "upcast_layernorm has norms give float32, which the bfloat16 layers of pure_bf16 do "
+            "not take; set bf16: true in place of pure_bf16, or leave upcast_layernorm out."
+        )
+
+
 @rule("gradient_checkpointing", "disable_gradient_checkpointing")
 def _one_word_on_checkpointing(arguments: Arguments) -> Iterator[str]:
     if (

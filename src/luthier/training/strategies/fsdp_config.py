@@ -379,7 +379,7 @@ def _settle(said: Said, arguments: Arguments, reading: Reading) -> None:
 
 
 def _contradictions(said: Said, arguments: Arguments) -> Iterator[str]:
-    training, finetuning = arguments.training, arguments.finetuning
+    training = arguments.training
     values = {name: value for name, (value, _) in said.items()}
     if training.deepspeed is not None:
         yield "fsdp and deepspeed are two ways to the same end; keep one of them."
@@ -417,9 +417,4 @@ def _contradictions(said: Said, arguments: Arguments) -> Iterator[str]:
         yield (
             "predict_with_generate: no answers are generated while fsdp holds weights in parts. "
             "Predict afterwards, in a run without do_train."
-        )
-    if finetuning.pure_bf16 and arguments.model.upcast_layernorm:
-        yield (
-            "upcast_layernorm: with fsdp all trained weights of a layer have one dtype, and "
-            "pure_bf16 has the others in bfloat16; leave one of the two out."
         )
