@@ -118,6 +118,18 @@ def test_norms_and_head_are_float32_on_request(tmp_path: Path):
     assert logits(head).dtype == torch.float32
 
 
+@pytest.mark.parametrize("trained", [{"additional_target": "wte"}, {"lora_target": "c_attn,wte"}])
+def test_layer_norms_take_what_trained_embeddings_give(gpt2_folder: Path, trained):
+    model = load(gpt2_folder, bf16=True, **{"lora_target": "c_attn"} | trained)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(input_ids=torch.arange(5)[None], labels=torch.arange(5)[None]).loss
+    loss.backward()
+
+    assert loss.isfinite()
+    assert model.get_base_model().transformer.h[0].attn.c_attn.weight.dtype == torch.bfloat16
+
+
 def test_a_longer_cutoff_stretches_the_model_that_is_saved(llama_folder: Path, tmp_path: Path):
     model = load(llama_folder, finetuning_type="full", rope_scaling="yarn", cutoff_len=1024)
     model.save_pretrained(tmp_path)

@@ -299,6 +299,12 @@ def _upcast(model: PreTrainedModel, model_args: ModelArguments) -> None:
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1 and any(word in name for word in ("norm", "ln")):
                 parameter.data = parameter.data.float()
+    learned = [each for each in model.get_input_embeddings().parameters() if each.requires_grad]
+    if any(each.dtype == torch.float32 for each in learned):
+        # what they give is float32, and beside it torch's layer_norm takes no halves on a CPU
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.float()
     head = model.get_output_embeddings()
     if model_args.upcast_lmhead_output and isinstance(head, nn.Module):
         head.register_forward_hook(lambda module, inputs, output: output.float())
