@@ -539,3 +539,10 @@ def test_an_evaluation_on_start_asks_for_rows(config):
 
     held_out = luthier.train(config | {"eval_on_start": True, "val_size": 4})
     assert next(line["step"] for line in held_out.log_history if "eval_loss" in line) == 0
+
+
+def test_dropping_what_fills_no_batch_may_not_drop_everything(config):
+    config |= {"dataloader_drop_last": True, "per_device_train_batch_size": 64}
+
+    with pytest.raises(DataError, match=r"64 examples, and there are 40: .* Lower per_device"):
+        luthier.train(config)

@@ -17,6 +17,7 @@ from luthier.batching.order import LengthGroupedOrder, SequentialOrder, Shuffled
 from luthier.batching.steps import EpochOrder, StepBuilder, StepLoader, StepSampler
 from luthier.batching.streamed import StreamedTable
 from luthier.data.streaming.stream import Stream
+from luthier.errors import DataError
 from luthier.stages.stage import Stage
 
 SATURATING_TOKENS = {"cpu": 2048, "cuda": 8192}
@@ -72,6 +73,13 @@ class SteppingTrainer(Trainer):
             self.examples_per_step,
             self.args.per_device_train_batch_size * self.args.world_size if drop_last else 1,
         )
+        if not len(sampler):
+            raise DataError(
+                "dataloader_drop_last leaves out what does not fill a batch on every device, "
+                f"{self.args.per_device_train_batch_size * self.args.world_size:,} examples, and "
+                f"there are {len(self.train_dataset):,}: nothing would be learned. Lower "
+                "per_device_train_batch_size, or leave dataloader_drop_last out."
+            )
         batch_size = self.arguments.training.per_device_train_batch_size
         dataset = self.train_dataset
         if self._stream is not None:
