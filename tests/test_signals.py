@@ -84,6 +84,27 @@ def test_a_second_signal_gives_up_even_when_the_main_thread_is_held_up(process):
     assert program.returncode == 75
 
 
+def test_a_signal_while_the_process_gives_up_does_not_change_its_exit_code(process):
+    program = process(
+        """
+        def give_up_slowly(why): say(why); time.sleep(0.5); os._exit(75)
+        with signals.Signals(60, say, give_up_slowly):
+            say("ready")
+            while True: time.sleep(0.01)
+        """
+    )
+
+    program.send_signal(signal.SIGTERM)
+    assert program.stdout.readline() == "SIGTERM\n"
+    time.sleep(0.5)
+    program.send_signal(signal.SIGTERM)
+    assert program.stdout.readline() == "SIGTERM came again\n"
+    program.send_signal(signal.SIGTERM)
+
+    program.communicate(timeout=60)
+    assert program.returncode == 75
+
+
 def test_signals_within_a_moment_are_one(process):
     program = process(
         """

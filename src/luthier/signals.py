@@ -95,7 +95,9 @@ class Signals:
         self._wakeup_before = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._has_given_up:
+        # `give_up` ends the process itself, with its own exit code: Python may run the handler of the
+        # very signal that made it give up only while it is at that
+        if self._has_given_up and self._give_up is None:
             self._put_back()
             signal.raise_signal(number)
 
