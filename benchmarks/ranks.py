@@ -181,7 +181,7 @@ def train(**settings: Any) -> dict[str, Any]:
     """A run of this rank; what every rank has measured comes back."""
     import luthier
     from benchmarks import peers
-    from luthier.modeling.ranks import gather_objects
+    from luthier.processes.ranks import gather_objects
 
     class Gathering(peers.Clock):
         """Asks the others before the group is left."""

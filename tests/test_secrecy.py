@@ -6,7 +6,7 @@ import pytest
 from pydantic import SecretStr
 
 from luthier import secrecy
-from luthier.launching.private import PRIVATE, kept_private, told_in_private
+from luthier.processes.launching.private import PRIVATE, kept_private, told_in_private
 from luthier.secrecy import MASK, guard, learn, masked, masked_throughout, names_a_secret
 
 

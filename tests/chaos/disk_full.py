@@ -52,8 +52,8 @@ def fill_disk(folder: str, how: How, left: int, num_failures: int) -> None:
         left: bytes that stay.
         num_failures: saves that find no room; afterwards there is some again.
     """
-    from luthier.training.checkpoints import saver as module
-    from luthier.training.checkpoints.saver import CheckpointSaver
+    from luthier.checkpoints import saver as module
+    from luthier.checkpoints.saver import CheckpointSaver
 
     filler = Path(folder) / FILLER
     failures = [0]
@@ -133,7 +133,7 @@ class FullDisk:
 
     def problems(self, how: How, left: int, num_failures: int) -> Iterator[str]:
         """What is wrong with a run that found no room; nothing should be."""
-        from luthier.training.checkpoints.verify import newest_valid, verify
+        from luthier.checkpoints.verify import newest_valid, verify
 
         folder = self._disk / "run"
         shutil.rmtree(folder, ignore_errors=True)

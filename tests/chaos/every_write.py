@@ -57,8 +57,8 @@ class Operations:
         import safetensors.torch
         import torch
 
-        from luthier.training.checkpoints import folders
-        from luthier.training.checkpoints.saver import CheckpointSaver
+        from luthier.checkpoints import folders
+        from luthier.checkpoints.saver import CheckpointSaver
 
         folders.delete_later = folders.delete  # in the same order every time
         save, save_model = CheckpointSaver.save, CheckpointSaver.save_model
@@ -149,7 +149,7 @@ class Operations:
 
 def watch(part: Part, record: str, last: int | None, torn: bool) -> None:
     """What a run's process does before it begins."""
-    import luthier.training.checkpoints.saver
+    import luthier.checkpoints.saver
 
     del luthier
     Operations(part, Path(record), last, torn).install()

@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from luthier.training.checkpoints.folders import LEFTOVER
-from luthier.training.checkpoints.verify import newest_valid, verify
+from luthier.checkpoints.folders import LEFTOVER
+from luthier.checkpoints.verify import newest_valid, verify
 from tests import launched
 from tests.chaos import trial
 

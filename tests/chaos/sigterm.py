@@ -28,8 +28,8 @@ from typing import Any
 
 import psutil
 
-from luthier.training.checkpoints.folders import list_checkpoints
-from luthier.training.checkpoints.verify import verify
+from luthier.checkpoints.folders import list_checkpoints
+from luthier.checkpoints.verify import verify
 from tests.chaos import trial
 
 KINDS = (
@@ -151,7 +151,7 @@ def hold_a_step() -> None:
 
 def hold_an_evaluation() -> None:
     """Makes the evaluations last."""
-    from luthier.training.watch.watched import Marks
+    from luthier.processes.watch.watched import Marks
 
     def held(self: Marks, *_: Any, **options: Any) -> None:
         time.sleep(1)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from luthier.training.checkpoints.verify import newest_valid
+from luthier.checkpoints.verify import newest_valid
 from luthier.training.preflight import find_problems
 
 

@@ -8,9 +8,9 @@ import threading
 
 import pytest
 
+from luthier.checkpoints.lock import OutputLock
+from luthier.checkpoints.request_files import answer, asked, take_up
 from luthier.cli import main
-from luthier.training.checkpoints.lock import OutputLock
-from luthier.training.request_files import answer, asked, take_up
 
 
 @pytest.fixture

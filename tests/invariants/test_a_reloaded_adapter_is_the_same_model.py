@@ -11,10 +11,10 @@ from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+from luthier.checkpoints.pretrained import PretrainedFiles
+from luthier.distributed.fsdp_state import load_weights
 from luthier.modeling.loader import load_model
 from luthier.modeling.tokenizer import load_tokenizer
-from luthier.training.checkpoints.pretrained import PretrainedFiles
-from luthier.training.strategies.fsdp_state import load_weights
 from tests import tiny
 from tests.modeling.adapters.test_lora import logits, shake
 from tests.modeling.making import make_arguments

@@ -47,7 +47,7 @@ def trained_weights(model) -> dict[str, torch.Tensor]:
 def train(configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Several runs of this rank, one after the other in the same group."""
     import luthier
-    from luthier.modeling.ranks import num_ranks
+    from luthier.processes.ranks import num_ranks
 
     dist.init_process_group("gloo")
     found = []

@@ -14,10 +14,10 @@ import torch
 
 import luthier
 from luthier.arguments.parse import parse_command_line
+from luthier.checkpoints.manifest import read_manifest
+from luthier.checkpoints.publish import seal
 from luthier.errors import CheckpointError, LuthierError, ModelError, NoValidCheckpoint
 from luthier.modeling.plain_data import FORCE, WAIVE, reading_plain_data
-from luthier.training.checkpoints.manifest import read_manifest
-from luthier.training.checkpoints.publish import seal
 from tests import tiny
 
 
@@ -158,7 +158,7 @@ def test_data_that_could_be_code_is_refused(run, tmp_path, marker, name):
 
 def test_the_parts_of_deepspeed_are_read_as_plain_data(tmp_path, marker):
     pytest.importorskip("deepspeed")
-    from luthier.training.strategies.deepspeed import allow_parts
+    from luthier.distributed.deepspeed import allow_parts
 
     allow_parts()
     for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"):

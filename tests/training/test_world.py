@@ -16,7 +16,7 @@ import luthier
 from luthier.arguments.parse import parse_dict
 from luthier.data.cache import Store, get_or_build, write_shard
 from luthier.errors import ArgumentsError, LaunchError
-from luthier.training.launched import World
+from luthier.processes.launched import World
 from luthier.training.library_arguments import library_arguments
 from luthier.training.world import check_launch, check_world, join_world
 from tests.launched import Ended, run_ranks

@@ -19,7 +19,7 @@ from luthier.batching.plan import plan_examples
 from luthier.batching.streamed import StreamedTable
 from luthier.batching.tree import build_tree
 from luthier.example import Example, read_examples, used_columns
-from luthier.signals import held, let_first_pass
+from luthier.processes.signals import held, let_first_pass
 
 
 class EpochOrder(Protocol):

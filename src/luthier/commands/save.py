@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from luthier.checkpoints.request_files import ask, read_request, wait_for_answer
 from luthier.errors import CheckpointError
-from luthier.training.request_files import ask, read_request, wait_for_answer
 
 SUMMARY = "ask a run for a checkpoint now: luthier save OUTPUT_DIR [--wait]"
 

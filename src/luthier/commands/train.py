@@ -22,9 +22,9 @@ def run(argv: list[str]) -> int:
         print(help_page())
         return 0
     from luthier.arguments.parse import parse_command_line
-    from luthier.launching.orphan import end_with_parent
-    from luthier.launching.plan import find_launch
-    from luthier.launching.private import told_in_private
+    from luthier.processes.launching.orphan import end_with_parent
+    from luthier.processes.launching.plan import find_launch
+    from luthier.processes.launching.private import told_in_private
     from luthier.training.preflight import find_problems
 
     end_with_parent()
@@ -32,7 +32,7 @@ def run(argv: list[str]) -> int:
     arguments = parse_command_line(argv, check=find_problems)
     launch = find_launch(arguments)
     if launch is not None:
-        from luthier.launching.start import start, with_args_file
+        from luthier.processes.launching.start import start, with_args_file
 
         return start(launch, ["train", *with_args_file(argv)])
     from luthier.training.run import run as run_training

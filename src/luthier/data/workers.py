@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor, wait
 from multiprocessing import get_all_start_methods, get_context
 from typing import Any
 
-from luthier.signals import held, let_first_pass
+from luthier.processes.signals import held, let_first_pass
 
 
 def start_pool(num_workers: int, keep: Callable[[Any], None], what: Any) -> ProcessPoolExecutor:

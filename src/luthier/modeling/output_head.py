@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 
 from luthier import console
 from luthier.modeling.dtypes import autocasting
-from luthier.modeling.ranks import gather_objects, share_fate
 from luthier.modeling.sharded import gathering
+from luthier.processes.ranks import gather_objects, share_fate
 
 Answer: TypeAlias = Callable[[nn.Module, Tensor], Tensor]
 """Head and its input (..., H) -> what it returns in the place of logits."""

@@ -27,9 +27,9 @@ from luthier.modeling.checkpointing import USABLE
 from luthier.modeling.device import free_memory
 from luthier.modeling.dtypes import Autocast
 from luthier.modeling.float32 import HALVES, StandIns, float32_bytes, in_float32
-from luthier.modeling.ranks import gather_objects
 from luthier.modeling.reads import Readable, read_logps
 from luthier.modeling.sharded import full_numel, full_shape, gathering
+from luthier.processes.ranks import gather_objects
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Largest relative difference of equal computations: what the order of sums explains.

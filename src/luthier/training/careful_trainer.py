@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from luthier.batching.batch import MicroBatch
+from luthier.distributed import deepspeed
+from luthier.distributed.strategy import find_strategy
 from luthier.errors import OutOfMemory
-from luthier.modeling.ranks import num_ranks
+from luthier.processes.ranks import num_ranks
 from luthier.stages.stage import Loss
 from luthier.training.numbers.diagnosis import Search
 from luthier.training.numbers.guard import NumberGuard
@@ -19,8 +21,6 @@ from luthier.training.origins import origins_of
 from luthier.training.out_of_memory import MemoryKeeper, is_out_of_memory
 from luthier.training.remedies import describe_remedies, find_remedies
 from luthier.training.stepping_trainer import SteppingTrainer
-from luthier.training.strategies import deepspeed
-from luthier.training.strategies.strategy import find_strategy
 
 
 class CarefulTrainer(SteppingTrainer):

@@ -22,8 +22,8 @@ from luthier.modeling.attention.interface import install_tree_attention, remove_
 from luthier.modeling.dtypes import Autocast
 from luthier.modeling.fusing import fuse, unfuse
 from luthier.modeling.output_head import logit_form
-from luthier.modeling.ranks import gather_objects, share_fate
 from luthier.modeling.selfcheck import RANDOM, Difference, SelfCheck
+from luthier.processes.ranks import gather_objects, share_fate
 
 PROBE_ROWS = 4
 """Examples whose first tokens make the probe."""

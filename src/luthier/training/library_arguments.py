@@ -13,9 +13,9 @@ from transformers import TrainingArguments as LibraryArguments
 
 from luthier import console
 from luthier.arguments.record import Arguments
+from luthier.distributed.deepspeed import deepspeed_settings
+from luthier.distributed.fsdp import fsdp_settings
 from luthier.errors import ArgumentsError
-from luthier.training.strategies.deepspeed import deepspeed_settings
-from luthier.training.strategies.fsdp import fsdp_settings
 
 OURS = {
     "gradient_checkpointing",  # switched on while the model is loaded

@@ -17,7 +17,7 @@ from luthier import console
 from luthier.batching.batch import MicroBatch, Step
 from luthier.batching.recut import rebuild, recut
 from luthier.errors import OutOfMemory
-from luthier.modeling.ranks import num_ranks, rank
+from luthier.processes.ranks import num_ranks, rank
 from luthier.training.random_state import RandomState
 
 SAYINGS = (

@@ -6,13 +6,13 @@ import re
 from collections.abc import Callable, Iterator
 
 from luthier.arguments.record import Arguments
+from luthier.checkpoints import precheck
 from luthier.data.catalog import check_datasets, metric_names
+from luthier.distributed import deepspeed_config, fsdp_config
 from luthier.errors import UnknownName
 from luthier.modeling.source import check_model, check_tokenizer
 from luthier.optional import is_installed, missing
 from luthier.templates.choose import find_template
-from luthier.training.checkpoints import precheck
-from luthier.training.strategies import deepspeed_config, fsdp_config
 
 TRACKER_MODULES = {
     "azure_ml": "azureml",

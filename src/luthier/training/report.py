@@ -8,22 +8,19 @@ import platform
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from huggingface_hub import ModelCardData
 
-from luthier import __version__, console
+from luthier import console
 from luthier.arguments.record import Arguments, public_value
+from luthier.checkpoints.files import write_json, write_whole
+from luthier.checkpoints.identity import versions
 from luthier.secrecy import masked, masked_throughout
-from luthier.training.files import write_json, write_whole
 
 RUN_RECORD = "run.json"
-
-PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "tokenizers", "safetensors")
-"""Packages whose versions decide what a run computes."""
 
 COST = re.compile(r"_runtime$|_per_sec(ond)?$|_per_step$|_tokens_computed$|^total_flos$|^epoch$")
 """Numbers of a run that say nothing about its model; the card leaves them out."""
@@ -160,17 +157,6 @@ def write_model_card(
         sections.append("![training loss](training_loss.png)")
     sections.append("## Versions\n\n" + _table(("package", "version"), list(versions().items())))
     return write_whole(path, [masked("\n\n".join(sections)), "\n"])
-
-
-def versions() -> dict[str, str]:
-    """The versions of luthier, of Python and of the packages that compute."""
-    found = {"luthier": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def machine() -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from luthier import console
 from luthier.arguments.record import Arguments
+from luthier.checkpoints.aside import claimed
 from luthier.collector import resting_collector
 from luthier.errors import DataError
-from luthier.training.checkpoints.aside import claimed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerCallback
@@ -64,25 +64,25 @@ def run(
         from transformers import set_seed
         from transformers.utils.logging import disable_progress_bar
 
+        from luthier.checkpoints.hub import push_model
+        from luthier.checkpoints.identity import identify
+        from luthier.checkpoints.resume import go_on
         from luthier.data.pipeline import load_datasets
+        from luthier.distributed.fsdp import with_sharding
+        from luthier.distributed.strategy import find_strategy
         from luthier.modeling.checkpointing import choose_checkpointing
         from luthier.modeling.dtypes import without_emulation
         from luthier.modeling.loader import load_model
         from luthier.modeling.plain_data import reading_plain_data
         from luthier.modeling.tokenizer import load_tokenizer
+        from luthier.processes.watch.watched import Watched
         from luthier.stages.stage import STAGES
         from luthier.templates.fit import find_other_ids, fit_chat_template
         from luthier.templates.template import Template
         from luthier.training.callbacks.trackers import own_runs
-        from luthier.training.checkpoints.hub import push_model
-        from luthier.training.checkpoints.identity import identify
-        from luthier.training.checkpoints.resume import go_on
         from luthier.training.encoder import fit_template
         from luthier.training.library_arguments import library_arguments
         from luthier.training.report import write_model_card, write_run_record
-        from luthier.training.strategies.fsdp import with_sharding
-        from luthier.training.strategies.strategy import find_strategy
-        from luthier.training.watch.watched import Watched
         from luthier.training.world import check_launch, check_world, join_world, membership
 
     disable_progress_bar()
@@ -223,10 +223,10 @@ def _train(
 ) -> dict[str, float]:
     from peft import PeftModel
 
+    from luthier.checkpoints.resume import announce
     from luthier.modeling.adapters.file import copy_converted, read_back
     from luthier.modeling.plain_data import refusing_code
-    from luthier.training.checkpoints.ending import take_up_end, take_up_finished, what_is_left
-    from luthier.training.checkpoints.resume import announce
+    from luthier.training.ending import take_up_end, take_up_finished, what_is_left
     from luthier.training.report import save_metrics
 
     folder = Path(trainer.args.output_dir)

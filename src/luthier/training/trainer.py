@@ -32,33 +32,33 @@ from luthier.arguments.resolve import resolve_warmup_steps
 from luthier.batching.ahead import Ahead
 from luthier.batching.batch import MicroBatch, Step
 from luthier.batching.steps import StepLoader
+from luthier.checkpoints.files import write_whole
+from luthier.checkpoints.folders import deepspeed_parts
+from luthier.checkpoints.identity import Identity, identify
+from luthier.checkpoints.pretrained import PretrainedFiles
+from luthier.checkpoints.saver import CheckpointSaver
+from luthier.checkpoints.verify import HAS_MANIFEST, STATE, STATE_ENTRY
+from luthier.checkpoints.writing import name_best
 from luthier.data.streaming.stream import Stream
+from luthier.distributed import deepspeed
+from luthier.distributed.fsdp_trainer import FsdpTrainer
+from luthier.distributed.strategy import find_strategy
 from luthier.modeling.checkpointing import recomputes_activations
 from luthier.modeling.device import peak_flops
 from luthier.modeling.dtypes import computed_dtype, held_dtypes
 from luthier.modeling.flops import StepFlops, count_flops
-from luthier.modeling.ranks import gather_objects
+from luthier.processes.ranks import gather_objects
 from luthier.stages.stage import Loss, Stage
 from luthier.training.callbacks.requests import OWED, EvaluationCut, Requests, owes_evaluation
 from luthier.training.callbacks.told import ToldHandler
 from luthier.training.callbacks.trackers import settle_trackers
 from luthier.training.careful_trainer import CarefulTrainer
-from luthier.training.checkpoints.ending import find_best_again, why_over
-from luthier.training.checkpoints.folders import deepspeed_parts
-from luthier.training.checkpoints.identity import Identity, identify
-from luthier.training.checkpoints.pretrained import PretrainedFiles
-from luthier.training.checkpoints.saver import CheckpointSaver
-from luthier.training.checkpoints.verify import HAS_MANIFEST, STATE, STATE_ENTRY
-from luthier.training.checkpoints.writing import name_best
-from luthier.training.files import write_whole
+from luthier.training.ending import find_best_again, why_over
 from luthier.training.layout import Layout
 from luthier.training.meter import Meter
 from luthier.training.numbers.finite import refuse_nonfinite
 from luthier.training.optimizers.loraplus import loraplus_groups
 from luthier.training.optimizers.restored import Group, put_in, settings_of_groups
-from luthier.training.strategies import deepspeed
-from luthier.training.strategies.fsdp_trainer import FsdpTrainer
-from luthier.training.strategies.strategy import find_strategy
 from luthier.training.work import Work
 
 

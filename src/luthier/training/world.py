@@ -15,12 +15,12 @@ from transformers import TrainingArguments as LibraryArguments
 
 from luthier import console
 from luthier.arguments.record import Arguments
+from luthier.distributed.deepspeed import use_gloo
 from luthier.errors import ArgumentsError, LaunchError, LuthierError
 from luthier.optional import need
-from luthier.training.launched import World, count_cores, launch_problems, launched_world
+from luthier.processes.launched import World, count_cores, launch_problems, launched_world
+from luthier.processes.restarted import meet_anew
 from luthier.training.library_arguments import has_accelerator, is_on_cpu
-from luthier.training.restarted import meet_anew
-from luthier.training.strategies.deepspeed import use_gloo
 
 __all__ = ["World", "check_launch", "check_world", "join_world", "membership"]
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from luthier.cli import main
-from tests.training.checkpoints import made
+from tests.checkpoints import made
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from luthier import cli
-from tests.data.audit.damage import DAMAGES, write_damaged
+from tests.inspecting.audit.damage import DAMAGES, write_damaged
 
 HEAVY = {"torch", "transformers", "datasets", "peft", "accelerate"}
 

@@ -10,10 +10,10 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from luthier.checkpoints.pretrained import PretrainedFiles
 from luthier.errors import CheckpointError
 from luthier.modeling.loader import load_model
 from luthier.modeling.tokenizer import load_tokenizer
-from luthier.training.checkpoints.pretrained import PretrainedFiles
 from tests.modeling.adapters.test_lora import load, logits, shake
 from tests.modeling.making import make_arguments
 

@@ -12,9 +12,9 @@ import pytest
 from transformers import TrainerCallback
 
 import luthier
+from luthier.checkpoints.request_files import FOLDER, ask
+from luthier.checkpoints.verify import newest_valid, verify
 from luthier.errors import Stopped
-from luthier.training.checkpoints.verify import newest_valid, verify
-from luthier.training.request_files import FOLDER, ask
 from tests.chaos.trial import Workshop, differences, log_of
 
 EVALUATED = {"val_size": 8, "do_eval": True, "eval_strategy": "steps", "eval_steps": 2}
@@ -189,7 +189,7 @@ def test_a_run_that_is_asked_behind_its_last_step_keeps_its_model(workshop, tmp_
 
 
 def test_a_checkpoint_that_fails_is_not_told_as_good(workshop, tmp_path, monkeypatch):
-    from luthier.training.checkpoints import saver
+    from luthier.checkpoints import saver
 
     def fail(*_):
         raise OSError(28, "No space left on device")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from luthier.training.checkpoints.table import show
+from luthier.checkpoints.table import show
 
 SUMMARY = "a line for each checkpoint, by its manifest: luthier checkpoints list FOLDER"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from luthier.training.checkpoints.table import show
+from luthier.checkpoints.table import show
 
 SUMMARY = "read every file and compare its hash: luthier checkpoints verify FOLDER"
 

@@ -30,7 +30,7 @@ from luthier.arguments.record import Arguments
 from luthier.errors import CheckpointError
 from luthier.modeling.adapters.file import FILE, names_in_file
 from luthier.modeling.adapters.tied import Transposed
-from luthier.modeling.ranks import gather_objects, rank, share_fate
+from luthier.processes.ranks import gather_objects, rank, share_fate
 
 ADAPTER = "default"
 """What peft calls the one adapter of a run."""

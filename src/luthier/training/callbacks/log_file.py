@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from luthier.checkpoints.files import finite, write_whole
 from luthier.training.callbacks.pace import Pace, clock
-from luthier.training.files import finite, write_whole
 
 FILE_NAME = "trainer_log.jsonl"
 

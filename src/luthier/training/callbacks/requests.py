@@ -14,14 +14,14 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from luthier import console
+from luthier.checkpoints.folders import checkpoint_folder, list_checkpoints
+from luthier.checkpoints.request_files import answer, asked, take_up
+from luthier.checkpoints.verify import STATE_ENTRY
 from luthier.errors import Stopped
-from luthier.modeling.ranks import num_ranks
-from luthier.signals import Signals
+from luthier.processes.ranks import num_ranks
+from luthier.processes.signals import Signals
+from luthier.processes.watch.ending import end_process
 from luthier.training.callbacks.pace import clock
-from luthier.training.checkpoints.folders import checkpoint_folder, list_checkpoints
-from luthier.training.checkpoints.verify import STATE_ENTRY
-from luthier.training.request_files import answer, asked, take_up
-from luthier.training.watch.ending import end_process
 
 NOTHING, SAVE, STOP = range(3)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from luthier.batching.batch import MicroBatch, Step
 from luthier.batching.recut import rebuild
-from luthier.modeling.ranks import rank
+from luthier.processes.ranks import rank
 from luthier.training.numbers.finite import are_finite, first_nonfinite
 from luthier.training.out_of_memory import is_out_of_memory
 from luthier.training.random_state import RandomState

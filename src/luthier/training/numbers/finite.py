@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from luthier.errors import NonFiniteError
-from luthier.modeling.ranks import agree_any
+from luthier.processes.ranks import agree_any
 
 
 def are_finite(tensors: Iterable[Tensor]) -> bool:

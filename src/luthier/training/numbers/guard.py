@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from luthier import console
 from luthier.batching.batch import Step
 from luthier.errors import NonFiniteError
-from luthier.modeling.ranks import agree_any, gather_objects, num_ranks
+from luthier.processes.ranks import agree_any, gather_objects, num_ranks
 from luthier.training.numbers.diagnosis import MOST_ROWS, Finding, Search, describe
 from luthier.training.numbers.spikes import SpikeWatch
 from luthier.training.random_state import RandomState

@@ -1,0 +1,111 @@
+"""MANIFEST.json: what a checkpoint was made with, the size and hash of each of its files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from luthier.checkpoints.files import finite
+
+FILE_NAME = "MANIFEST.json"
+
+FORMAT = 1
+
+UNSIGNED = "0" * 64
+"""Stands for the manifest's own hash while that is computed."""
+
+
+class DamagedManifest(ValueError):
+    """A manifest is not as it was written."""
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file as it was written."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint was made with.
+
+    Attributes:
+        step: optimizer updates made.
+        max_steps: those of the whole run, as it was asked for.
+        run_id: the run's, kept when it goes on.
+        written: the time, UTC.
+        world_size: ranks.
+        strategy: how the weights were held, see `strategies/strategy.py`.
+        seed: of the run.
+        examples_per_step: of all ranks together.
+        loss: the last one logged; None before the first.
+        data: `fingerprint` of the encoded training data, and its `rows`.
+        settings: every argument, secrets masked.
+        versions: of luthier and of the packages that compute.
+        files: path below the folder -> size and hash.
+        end: why the run was over, of the model at its end: `steps`, `patience` or `stopped`; empty
+            for a checkpoint.
+        format: of this file.
+    """
+
+    step: int
+    max_steps: int
+    run_id: str
+    written: str
+    world_size: int
+    strategy: str
+    seed: int
+    examples_per_step: int
+    loss: float | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, FileRecord] = field(default_factory=dict)
+    end: str = ""
+    format: int = FORMAT
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files.values())
+
+    def text(self) -> str:
+        """The manifest as a file, with the hash of its own text in it."""
+        values = finite({"digest": UNSIGNED, **asdict(self)})
+        unsigned = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        digest = hashlib.sha256(unsigned.encode()).hexdigest()
+        return unsigned.replace(UNSIGNED, digest, 1)
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a checkpoint; None where there is none.
+
+    Raises:
+        DamagedManifest: if it cannot be read, or is not as it was written.
+    """
+    try:
+        found = (folder / FILE_NAME).read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as problem:
+        raise DamagedManifest(f"cannot be read ({problem.strerror})") from problem
+    try:
+        values = json.loads(found)
+        digest = str(values["digest"])
+    except (ValueError, KeyError, TypeError) as problem:
+        raise DamagedManifest("is no JSON as it was written") from problem
+    if hashlib.sha256(found.replace(digest.encode(), UNSIGNED.encode(), 1)).hexdigest() != digest:
+        raise DamagedManifest("has changed since it was written")
+    if values["format"] > FORMAT:
+        raise DamagedManifest(
+            f"is of format {values['format']}, and this luthier knows {FORMAT}: take a newer one"
+        )
+    known = {each.name for each in fields(Manifest)} & values.keys()
+    files = {name: FileRecord(**record) for name, record in values["files"].items()}
+    return Manifest(**{name: values[name] for name in known} | {"files": files})

@@ -1,0 +1,268 @@
+"""Writes the checkpoints of a run, and goes on when one of them cannot be written."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from luthier import console
+from luthier.checkpoints.final import replace_model
+from luthier.checkpoints.folders import (
+    FINAL,
+    checkpoint_folder,
+    files_below,
+    size_of,
+    stage_folder,
+)
+from luthier.checkpoints.hub import push_checkpoint
+from luthier.checkpoints.identity import Identity
+from luthier.checkpoints.publish import Sealing, publish
+from luthier.checkpoints.rotate import rotate
+from luthier.checkpoints.space import (
+    BESIDE_TENSORS,
+    MARGIN,
+    OF_A_TOKEN,
+    bytes_of_state,
+    check_space,
+    describe,
+    is_write_failure,
+)
+from luthier.checkpoints.subject import Subject
+from luthier.checkpoints.verify import newest_valid
+from luthier.checkpoints.writing import name_best, write_checkpoint
+from luthier.errors import SaveError
+from luthier.processes.ranks import gather_objects
+
+TOKEN = ".first-rank"
+"""A file that the first rank puts into a stage: who sees it shares its file system."""
+
+
+class CheckpointSaver:
+    """Saves for one trainer; every rank has one, and all call it together.
+
+    A checkpoint is written to a stage by all ranks, and the first one publishes it. On machines
+    that do not see the first one's folder the first rank of each publishes its own. A failure of
+    one rank is a failure of all.
+
+    Args:
+        trainer: whose state is saved.
+        identity: what the manifests say of the run.
+
+    Attributes:
+        last_published: the newest checkpoint that this process knows to be good.
+    """
+
+    def __init__(self, trainer: Subject, identity: Identity) -> None:
+        self._trainer = trainer
+        self._identity = identity
+        self._output_dir = Path(trainer.args.output_dir)
+        self._limit = trainer.arguments.training.save_total_limit
+        self._max_failed = trainer.arguments.training.max_failed_saves
+        self._num_failed = 0
+        self._last_size: int | None = None
+        self._publishes = True
+        self._best_before: str | None = None
+        self.last_published: Path | None = None
+
+    def save(self) -> Path | None:
+        """Publishes a checkpoint of this moment.
+
+        Returns:
+            Its folder; None when it could not be written, which a line says.
+
+        Raises:
+            SaveError: if that has happened `max_failed_saves` times in a row.
+        """
+        trainer, step = self._trainer, self._trainer.state.global_step
+        self._best_before = trainer.state.best_model_checkpoint
+        trainer.store_flos()
+        name_best(trainer, self._output_dir)
+        folder = checkpoint_folder(self._output_dir, step)
+        stage = stage_folder(self._output_dir, folder.name, self._identity.run_id)
+        problem = self._attempt(stage, folder)
+        if problem is not None:
+            trainer.state.best_model_checkpoint = self._best_before
+            self._tell(folder, problem)
+            return None
+        self._num_failed = 0
+        self._best_before = None
+        self.last_published = folder
+        if self._publishes:
+            self._rotate(self._limit, folder, waits=False)
+        if trainer.args.push_to_hub:
+            push_checkpoint(trainer, folder)
+        return folder
+
+    def save_model(self, write: Callable[[str], None], end: str) -> None:
+        """Replaces the model in the run's folder by that of this moment.
+
+        Args:
+            write: puts the model's files into a folder.
+            end: why the run is over, see `Manifest`.
+
+        Raises:
+            SaveError: if it cannot be written.
+        """
+        stage = stage_folder(self._output_dir, FINAL, self._identity.run_id)
+        problem = self._agreed(lambda: self._make_stage(stage))
+        if problem is None:
+            self._find_publishers(stage)
+            problem = self._agreed(lambda: write(str(stage)), is_collective=True)
+        if problem is None:
+            problem = self._agreed(lambda: self._replace_model(stage, end))
+        if problem is None:
+            return
+        self._remove(stage)
+        remedy = (
+            f"{self.last_published} is good: make room and start the same command again; it only "
+            "writes the model."
+            if self.last_published is not None
+            else "No checkpoint was written before it."
+        )
+        raise SaveError(
+            f"the model could not be written to {self._output_dir}: {problem}. {remedy}"
+        )
+
+    def _attempt(self, stage: Path, folder: Path) -> str | None:
+        needed = self._needed()
+        problem = self._agreed(lambda: self._prepare(stage, needed))
+        if problem is None:
+            self._find_publishers(stage)
+            sealing = Sealing()
+            try:
+                problem = self._agreed(
+                    lambda: write_checkpoint(
+                        self._trainer, stage, lambda: self._begin(sealing, stage)
+                    ),
+                    is_collective=True,
+                )
+                if problem is None:
+                    problem = self._agreed(lambda: self._publish(stage, folder, sealing))
+            finally:
+                sealing.close()
+        if problem is not None:
+            self._remove(stage)
+        return problem
+
+    def _begin(self, sealing: Sealing, stage: Path) -> None:
+        """Hashes what is whole while the rest is written, where one rank writes nearly all."""
+        if self._publishes and not self._is_sharded:
+            sealing.begin(path for path in files_below(stage) if path.suffix != ".pth")
+
+    def _agreed(self, act: Callable[[], None], *, is_collective: bool = False) -> str | None:
+        """Acts on all ranks, and says what went wrong on the first of those where it did.
+
+        Args:
+            act: what this rank does.
+            is_collective: whether ranks may wait for each other inside. A rank that fails then
+                cannot tell the others, and the run ends.
+
+        Raises:
+            SaveError: if a rank fails while others wait for it.
+        """
+        failure = None
+        try:
+            act()
+        except Exception as problem:
+            if not is_write_failure(problem):
+                raise
+            failure = describe(problem)
+            if is_collective and self._is_sharded:
+                alone = SaveError(
+                    f"rank {self._trainer.args.process_index} cannot write its part of a "
+                    f"checkpoint to {self._output_dir}: {failure}. Others wait for it, so the run "
+                    f"ends. {self._last_good()}"
+                )
+                alone.is_common = False
+                raise alone from problem
+        return next((each for each in gather_objects(failure) if each is not None), None)
+
+    @property
+    def _is_sharded(self) -> bool:
+        trainer = self._trainer
+        is_shared = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+        return is_shared and trainer.args.world_size > 1
+
+    def _prepare(self, stage: Path, needed: int) -> None:
+        self._make_stage(stage)
+        if self._trainer.args.should_save:
+            try:
+                check_space(self._output_dir, needed)
+            except OSError:
+                if self._limit is None:
+                    raise
+                self._rotate(self._limit - 1, self.last_published or newest_valid(self._output_dir))
+                check_space(self._output_dir, needed)
+
+    def _make_stage(self, stage: Path) -> None:
+        args = self._trainer.args
+        if args.should_save:
+            shutil.rmtree(stage, ignore_errors=True)
+            stage.mkdir(parents=True, exist_ok=True)
+        if args.process_index == 0:
+            (stage / TOKEN).touch()
+
+    def _needed(self) -> int:
+        if self._last_size is None and self.last_published is not None:
+            self._last_size = size_of(self.last_published)
+        if self._last_size is None:
+            trainer = self._trainer
+            beside = BESIDE_TENSORS + OF_A_TOKEN * len(trainer.processing_class)
+            self._last_size = beside + bytes_of_state(
+                trainer.model,
+                trainer.optimizer,
+                only_model=trainer.args.save_only_model,
+                is_sharded=self._is_sharded,
+            )
+        return int(self._last_size * MARGIN)
+
+    def _find_publishers(self, stage: Path) -> None:
+        """Whether this rank names what it sees: the first, and one where that is not seen."""
+        args = self._trainer.args
+        sees_first = (stage / TOKEN).exists()
+        self._publishes = args.process_index == 0 or (
+            args.local_process_index == 0 and not sees_first
+        )
+
+    def _publish(self, stage: Path, folder: Path, sealing: Sealing) -> None:
+        if self._publishes:
+            (stage / TOKEN).unlink(missing_ok=True)
+            state = self._trainer.state
+            losses = [line["loss"] for line in state.log_history if "loss" in line]
+            manifest = self._identity.manifest(
+                state.global_step, state.max_steps, losses[-1] if losses else None
+            )
+            self._last_size = publish(stage, folder, manifest, sealing).size
+
+    def _replace_model(self, stage: Path, end: str) -> None:
+        (stage / TOKEN).unlink(missing_ok=True)
+        if self._publishes and stage.is_dir():  # a machine may have nothing of the model
+            state = self._trainer.state
+            manifest = self._identity.manifest(state.global_step, state.max_steps, end=end)
+            replace_model(stage, self._output_dir, manifest)
+
+    def _rotate(self, limit: int | None, good: Path | None, *, waits: bool = True) -> None:
+        named = {self._trainer.state.best_model_checkpoint, self._best_before}
+        best = [Path(each) for each in named if each is not None]
+        rotate(self._output_dir, limit, good, best, waits=waits)
+
+    def _remove(self, stage: Path) -> None:
+        if self._trainer.args.local_process_index == 0:
+            shutil.rmtree(stage, ignore_errors=True)
+        gather_objects(None)  # nobody writes into a new stage before the old one is gone
+
+    def _tell(self, folder: Path, problem: str) -> None:
+        self._num_failed += 1
+        line = (
+            f"{folder} could not be written: {problem} ({self._num_failed} of at most "
+            f"{self._max_failed} failures in a row). {self._last_good()}"
+        )
+        if self._num_failed >= self._max_failed:
+            raise SaveError(f"{line} Make room in {self._output_dir}, and start the run again.")
+        console.warn(f"{line} Training goes on.")
+
+    def _last_good(self) -> str:
+        if self.last_published is None:
+            return "There is no checkpoint before it."
+        return f"The last good one is {self.last_published}."

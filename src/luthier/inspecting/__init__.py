@@ -1,0 +1,1 @@
+"""what `data check` and `data show` say of a data set."""

@@ -1,0 +1,1 @@
+"""how ranks start, meet, are asked to stop, and end."""

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from luthier.data.check import RowProblem
+from luthier.data.encode import Encoder, EncodingOptions
+from luthier.example import Example
+from luthier.inspecting.view.page import page
+from luthier.inspecting.view.pick import PickedRow
+from luthier.inspecting.view.shown import ShownRow, show_row
+from luthier.inspecting.view.terminal import Style, lines
+from luthier.records import IGNORE_INDEX, Conversation, Message, Origin
+from luthier.templates.registry import TEMPLATES
+
+TEXT = st.text("ab é漢😀\n<>&", min_size=1, max_size=12)
+
+
+def conversation(*texts: str, system: str | None = None) -> Conversation:
+    roles = ("user", "assistant")
+    messages = tuple(Message(roles[at % 2], text) for at, text in enumerate(texts))  # type: ignore[arg-type]
+    return Conversation(messages, system=system, origin=Origin("rows.jsonl", 7))
+
+
+def show(
+    tokenizer: Any, row: Conversation, template: str = "chatml", **options: Any
+) -> tuple[ShownRow, list[Example]]:
+    encoder = Encoder(
+        tokenizer, TEMPLATES.get(template), EncodingOptions(**({"cutoff_len": 10_000} | options))
+    )
+    picked = PickedRow("mine", str(row.origin), {"text": "of the row"}, row)
+    (outcome,) = encoder.learn([row])
+    examples = [*outcome] if isinstance(outcome, list) else []
+    return show_row(picked, encoder), examples
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    texts=st.lists(TEXT, min_size=1, max_size=3).map(lambda said: [*said, *said]),
+    system=st.none() | TEXT,
+    cutoff_len=st.integers(4, 120),
+    template=st.sampled_from(["chatml", "bailing", "default"]),
+    option=st.sampled_from(["", "mask_history", "train_on_prompt", "split", "drop"]),
+)
+def test_what_is_shown_is_what_is_trained(
+    tiny_tokenizer, texts, system, cutoff_len, template, option
+):
+    if option == "train_on_prompt" and template == "bailing":
+        option = ""
+    row = conversation(*texts, system=system)
+    options: dict[str, Any] = {option: True} if "_" in option else {}
+    options |= {"on_overlong": option} if option in ("split", "drop") else {}
+
+    shown, examples = show(tiny_tokenizer, row, template, cutoff_len=cutoff_len, **options)
+
+    for part, example in zip(shown.parts, examples, strict=bool(examples)):
+        kept = [(one, number) for one in part.tokens if not one.is_cut for number in one.ids]
+        assert [number for _, number in kept] == [*example.input_ids]
+        assert [one.is_learned for one, _ in kept][1:] == [
+            label != IGNORE_INDEX for label in example.labels[1:]
+        ]
+        assert part.num_tokens == len(example.input_ids)
+        assert not any(one.is_learned for one in part.tokens if one.is_cut)
+    if not examples:
+        assert shown.problem is not None
+        assert all(one.is_cut for part in shown.parts for one in part.tokens)
+
+
+@given(texts=st.lists(TEXT, min_size=2, max_size=2))
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+def test_the_tokens_read_as_the_pieces(tiny_tokenizer, texts):
+    shown, _ = show(tiny_tokenizer, conversation(*texts))
+
+    pieces = "".join(one.text for one in shown.pieces).replace("EOS", "<|im_end|>")
+    assert "".join(token.text for token in shown.parts[0].tokens) == pieces
+
+
+def test_special_tokens_turns_and_answers_are_known(tiny_tokenizer):
+    shown, _ = show(tiny_tokenizer, conversation("one", "two", "three", "four"))
+
+    special = {token.text for token in shown.parts[0].tokens if token.is_special}
+    assert special == {"<|im_start|>", "<|im_end|>"}
+    assert {token.turn for token in shown.parts[0].tokens} == {1, 2}
+    learned = "".join(token.text for token in shown.parts[0].tokens if token.is_learned)
+    assert learned == "two<|im_end|>\nfour<|im_end|>\n"
+    assert all(token.is_answer for token in shown.parts[0].tokens if token.is_learned)
+
+
+def test_the_parts_of_a_split_row_are_shown_one_after_the_other(tiny_tokenizer):
+    row = conversation("one " * 20, "two " * 20, "three " * 20, "four " * 20)
+
+    shown, examples = show(tiny_tokenizer, row, cutoff_len=120, on_overlong="split")
+
+    assert len(shown.parts) == len(examples) == 2
+    text = "\n".join(lines(shown, Style(is_coloured=False), 120))
+    assert text.index("part 1 of 2") < text.index("--- turn 1") < text.index("part 2 of 2")
+    assert text.index("part 2 of 2") < text.index("--- turn 2")
+
+
+def test_a_pipe_gets_brackets_and_no_colours(tiny_tokenizer):
+    shown, _ = show(tiny_tokenizer, conversation("one " * 30, "two " * 30), cutoff_len=50)
+
+    plain = "\n".join(lines(shown, Style(is_coloured=False), 50))
+    coloured = "\n".join(lines(shown, Style(is_coloured=True), 50))
+
+    assert "\x1b" not in plain
+    assert plain.count("⟦") == plain.count("⟧") >= 2
+    assert f"{shown.parts[0].num_cut:,} more are cut off" in plain
+    assert "✂{" in plain
+    assert "\x1b[32m" in coloured
+    assert "\x1b[35m<|im_start|>\x1b[0m" in coloured
+
+
+def test_control_characters_do_not_reach_the_terminal(tiny_tokenizer):
+    shown, _ = show(tiny_tokenizer, conversation("a\x1b[2Jb", "c\x9bd"))
+
+    assert not set("\x1b\x9b") & set("".join(lines(shown, Style(is_coloured=False), 50)))
+
+
+def test_a_page_needs_nothing_else_and_shows_texts_as_they_are(tiny_tokenizer):
+    said = "<script>alert(1)</script> & <b>"
+    shown, _ = show(tiny_tokenizer, conversation(said, said))
+
+    html = page([shown], "rows of <mine>", 2048)
+
+    assert "<script" not in html
+    assert not re.search(r"(src|href)=|https?://|@import|url\(", html)
+    assert html.count("<span") == html.count("</span>")
+    assert "rows of &lt;mine&gt;" in html
+    assert html.count('class="t learned"') > 3
+
+
+@pytest.mark.parametrize("is_coloured", [False, True])
+def test_a_row_that_is_left_out_says_why(tiny_tokenizer, is_coloured):
+    encoder = Encoder(tiny_tokenizer, TEMPLATES.get("chatml"), EncodingOptions(100))
+    problem = RowProblem("rows.jsonl:3", "output", "empty", "Write it.")
+    picked = PickedRow("mine", "rows.jsonl:3", {"output": ""}, problem=problem)
+
+    shown = show_row(picked, encoder)
+
+    assert "output: empty. Write it." in "\n".join(lines(shown, Style(is_coloured), 100))
+    assert "output: empty. Write it." in page([shown], "rows", 100)
