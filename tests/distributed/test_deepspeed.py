@@ -227,7 +227,7 @@ def test_a_run_without_a_launcher_is_told_of_one(folder):
 def test_the_launcher_of_deepspeed_starts_a_run(folder):
     (folder / "ds.json").write_text(json.dumps(stage(3)))
     launcher = str(Path(sys.executable).with_name("deepspeed"))
-    entry = str(Path(__file__).parents[3] / "src" / "train.py")
+    entry = str(Path(__file__).parents[2] / "src" / "train.py")
     words = [launcher, "--include=localhost:0,1", entry, "--do_train"]
     run = settings(folder, "launched", deepspeed=str(folder / "ds.json"), max_steps=2)
     del run["do_train"]

@@ -15,7 +15,7 @@ from luthier.distributed.deepspeed_config import (
 from luthier.errors import ArgumentsError
 from luthier.optional import is_installed
 
-EXAMPLES = sorted((Path(__file__).parents[3] / "examples" / "deepspeed").glob("*.json"))
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "deepspeed").glob("*.json"))
 
 RUN = {
     "model_name_or_path": "m",

@@ -15,7 +15,7 @@ from luthier.arguments.parse import parse_dict
 from luthier.distributed.fsdp_config import SHARDED, Sharding, is_of_fsdp, read_sharding
 from tests.launched import free_port, run_command
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "accelerate"
 
 MEANT = {

@@ -6,7 +6,8 @@ import pytest
 import torch.distributed as dist
 
 from luthier.errors import ModelError
-from luthier.modeling import output_head, ranks
+from luthier.modeling import output_head
+from luthier.processes import ranks
 from tests import tiny
 from tests.launched import values_of_ranks
 

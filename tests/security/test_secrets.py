@@ -149,7 +149,8 @@ class Place:
         with tempfile.TemporaryFile() as said:
             process = psutil.Popen(command, env=variables, stdout=said, stderr=said)
             try:
-                children = set(_calls_of_children(process))
+                # a child that is forked and not yet become its own is called as its parent
+                children = set(_calls_of_children(process)) - {"\0".join(command)}
             finally:
                 for one in [*_children(process), process]:
                     with suppress(psutil.NoSuchProcess):
