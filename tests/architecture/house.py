@@ -17,7 +17,7 @@ FLOORS = (
     {"inspecting", "training", "serving"},
     {"checkpoints"},
     {"distributed"},
-    {"stages"},
+    {"fused", "stages"},
     {"losses", "batching", "data", "modeling"},
     {"kernels", "templates", "processes"},
     {"arguments"},
@@ -26,6 +26,9 @@ FLOORS = (
     {"errors", "secrecy"},
 )
 """The rooms from the roof down. A room knows only rooms of lower floors, none of its own."""
+
+EDGE = {"fused": {"training/run.py"}, "inspecting": {"commands"}}
+"""Rooms that the core does without -> who may know them: other rooms, or single files."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,17 @@ def wrong_arrows(source: Path = SOURCE) -> list[str]:
         if (there := target_room(arrow)) is not None
         and there != (here := room_of(arrow.file, source))
         and floor_of(there) <= floor_of(here)
+    ]
+
+
+def arrows_to_the_edge(source: Path = SOURCE) -> list[str]:
+    """A sentence for each arrow to a room at the edge from where nobody may know it."""
+    return [
+        f"{arrow}: only {', '.join(sorted(EDGE[there]))} may know {there!r}"
+        for arrow in arrows(source)
+        if (there := target_room(arrow)) in EDGE
+        and room_of(arrow.file, source) not in {there, *EDGE[there]}
+        and arrow.file.relative_to(source).as_posix() not in EDGE[there]
     ]
 
 

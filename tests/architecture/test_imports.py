@@ -32,6 +32,21 @@ def test_no_files_lead_back_to_themselves():
     assert not circles, "\n".join(circles)
 
 
+def test_the_core_does_without_the_rooms_at_its_edge():
+    known = house.arrows_to_the_edge()
+
+    assert not known, "\n".join(known)
+
+
+def test_an_arrow_to_the_edge_is_told(tmp_path: Path):
+    text = "from luthier.fused.fuse import fuse\n"
+    files = {"fused/fuse.py": "", "training/run.py": text, "training/loop.py": text}
+
+    (wrong,) = house.arrows_to_the_edge(build(tmp_path, files))
+
+    assert "training/loop.py" in wrong
+
+
 def test_every_room_has_its_floor():
     rooms = {house.room_of(file) for file in house.modules()}
 

@@ -31,10 +31,10 @@ from torch import nn
 from luthier import console
 from luthier.arguments.parse import parse_dict
 from luthier.errors import ModelError
-from luthier.modeling import fused_layers, reads, selfcheck
+from luthier.fused import fuse, layers
+from luthier.fused.layers import FusedMlp, FusedNorm, FusedProjection
+from luthier.modeling import reads, selfcheck
 from luthier.modeling.attention import interface
-from luthier.modeling.fused_layers import FusedMlp, FusedNorm, FusedProjection
-from luthier.modeling.fusing import fuse
 from luthier.training import layout
 
 NARROW: dict[str, Any] = {
@@ -170,7 +170,16 @@ class Case:
             mock.patch.object(console, "info"),
         ):
             try:
-                chosen = layout.choose_layout(model, asked, rows, 0, autocast=autocast, dtype=dtype)
+                chosen = layout.choose_layout(
+                    model,
+                    asked,
+                    rows,
+                    0,
+                    fuse=fuse.fuse,
+                    unfuse=fuse.unfuse,
+                    autocast=autocast,
+                    dtype=dtype,
+                )
             except ModelError as error:
                 found.append(str(error))
                 return False, found[0]
@@ -180,7 +189,7 @@ class Case:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    return isinstance(vars(module).get("forward"), fused_layers.FusedForward)
+    return isinstance(vars(module).get("forward"), layers.FusedForward)
 
 
 def healthy_cases(smollm2: str | None, *, with_qwen2: bool) -> list[Case]:
@@ -262,27 +271,29 @@ def sinks_dropped() -> Iterator[None]:
 
 
 @contextmanager
-def _scaled(kind: type[fused_layers.FusedForward], scale: float = 1.02) -> Iterator[None]:
+def _scaled(kind: type[layers.FusedForward], scale: float = 1.02) -> Iterator[None]:
+    own_fuse = fuse.fuse
+
     def mislead(model: Any) -> Any:
-        said = fuse(model)
-        layers = [
+        said = own_fuse(model)
+        fused = [
             module
             for module in model.modules()
             if type(vars(module).get("forward")) is kind and vars(module)["forward"].kind
         ]
-        chosen = layers[len(layers) // 2].forward
+        chosen = fused[len(fused) // 2].forward
         own = chosen.fused
         chosen.fused = lambda *inputs, **options: own(*inputs, **options) * scale
         return said
 
-    with mock.patch.object(layout, "fuse", mislead):
+    with mock.patch.object(fuse, "fuse", mislead):
         yield
 
 
 @contextmanager
 def a_without_gradient() -> Iterator[None]:
     """The A of one LoRA layer learns nothing."""
-    read = fused_layers.read_projection
+    read = layers.read_projection
     seen: list[Any] = []
 
     def forget(module: Any, x: Any) -> Any:
@@ -295,7 +306,7 @@ def a_without_gradient() -> Iterator[None]:
             return projection._replace(a=projection.a.detach())
         return projection
 
-    with mock.patch.object(fused_layers, "read_projection", forget):
+    with mock.patch.object(layers, "read_projection", forget):
         yield
 
 

@@ -13,12 +13,13 @@ from torch.distributed.tensor import DTensor
 
 import luthier
 from luthier.errors import LuthierError
-from luthier.modeling import fused_layers, reads
+from luthier.fused import layers
+from luthier.modeling import reads
 
 COUNTED = (
-    (fused_layers, "lora_linear"),
-    (fused_layers, "gated_mlp"),
-    (fused_layers, "rms_norm"),
+    (layers, "lora_linear"),
+    (layers, "gated_mlp"),
+    (layers, "rms_norm"),
     (reads, "linear_nll"),
     (FSDPModule, "set_requires_gradient_sync"),
 )

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from luthier.fused.fuse import fuse
 from luthier.modeling.attention.interface import install_tree_attention
 from luthier.modeling.checkpointing import checkpoint_activations
-from luthier.modeling.fusing import fuse
 from luthier.modeling.reads import read_nll
 from luthier.records import IGNORE_INDEX
 from tests import tiny

@@ -13,8 +13,9 @@ import transformers
 
 from luthier.arguments.parse import parse_dict
 from luthier.errors import ModelError
+from luthier.fused.fuse import fuse, unfuse
+from luthier.fused.layers import FusedNorm
 from luthier.modeling import selfcheck
-from luthier.modeling.fused_layers import FusedNorm
 from luthier.modeling.reads import read_nll
 from luthier.training.layout import choose_layout, probe_sequences
 from tests import tiny
@@ -62,6 +63,8 @@ def choose(model, dtype=torch.float32, **options):
         arguments(**options),
         ROWS,
         0,
+        fuse=fuse,
+        unfuse=unfuse,
         autocast=partial(torch.autocast, "cpu", dtype, enabled=is_half),
         dtype=dtype,
     )

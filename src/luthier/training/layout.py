@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -20,7 +20,6 @@ from luthier.errors import LuthierError, ModelError
 from luthier.example import Example
 from luthier.modeling.attention.interface import install_tree_attention, remove_tree_attention
 from luthier.modeling.dtypes import Autocast
-from luthier.modeling.fusing import fuse, unfuse
 from luthier.modeling.output_head import logit_form
 from luthier.modeling.selfcheck import RANDOM, Difference, SelfCheck
 from luthier.processes.ranks import gather_objects, share_fate
@@ -49,8 +48,7 @@ class Layout:
     has_idle_weights: bool = False
 
 
-@dataclass(frozen=True)
-class _Way:
+class Way(NamedTuple):
     """One way to compute a micro-batch."""
 
     layout: LayoutName
@@ -60,8 +58,11 @@ class _Way:
         return f"{self.layout} layout{' with fused layers' if self.is_fused else ''}"
 
 
-@dataclass(frozen=True)
-class _Finding:
+WAYS = (Way("tree", True), Way("padded", True), Way("padded", False))
+"""Ways from the fastest to the plainest; the first that agrees with the plain forward is taken."""
+
+
+class Finding(NamedTuple):
     """What a way gave on a rank.
 
     Attributes:
@@ -77,16 +78,14 @@ class _Finding:
     problem: str = ""
 
 
-WAYS = (_Way("tree", True), _Way("padded", True), _Way("padded", False))
-"""Ways from the fastest to the plainest; the first that agrees with the plain forward is taken."""
-
-
 def choose_layout(
     model: Any,
     arguments: Arguments,
     rows: Sequence[Mapping[str, Any]],
     pad_token_id: int,
     *,
+    fuse: Callable[[nn.Module], object],
+    unfuse: Callable[[nn.Module], None],
     autocast: Autocast,
     dtype: torch.dtype,
 ) -> Layout:
@@ -99,6 +98,8 @@ def choose_layout(
         arguments: of the run.
         rows: some examples; the probe is made of their first tokens.
         pad_token_id: fills rectangles.
+        fuse: gives layers faster forwards, and says which.
+        unfuse: gives them their own back.
         autocast: makes the context that the run computes in.
         dtype: that products are computed in.
 
@@ -113,25 +114,52 @@ def choose_layout(
     check = share_fate(lambda: SelfCheck(model, ids, autocast, dtype))
     logit_form(model, ids[0][None])  # agreed upon by the ranks before any of them may stumble
     examples = [Example(input_ids=each, labels=each) for each in sequences]
+
+    def fit(way: Way) -> str:
+        (install_tree_attention if way.layout == "tree" else remove_tree_attention)(model)
+        if way.is_fused:
+            return str(fuse(model))
+        unfuse(model)
+        return ""
+
+    def try_way(way: Way) -> Finding:
+        try:
+            return Finding(fit(way), *check.compare(batch))
+        except torch.OutOfMemoryError:
+            raise
+        except (LuthierError, TypeError, ValueError, RuntimeError) as problem:
+            said = (str(problem).strip() or type(problem).__name__).splitlines()[0]
+            said = said.removesuffix(" Use layout: padded.").removesuffix(".")
+            return Finding(problem=said)
+
     problems: list[str] = []
-    found = _Finding()
+    found = Finding()
     for way in WAYS:
         if asked not in ("auto", way.layout):
             continue
         batch = _micro_batch(way, examples, pad_token_id).to(device)
-        found = _worst(gather_objects(share_fate(partial(_try, way, model, batch, check))))
+        found = _worst(gather_objects(share_fate(partial(try_way, way))))
         if found.difference is None:
             problems.append(f"the {way} cannot be computed by this model: {found.problem}")
         elif found.difference.is_rounding:
             for each in problems:
                 console.warn(each)
-            return _settle(model, way, arguments, found)
+            console.info(
+                f"layout: {way.layout}; checked against each sequence alone: {found.difference}"
+            )
+            if found.fused:
+                console.info(found.fused)
+            shares = way.layout == "tree" and arguments.training.prefix_sharing == "auto"
+            if shares and has_dropout(model):
+                shares = False
+                console.info("prefix sharing: off, since examples draw their own dropout")
+            return Layout(way.layout, shares, found.has_idle_weights)
         else:
             problems.append(
                 f"the {way} differs from sequences computed alone by {found.difference}"
             )
         if asked == "tree":
-            _fit(model, WAYS[-1])
+            fit(WAYS[-1])
             raise ModelError(f"layout: tree: {problems[-1]}. With layout: auto it would be padded.")
     if found.difference is None or found.difference.is_far:
         raise ModelError(
@@ -177,69 +205,23 @@ def has_dropout(model: nn.Module) -> bool:
     )
 
 
-def _micro_batch(way: _Way, examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
+def _micro_batch(way: Way, examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
     if way.layout == "tree":
         return build_tree(examples, share_prefixes=True)
     return pad(examples, pad_token_id)
 
 
-def _fit(model: Any, way: _Way) -> str:
-    """Fits the model for a way, and says what was fused."""
-    if way.layout == "tree":
-        install_tree_attention(model)
-    else:
-        remove_tree_attention(model)
-    if way.is_fused:
-        return str(fuse(model))
-    unfuse(model)
-    return ""
-
-
-def _try(
-    way: _Way,
-    model: Any,
-    batch: MicroBatch,
-    check: SelfCheck,
-) -> _Finding:
-    try:
-        fused = _fit(model, way)
-        difference, has_idle_weights = check.compare(batch)
-    except torch.OutOfMemoryError:
-        raise
-    except (LuthierError, TypeError, ValueError, RuntimeError) as problem:
-        return _Finding(problem=_said(problem))
-    return _Finding(fused, difference, has_idle_weights)
-
-
-def _worst(findings: Sequence[_Finding]) -> _Finding:
+def _worst(findings: Sequence[Finding]) -> Finding:
     """What the ranks have found together, the same on each of them."""
     failed = [rank for rank, each in enumerate(findings) if each.difference is None]
     if failed:
         where = "" if len(failed) == len(findings) else f" (process {failed[0]} says)"
-        return _Finding(problem=f"{findings[failed[0]].problem}{where}")
+        return Finding(problem=f"{findings[failed[0]].problem}{where}")
     if len({each.fused for each in findings}) > 1:
-        return _Finding(problem="other layers can be fused on one process than on another")
+        return Finding(problem="other layers can be fused on one process than on another")
     differences = [each.difference for each in findings if each.difference]
-    return _Finding(
+    return Finding(
         findings[0].fused,
         max(differences, key=lambda each: each.excess),
         any(each.has_idle_weights for each in findings),
     )
-
-
-def _settle(model: Any, way: _Way, arguments: Arguments, found: _Finding) -> Layout:
-    console.info(f"layout: {way.layout}; checked against each sequence alone: {found.difference}")
-    if found.fused:
-        console.info(found.fused)
-    if way.layout == "padded":
-        return Layout("padded", False, found.has_idle_weights)
-    shares = arguments.training.prefix_sharing == "auto"
-    if shares and has_dropout(model):
-        shares = False
-        console.info("prefix sharing: off, since examples draw their own dropout")
-    return Layout("tree", shares, found.has_idle_weights)
-
-
-def _said(problem: Exception) -> str:
-    text = str(problem).strip() or type(problem).__name__
-    return text.splitlines()[0].removesuffix(" Use layout: padded.").removesuffix(".")

@@ -199,6 +199,7 @@ def _make_trainer(
 
 def _choose_layout(trainer: LuthierTrainer, arguments: Arguments, data: EncodedDatasets) -> None:
     from luthier.data.streaming.stream import Stream
+    from luthier.fused.fuse import fuse, unfuse
     from luthier.modeling.dtypes import computed_dtype
     from luthier.training.layout import PROBE_ROWS, choose_layout
 
@@ -212,6 +213,8 @@ def _choose_layout(trainer: LuthierTrainer, arguments: Arguments, data: EncodedD
         arguments,
         probed,
         trainer.processing_class.pad_token_id,
+        fuse=fuse,
+        unfuse=unfuse,
         autocast=trainer.accelerator.autocast,
         dtype=computed_dtype(trainer.accelerator.mixed_precision, trainer.model),
     )

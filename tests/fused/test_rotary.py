@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from luthier.kernels.fused_rotary import rotate
+from luthier.fused.layers import rotate
 
 
 def inputs(dtype, angle_dtype):

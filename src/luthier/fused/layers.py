@@ -1,5 +1,6 @@
 """Forwards that stand before a layer's own, and hand over to it where they do not apply."""
 
+# B rows, A attention heads, T tokens, D dimensions of a head
 # N rows (tokens), H hidden, I intermediate
 
 from __future__ import annotations
@@ -10,14 +11,49 @@ from typing import Any
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
-from luthier.kernels.fused_gate import Activation, gate
-from luthier.kernels.fused_lora import lora_linear
-from luthier.kernels.fused_mlp import gated_mlp
-from luthier.kernels.fused_norm import NormFormula, rms_norm
-from luthier.kernels.fused_rotary import rotate
-from luthier.kernels.projection import Projection, autocast_dtype
+from luthier.fused.lora import Projection, autocast_dtype, lora_linear
+from luthier.fused.mlp import Activation, gate, gated_mlp
+from luthier.fused.norm import NormFormula, rms_norm
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The rotation x cos + rotate_half(x) sin (Su et al. 2021, equation 34, by halves).
+
+    Args:
+        x: (..., D), the first half of D paired with the second.
+        cos: broadcastable to `x`, without gradient.
+        sin: as `cos`.
+
+    Returns:
+        As `x`, in its order in memory and the widest of the three dtypes.
+    """
+    y: Tensor = _Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        half = x.shape[-1] // 2
+        y = x * cos
+        x = x.to(y.dtype)
+        y[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+        y[..., half:].addcmul_(x[..., :half], sin[..., half:])
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        half = gy.shape[-1] // 2
+        gx = gy * cos.to(gy.dtype)
+        gx[..., :half].addcmul_(gy[..., half:], sin[..., half:])
+        gx[..., half:].addcmul_(gy[..., :half], sin[..., :half], value=-1)
+        return gx, None, None
 
 
 class FusedForward:

@@ -27,8 +27,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from luthier.modeling.fused_layers import FusedForward
-from luthier.modeling.fusing import fuse, unfuse
+from luthier.fused.fuse import fuse, unfuse
+from luthier.fused.layers import FusedForward
 from tests.tiny import GROUPED_QUERIES, make_gpt2, make_llama, make_qwen2
 
 VOCABULARY = 96

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from luthier.kernels.row_blocks import NUMBERS_PER_THREAD, product_blocks, row_blocks
+from luthier.fused.norm import NUMBERS_PER_THREAD, product_blocks, row_blocks
 
 
 @pytest.mark.parametrize("cut", [row_blocks, product_blocks])

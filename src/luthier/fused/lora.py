@@ -1,15 +1,18 @@
-"""A linear map with an optional low-rank update (LoRA): its products, outside of any graph."""
+"""Linear layers with low-rank updates (LoRA): one autograd function for all that read one input."""
 
-# N rows (tokens), I inputs, O outputs, R rank
+# N rows (tokens), I inputs, O outputs, R rank, P projections
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from luthier.fused.norm import NormFormula, NormOrigin, norm_origin
 
 
 class Projection(NamedTuple):
@@ -192,3 +195,120 @@ def as_projections(tensors: Sequence[Tensor | None], scalings: Sequence[float]) 
         assert weight is not None
         projections.append(Projection(weight, bias, a, b, scaling))
     return projections
+
+
+class KeptInput(NamedTuple):
+    """How to get an input back from the tensors that were kept of it.
+
+    Attributes:
+        shape: as given.
+        dtype: as given.
+        computed_dtype: what products are made in under autocast; None without.
+        formula: of the norm that made the input; None if another function did.
+    """
+
+    shape: torch.Size
+    dtype: torch.dtype
+    computed_dtype: torch.dtype | None
+    formula: NormFormula | None
+
+    @property
+    def num_tensors(self) -> int:
+        """How many tensors are kept."""
+        return 1 if self.formula is None else 3
+
+    def remake(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The (N, I) input in the dtype of the products."""
+        if self.formula is None:
+            return tensors[0]
+        x_NI = NormOrigin(tensors[0], tensors[1], tensors[2], self.formula).remake()
+        return x_NI if self.computed_dtype is None else x_NI.to(self.computed_dtype)
+
+    def gradient(self, gx_NI: Tensor | None) -> Tensor | None:
+        """A gradient of the products' input as one of the given input."""
+        return None if gx_NI is None else gx_NI.to(self.dtype).view(self.shape)
+
+
+def keep_input(
+    x: Tensor, origin: NormOrigin | None
+) -> tuple[KeptInput, Tensor, tuple[Tensor, ...]]:
+    """What to keep of an input.
+
+    Args:
+        x: (..., I).
+        origin: `norm_origin(x)`, asked before an autograd function took it over.
+
+    Returns:
+        How to get it back, the (N, I) input in the dtype of the products, the tensors to save.
+    """
+    dtype = autocast_dtype(x)
+    x_NI = x.reshape(-1, x.shape[-1])
+    x_NI = x_NI if dtype is None else x_NI.to(dtype)
+    formula = None if origin is None else origin.formula
+    kept = KeptInput(x.shape, x.dtype, dtype, formula)
+    return kept, x_NI, (x_NI,) if origin is None else origin[:3]
+
+
+def lora_linear(x: Tensor, projections: Sequence[Projection]) -> tuple[Tensor, ...]:
+    """Several projections of one input.
+
+    Kept for the backward pass: `x` once (not even that where `rms_norm` made it: it is made
+    again) and A x^T of each. The gradient of `x` is one sum. Under autocast all products are made
+    in its dtype. Otherwise the products with the weight are made in its dtype, which must be that
+    of `x`, and the low-rank ones in theirs, their sum rounded to the former, as peft does.
+
+    Args:
+        x: (..., I).
+        projections: P of them; gradients are made of those tensors that require one.
+
+    Returns:
+        P outputs, (..., O).
+    """
+    tensors = (each for projection in projections for each in projection.tensors)
+    scalings = tuple(projection.scaling for projection in projections)
+    result: tuple[Tensor, ...] = _LoraLinear.apply(x, norm_origin(x), scalings, *tensors)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _LoraLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        origin: NormOrigin | None,
+        scalings: tuple[float, ...],
+        *tensors: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        ctx.kept, x_NI, saved = keep_input(x, origin)
+        ctx.scalings = scalings
+        outputs, lows = [], []
+        for projection in as_projections(tensors, scalings):
+            y = x_NI.new_empty((*x.shape[:-1], projection.weight.shape[0]))
+            y_NO = y.view(-1, y.shape[-1])
+            _, h_RN = apply_projection(x_NI, projection.to(ctx.kept.computed_dtype), y_NO)
+            outputs.append(y)
+            lows.append(h_RN)
+        ctx.save_for_backward(*saved, *tensors, *lows)
+        ctx.set_materialize_grads(False)
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gys: Tensor | None) -> tuple[Tensor | None, ...]:
+        kept, saved = ctx.kept, ctx.saved_tensors
+        first, last = kept.num_tensors, len(saved) - len(gys)
+        wants_x, wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[3:]
+        gx_NI = x_NI = None
+        gradients: list[Tensor | None] = []
+        with without_autocast(saved[0].device):
+            for i, each in enumerate(as_projections(saved[first:last], ctx.scalings)):
+                projection = each.to(kept.computed_dtype)
+                sums = GradientSums(projection, wanted[4 * i : 4 * i + 4])
+                if (gy := gys[i]) is not None:
+                    if x_NI is None and sums.need_input:
+                        x_NI = kept.remake(saved)
+                    gy_NO = gy.reshape(-1, gy.shape[-1])
+                    gx_NI, gh_RN = input_gradient(gy_NO, projection, gx_NI, wanted=wants_x)
+                    sums.add(gy_NO, x_NI, saved[last + i], gh_RN)
+                gradients += sums.sums
+        return kept.gradient(gx_NI), None, None, *gradients

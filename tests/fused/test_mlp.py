@@ -5,11 +5,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from luthier.kernels import row_blocks
-from luthier.kernels.fused_gate import ACTIVATIONS
-from luthier.kernels.fused_mlp import gated_mlp
-from luthier.kernels.fused_norm import NormFormula, rms_norm
-from tests.kernels.test_fused_lora import far, learned, make, plain, tensors_of
+from luthier.fused import norm as norms
+from luthier.fused.mlp import ACTIVATIONS, gated_mlp
+from luthier.fused.norm import NormFormula, rms_norm
+from tests.fused.test_lora import far, learned, make, plain, tensors_of
 
 SILU = ACTIVATIONS["silu"]
 
@@ -29,9 +28,9 @@ def _seed():
 
 @pytest.fixture(params=[7, 512], ids=["many blocks", "one block"])
 def _blocks(request, monkeypatch):
-    monkeypatch.setattr(row_blocks, "NUMBERS_PER_THREAD", 16)
-    monkeypatch.setattr(row_blocks, "LEAST_PRODUCT_ROWS", request.param)
-    monkeypatch.setattr(row_blocks, "PRODUCT_ROWS_PER_THREAD", 1)
+    monkeypatch.setattr(norms, "NUMBERS_PER_THREAD", 16)
+    monkeypatch.setattr(norms, "LEAST_PRODUCT_ROWS", request.param)
+    monkeypatch.setattr(norms, "PRODUCT_ROWS_PER_THREAD", 1)
 
 
 @pytest.mark.usefixtures("_blocks")

@@ -16,9 +16,7 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
-from luthier.kernels.fused_gate import ACTIVATIONS, Activation
-from luthier.kernels.fused_norm import NormFormula
-from luthier.modeling.fused_layers import (
+from luthier.fused.layers import (
     FusedForward,
     FusedMlp,
     FusedNorm,
@@ -30,6 +28,8 @@ from luthier.modeling.fused_layers import (
     read_projection,
     rotary_before,
 )
+from luthier.fused.mlp import ACTIVATIONS, Activation
+from luthier.fused.norm import NormFormula
 
 SIBLINGS = (
     ("q_proj", "k_proj", "v_proj"),

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from luthier.kernels.fused_lora import lora_linear
-from luthier.kernels.fused_norm import NormFormula, rms_norm
-from luthier.kernels.projection import Projection
+from luthier.fused.lora import Projection, lora_linear
+from luthier.fused.norm import NormFormula, rms_norm
 
 
 def plain(x, projection):

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from luthier.kernels import row_blocks
-from luthier.kernels.fused_norm import NormFormula, norm_origin, rms_norm
+from luthier.fused import norm as norms
+from luthier.fused.norm import NormFormula, norm_origin, rms_norm
 
 FORMULAS = (
     NormFormula(1e-6),
@@ -30,7 +30,7 @@ def inputs(*shape, dtype=torch.float32, weight_dtype=None):
 
 @pytest.fixture(autouse=True)
 def _many_blocks(monkeypatch):
-    monkeypatch.setattr(row_blocks, "NUMBERS_PER_THREAD", 16)
+    monkeypatch.setattr(norms, "NUMBERS_PER_THREAD", 16)
 
 
 @pytest.mark.parametrize("formula", FORMULAS)

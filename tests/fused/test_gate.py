@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from luthier.kernels import row_blocks
-from luthier.kernels.fused_gate import ACTIVATIONS, gate
+from luthier.fused import norm as norms
+from luthier.fused.mlp import ACTIVATIONS, gate
 
 PLAIN = {
     "silu": torch.nn.functional.silu,
@@ -15,7 +15,7 @@ PLAIN = {
 
 @pytest.fixture(autouse=True)
 def _many_blocks(monkeypatch):
-    monkeypatch.setattr(row_blocks, "NUMBERS_PER_THREAD", 16)
+    monkeypatch.setattr(norms, "NUMBERS_PER_THREAD", 16)
 
 
 def halves(*shape, dtype):
