@@ -11,7 +11,8 @@ import torch
 import luthier
 from luthier.batching.steps import StepBuilder
 from luthier.errors import OutOfMemory
-from luthier.training.out_of_memory import MemoryKeeper, is_out_of_memory
+from luthier.modeling.device import is_out_of_memory
+from luthier.training.out_of_memory import MemoryKeeper
 from tests.batching.test_steps import make_dataset
 from tests.training import faults
 

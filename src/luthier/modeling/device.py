@@ -1,15 +1,18 @@
-"""What the device of a run has: free memory, and a rate of matrix products."""
+"""What the device of a run has: free memory, a rate of matrix products, random numbers."""
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import psutil
 import torch
+from torch import Tensor
 
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -55,6 +58,16 @@ MEASURED_S = 0.25
 MEASURED_SIZES = (128, 256, 512, 1024)
 
 
+SAYINGS = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""How libraries say it that do not raise torch's own error."""
+
+
 def free_memory(device: torch.device) -> int | None:
     """Bytes that this process may still take on a device; None where nobody tells.
 
@@ -68,6 +81,48 @@ def free_memory(device: torch.device) -> int | None:
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused
     return None
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether an error says that a device, or the machine, has no memory left."""
+    if isinstance(problem, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(problem, RuntimeError) and any(each in str(problem) for each in SAYINGS)
+
+
+def release(device: torch.device) -> None:
+    """Gives back what is no longer used."""
+    gc.collect()
+    if device.type != "cpu":
+        torch.accelerator.empty_cache()
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """Where torch's generators stood that a forward pass draws from.
+
+    Attributes:
+        cpu: state of the CPU's generator.
+        own: state of the device's generator; None on a CPU.
+        device: of the model.
+    """
+
+    cpu: Tensor
+    own: Tensor | None
+    device: torch.device
+
+    @classmethod
+    def take(cls, device: torch.device) -> RandomState:
+        """The state now; it lies on the host, so nothing waits for the device."""
+        is_cpu = device.type == "cpu"
+        own = None if is_cpu else torch.get_device_module(device).get_rng_state(device)
+        return cls(torch.get_rng_state(), own, device)
+
+    def restore(self) -> None:
+        """Has the generators go on from here."""
+        torch.set_rng_state(self.cpu)
+        if self.own is not None:
+            torch.get_device_module(self.device).set_rng_state(self.own, self.device)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:

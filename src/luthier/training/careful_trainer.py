@@ -13,12 +13,13 @@ from luthier.batching.batch import MicroBatch
 from luthier.distributed import deepspeed
 from luthier.distributed.strategy import find_strategy
 from luthier.errors import OutOfMemory
+from luthier.modeling.device import is_out_of_memory
 from luthier.processes.ranks import num_ranks
 from luthier.stages.stage import Loss
 from luthier.training.numbers.diagnosis import Search
 from luthier.training.numbers.guard import NumberGuard
 from luthier.training.origins import origins_of
-from luthier.training.out_of_memory import MemoryKeeper, is_out_of_memory
+from luthier.training.out_of_memory import MemoryKeeper
 from luthier.training.remedies import describe_remedies, find_remedies
 from luthier.training.stepping_trainer import SteppingTrainer
 

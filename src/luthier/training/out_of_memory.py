@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,26 +16,10 @@ from luthier import console
 from luthier.batching.batch import MicroBatch, Step
 from luthier.batching.recut import rebuild, recut
 from luthier.errors import OutOfMemory
+from luthier.modeling.device import RandomState, is_out_of_memory, release
 from luthier.processes.ranks import num_ranks, rank
-from luthier.training.random_state import RandomState
-
-SAYINGS = (
-    "can't allocate memory",
-    "not enough memory",
-    "out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
-"""How libraries say it that do not raise torch's own error."""
 
 T = TypeVar("T")
-
-
-def is_out_of_memory(problem: BaseException) -> bool:
-    """Whether an error says that a device, or the machine, has no memory left."""
-    if isinstance(problem, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(problem, RuntimeError) and any(each in str(problem) for each in SAYINGS)
 
 
 class MemoryKeeper:
@@ -227,13 +210,6 @@ class MemoryKeeper:
             f"tokens_per_micro_batch: {self.tokens} to have it so from the start.",
             on_every_rank=True,
         )
-
-
-def release(device: torch.device) -> None:
-    """Gives back what is no longer used."""
-    gc.collect()
-    if device.type != "cpu":
-        torch.accelerator.empty_cache()
 
 
 def _devices() -> list[int]:

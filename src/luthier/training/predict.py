@@ -18,12 +18,11 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from luthier import console
 from luthier.checkpoints.files import write_whole
 from luthier.errors import OutOfMemory
+from luthier.modeling.device import RandomState, is_out_of_memory, release
 from luthier.modeling.generation import answering, generation_config, new_token_limit
 from luthier.processes.ranks import gather_objects, num_ranks, rank
 from luthier.records import IGNORE_INDEX
 from luthier.training.metrics import score_texts
-from luthier.training.out_of_memory import is_out_of_memory, release
-from luthier.training.random_state import RandomState
 
 if TYPE_CHECKING:
     from luthier.arguments.generating import GeneratingArguments

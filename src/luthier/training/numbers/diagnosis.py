@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from luthier.batching.batch import MicroBatch, Step
 from luthier.batching.recut import rebuild
+from luthier.modeling.device import RandomState, is_out_of_memory
 from luthier.processes.ranks import rank
 from luthier.training.numbers.finite import are_finite, first_nonfinite
-from luthier.training.out_of_memory import is_out_of_memory
-from luthier.training.random_state import RandomState
 
 MOST_ROWS, MOST_NAMES = 8, 3
 """How many rows and parameters are named; the rest is counted."""

@@ -13,10 +13,10 @@ from torch.distributed.tensor import DTensor
 from luthier import console
 from luthier.batching.batch import Step
 from luthier.errors import NonFiniteError
+from luthier.modeling.device import RandomState
 from luthier.processes.ranks import agree_any, gather_objects, num_ranks
 from luthier.training.numbers.diagnosis import MOST_ROWS, Finding, Search, describe
 from luthier.training.numbers.spikes import SpikeWatch
-from luthier.training.random_state import RandomState
 
 MOST_SKIPPED = 3
 """Steps in a row that `on_nonfinite: skip` leaves out; the next one ends the run."""
