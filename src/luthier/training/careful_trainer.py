@@ -16,11 +16,11 @@ from luthier.errors import OutOfMemory
 from luthier.modeling.device import is_out_of_memory
 from luthier.processes.ranks import num_ranks
 from luthier.stages.stage import Loss
+from luthier.suggestions import suggest
 from luthier.training.numbers.diagnosis import Search
 from luthier.training.numbers.guard import NumberGuard
 from luthier.training.origins import origins_of
 from luthier.training.out_of_memory import MemoryKeeper
-from luthier.training.remedies import describe_remedies, find_remedies
 from luthier.training.stepping_trainer import SteppingTrainer
 
 
@@ -90,21 +90,14 @@ class CarefulTrainer(SteppingTrainer):
 
     def _remedies(self, num_tokens: int = 0, longest: int = 0) -> str:
         """What helps when memory has run out in a micro-batch of so many tokens."""
-        longest = longest or self.arguments.data.cutoff_len
-        try:
-            remedies = find_remedies(
-                self.model,
-                self.arguments,
-                num_tokens=max(num_tokens, longest),
-                longest=longest,
-                is_padded=self.layout == "padded",
-                autocast=self.accelerator.autocast if self._can_compute_alone else None,
-            )
-        except (RuntimeError, MemoryError) as problem:
-            if not is_out_of_memory(problem):
-                raise
-            return "No memory is left even to estimate what helps."
-        return describe_remedies(remedies)
+        return suggest(
+            self.model,
+            self.arguments,
+            num_tokens=num_tokens,
+            longest=longest,
+            is_padded=self.layout == "padded",
+            autocast=self.accelerator.autocast if self._can_compute_alone else None,
+        )
 
     # Numbers
 

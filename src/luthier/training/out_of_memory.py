@@ -34,7 +34,7 @@ class MemoryKeeper:
         can_retry: whether nothing else is exchanged within a step: one process, or DDP.
         exchanges: whether gradients are exchanged at all.
         pad_token_id: fills rectangles.
-        remedies: what to say when nothing is computed again, see `remedies.py`; given the tokens
+        remedies: what to say when nothing is computed again, see `suggestions.py`; given the tokens
             of the micro-batch and of its longest sequence, 0 where they are not known.
 
     Attributes:

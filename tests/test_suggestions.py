@@ -5,7 +5,7 @@ import pytest
 from luthier.arguments.parse import parse_dict
 from luthier.modeling.checkpointing import checkpoint_activations
 from luthier.modeling.memory import measure_activations
-from luthier.training.remedies import describe_remedies, find_remedies
+from luthier.suggestions import describe_suggestions, find_suggestions
 from tests import tiny
 
 
@@ -14,7 +14,7 @@ def make_arguments(**settings):
 
 
 def find(model, arguments, num_tokens=128, longest=128, autocast=None):
-    return find_remedies(
+    return find_suggestions(
         model,
         arguments,
         num_tokens=num_tokens,
@@ -24,11 +24,11 @@ def find(model, arguments, num_tokens=128, longest=128, autocast=None):
     )
 
 
-def names(remedies):
-    return [each.change.partition(":")[0] for each in remedies]
+def names(suggestions):
+    return [each.change.partition(":")[0] for each in suggestions]
 
 
-def test_remedies_come_by_their_savings():
+def test_suggestions_come_by_their_savings():
     found = find(tiny.make_llama(), make_arguments(finetuning_type="full"), num_tokens=512)
 
     assert set(names(found)) == {
@@ -41,12 +41,12 @@ def test_remedies_come_by_their_savings():
     assert names(found)[0] == "tokens_per_micro_batch"
     others = [each.saved for each in found[1:]]
     assert others == sorted(others, reverse=True)
-    text = describe_remedies(found)
+    text = describe_suggestions(found)
     assert len(text.splitlines()) == 4
     assert all(" MiB" in line for line in text.splitlines()[1:])
 
 
-def test_what_is_so_already_is_no_remedy():
+def test_what_is_so_already_is_not_suggested():
     model = tiny.make_llama()
     checkpoint_activations(model, use_reentrant=False)
     arguments = make_arguments(optim="adamw_8bit", lora_rank=1)
@@ -54,7 +54,7 @@ def test_what_is_so_already_is_no_remedy():
     found = find(model, arguments, num_tokens=60, longest=60)
 
     assert names(found) == []
-    assert "smaller model" in describe_remedies(found)
+    assert "smaller model" in describe_suggestions(found)
 
 
 @pytest.mark.parametrize("layers", [2, 6])
