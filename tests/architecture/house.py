@@ -17,7 +17,7 @@ FLOORS = (
     {"inspecting", "training", "serving"},
     {"checkpoints"},
     {"distributed"},
-    {"fused", "stages", "suggestions"},
+    {"fused", "generating", "stages", "suggestions"},
     {"losses", "batching", "data", "modeling"},
     {"kernels", "templates", "processes"},
     {"arguments"},

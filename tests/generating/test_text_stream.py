@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.serving.text_stream import TextStream
+from luthier.generating.text_stream import TextStream
 from tests import tiny
 
 TOKENIZER = tiny.make_tokenizer()

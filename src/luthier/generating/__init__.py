@@ -1,0 +1,1 @@
+"""prompts in, answers out: the one generator of chat and prediction."""
