@@ -6,9 +6,9 @@ from torch.nn import functional
 from transformers.trainer_pt_utils import LabelSmoother
 
 from luthier.modeling.attention.interface import install_tree_attention
-from luthier.stages.stage import STAGES
 from tests import tiny
 from tests.rows import build_tree, pad
+from tests.stages.made import make_stage
 
 ROWS = [
     {"input_ids": [1, 5, 9, 2, 7, 8], "labels": [-100, -100, 9, 2, -100, 8]},
@@ -23,12 +23,12 @@ def test_the_sum_is_the_models_own_loss_times_the_learned_tokens():
     for row, example in enumerate(ROWS):
         labels[row, : len(example["labels"])] = torch.tensor(example["labels"])
 
-    loss = STAGES.get("sft")().loss(model, batch, with_accuracy=False)
+    loss = make_stage("sft").loss(model, batch)
 
     own = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels).loss
     assert batch.targets.numel() == 5
     assert (loss.total / 5).item() == pytest.approx(own.item(), rel=1e-6)
-    assert loss.counts == {}
+    assert loss.metrics == {}
 
 
 def test_accuracy_counts_the_learned_tokens_that_were_likeliest():
@@ -38,7 +38,7 @@ def test_accuracy_counts_the_learned_tokens_that_were_likeliest():
         -1
     )
 
-    counts = STAGES.get("sft")().loss(model, batch, with_accuracy=True).counts
+    metrics = make_stage("sft", compute_accuracy=True).loss(model, batch).metrics
 
     expected = sum(
         int(likeliest[row, column - 1] == label)
@@ -46,15 +46,24 @@ def test_accuracy_counts_the_learned_tokens_that_were_likeliest():
         for column, label in enumerate(example["labels"])
         if label != -100
     )
-    assert counts["accuracy"].item() == expected
+    correct, count = metrics["accuracy"]
+    assert (correct.item(), count) == (expected, 5)
+
+
+def test_a_step_of_training_counts_no_accuracy():
+    model = tiny.make_llama().train()
+
+    loss = make_stage("sft", compute_accuracy=True).loss(model, pad(ROWS, pad_token_id=0))
+
+    assert loss.metrics == {}
 
 
 def test_padding_changes_no_sum():
     model = tiny.make_llama().eval()
-    stage = STAGES.get("sft")()
+    stage = make_stage("sft")
 
-    together = stage.loss(model, pad(ROWS, pad_token_id=0), with_accuracy=False).total
-    alone = [stage.loss(model, pad([row], 0), with_accuracy=False).total for row in ROWS]
+    together = stage.loss(model, pad(ROWS, pad_token_id=0)).total
+    alone = [stage.loss(model, pad([row], 0)).total for row in ROWS]
 
     assert together.item() == pytest.approx(sum(alone).item(), rel=1e-6)
 
@@ -66,7 +75,7 @@ def test_label_smoothing_is_that_of_transformers():
     labels = torch.tensor([ROWS[0]["labels"]])
     mean = LabelSmoother(epsilon=0.1)({"logits": logits}, labels, shift_labels=True)
 
-    total = STAGES.get("sft")(label_smoothing=0.1).loss(model, batch, with_accuracy=False).total
+    total = make_stage("sft", label_smoothing_factor=0.1).loss(model, batch).total
 
     assert (total / 3).item() == pytest.approx(mean.item(), rel=1e-6)
 
@@ -120,24 +129,26 @@ def test_each_token_counts_by_its_weight_in_its_own_sequence(layout, label_smoot
     if layout == "tree":
         assert batch.num_computed < batch.num_tokens
 
-    loss = STAGES.get("sft")(label_smoothing).loss(model, batch, with_accuracy=True)
+    loss = make_stage("sft", label_smoothing_factor=label_smoothing, compute_accuracy=True).loss(
+        model, batch
+    )
 
     unweighted = [{k: v for k, v in row.items() if k != "weights"} for row in WEIGHTED]
-    plain = STAGES.get("sft")().loss(model, pad(unweighted, 0), with_accuracy=True)
+    plain = make_stage("sft", compute_accuracy=True).loss(model, pad(unweighted, 0))
     assert loss.total.item() == pytest.approx(by_hand.item(), rel=1e-6)
-    assert loss.counts["accuracy"] == plain.counts["accuracy"]
+    assert loss.metrics["accuracy"] == plain.metrics["accuracy"]
     found, expected = gradients(model, loss.total), gradients(model, by_hand)
     assert (found - expected).norm() <= 1e-5 * expected.norm()
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed", "tree"])
 def test_half_the_weight_is_half_the_gradient(layout):
-    model, stage = make_model(), STAGES.get("sft")()
+    model, stage = make_model(), make_stage("sft")
     halved = [row | {"weights": [0.5] * len(row["input_ids"])} for row in WEIGHTED]
     whole = [row | {"weights": [1.0] * len(row["input_ids"])} for row in WEIGHTED]
 
-    half = stage.loss(model, batches(halved)[layout], with_accuracy=False).total
-    full = stage.loss(model, batches(whole)[layout], with_accuracy=False).total
+    half = stage.loss(model, batches(halved)[layout]).total
+    full = stage.loss(model, batches(whole)[layout]).total
 
     assert half.item() == pytest.approx(full.item() / 2, rel=1e-6)
     found, expected = gradients(model, half), gradients(model, full) / 2
@@ -146,14 +157,11 @@ def test_half_the_weight_is_half_the_gradient(layout):
 
 @pytest.mark.parametrize("layout", ["padded", "packed", "tree"])
 def test_weights_of_one_change_no_bit(layout):
-    model, stage = make_model(), STAGES.get("sft")()
+    model, stage = make_model(), make_stage("sft")
     ones = [row | {"weights": [1.0] * len(row["input_ids"])} for row in WEIGHTED]
     without = [{k: v for k, v in row.items() if k != "weights"} for row in WEIGHTED]
 
-    totals = [
-        stage.loss(model, batches(rows)[layout], with_accuracy=False).total
-        for rows in (ones, without)
-    ]
+    totals = [stage.loss(model, batches(rows)[layout]).total for rows in (ones, without)]
 
     assert totals[0].equal(totals[1])
     assert gradients(model, totals[0]).equal(gradients(model, totals[1]))

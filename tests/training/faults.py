@@ -71,8 +71,8 @@ def losses_through(change: Callable):
     """Inside, `change(loss, batch)` gives what the stage gives for a micro-batch."""
     plain = NextToken.loss
 
-    def changed(self, model, batch, *, with_accuracy):
-        return change(plain(self, model, batch, with_accuracy=with_accuracy), batch)
+    def changed(self, model, batch):
+        return change(plain(self, model, batch), batch)
 
     with patch.object(NextToken, "loss", changed):
         yield

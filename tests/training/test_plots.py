@@ -10,6 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from luthier.training.plots import COLOUR, curve_names, smooth, write_plots
+from tests.stages.made import make_stage
 
 
 def history(values: list[float], name: str = "loss") -> list[dict[str, float]]:
@@ -29,7 +30,9 @@ def test_each_logged_metric_gets_its_picture(tmp_path: Path) -> None:
         {"step": 30, "train_runtime": 3.0},
     ]
 
-    written = write_plots(tmp_path / "run", log, curve_names(["user"], with_accuracy=True))
+    written = write_plots(
+        tmp_path / "run", log, curve_names(make_stage("sft", compute_accuracy=True), ["user"])
+    )
 
     assert [path.name for path in written] == [
         "training_loss.png",
@@ -66,9 +69,10 @@ def test_slashes_in_a_metric_make_no_folder(tmp_path: Path) -> None:
 
 
 def test_one_unnamed_set_has_the_plain_names() -> None:
-    assert curve_names([""]) == ["loss", "eval_loss"]
-    assert curve_names([""], with_accuracy=True) == ["loss", "eval_loss", "eval_accuracy"]
-    assert curve_names() == ["loss"]
+    plain, accurate = make_stage("pt"), make_stage("pt", compute_accuracy=True)
+    assert curve_names(plain, [""]) == ["loss", "eval_loss"]
+    assert curve_names(accurate, [""]) == ["loss", "eval_loss", "eval_accuracy"]
+    assert curve_names(accurate) == ["loss"]
 
 
 def test_smoothing_keeps_a_constant_and_stays_between_the_extremes() -> None:

@@ -82,7 +82,7 @@ def test_a_document_in_a_block_has_the_loss_it_has_alone(layout, tmp_path: Path)
     inside = [-logps[batch.sequences == number].mean().item() for number in range(len(alone))]
     assert len(alone) >= 8 > len(train)
     assert sorted(inside) == pytest.approx(sorted(alone), abs=1e-6)
-    assert STAGES.get("pt")().loss(model, batch, with_accuracy=False).total.item() == pytest.approx(
+    assert STAGES.get("pt")(arguments).loss(model, batch).total.item() == pytest.approx(
         -logps.sum().item(), rel=1e-6
     )
 

@@ -2,40 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from luthier.batching.batch import MicroBatch
+from luthier.arguments.record import Arguments
 from luthier.example import WEIGHT
-from luthier.modeling.reads import read_logps, read_nll
-from luthier.stages.stage import Loss
+from luthier.stages.stage import Loss, Stage
+
+if TYPE_CHECKING:
+    from luthier.batching.batch import MicroBatch
 
 
-class NextToken:
+class NextToken(Stage):
     """The sum of next-token losses, each times its weight; the unit is a learned token.
 
     A learned token is one unit whatever its weight, so the other tokens of a step learn the same
-    beside it: a weight of 0.5 halves the gradient of its own tokens only. Accuracy counts tokens.
+    beside it: a weight of 0.5 halves the gradient of its own tokens only. Accuracy counts tokens;
+    it costs a pass over the logits, and is taken in evaluations only.
     """
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
-        self.label_smoothing = label_smoothing
+    def __init__(self, arguments: Arguments) -> None:
+        self.label_smoothing = arguments.training.label_smoothing_factor
+        self.computes_accuracy = arguments.finetuning.compute_accuracy
+        if self.computes_accuracy:
+            self.eval_metrics = ("accuracy",)
 
-    def loss(self, model: Any, batch: MicroBatch, *, with_accuracy: bool) -> Loss:
+    def loss(self, model: Any, batch: MicroBatch) -> Loss:
         """Runs the model on the micro-batch and sums the loss over its learned tokens."""
+        from luthier.modeling.reads import read_logps, read_nll
+
+        with_accuracy = self.computes_accuracy and not model.training
+        smoothing = self.label_smoothing
         weights_N = batch.token_numbers.get(WEIGHT)
         if weights_N is None:
             total, correct, _ = read_nll(
-                model, batch, label_smoothing=self.label_smoothing, with_accuracy=with_accuracy
+                model, batch, label_smoothing=smoothing, with_accuracy=with_accuracy
             )
         else:
             logps_N, correct_N, _ = read_logps(
-                model, batch, label_smoothing=self.label_smoothing, with_accuracy=with_accuracy
+                model, batch, label_smoothing=smoothing, with_accuracy=with_accuracy
             )
             total = -(weights_N * logps_N).sum()
             correct = None if correct_N is None else correct_N.sum()
-        return Loss(total) if correct is None else Loss(total, {"accuracy": correct})
-
-    def derive(self, means: Mapping[str, float]) -> dict[str, float]:
-        """Nothing but the means is of interest."""
-        return {}
+        if correct is None:
+            return Loss(total)
+        return Loss(total, {"accuracy": (correct, batch.targets.numel())})

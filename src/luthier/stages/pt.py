@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from luthier.records import Record, Text
+from luthier.records import Text
 from luthier.stages.next_token import NextToken
 from luthier.stages.stage import STAGES
 
@@ -14,7 +14,8 @@ from luthier.stages.stage import STAGES
 class PreTraining(NextToken):
     """Learns raw text, and what ends it."""
 
-    record: type[Record] = Text
+    record = Text
+    derived_metrics = ("perplexity",)
 
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
         """The perplexity, `exp(loss)`; infinite where that has no float."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from luthier.records import Conversation, Record
+from luthier.records import Conversation
 from luthier.stages.next_token import NextToken
 from luthier.stages.stage import STAGES
 
@@ -11,4 +11,4 @@ from luthier.stages.stage import STAGES
 class SupervisedFineTuning(NextToken):
     """Learns the answers of conversations."""
 
-    record: type[Record] = Conversation
+    record = Conversation

@@ -1,49 +1,71 @@
-"""What a stage tells the trainer: which records it reads, its unit, and its loss."""
+"""What a stage tells the run: the records it learns from, its loss as a sum, and its metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from torch import Tensor
-
-from luthier.batching.batch import MicroBatch
+from luthier.arguments.record import Arguments
 from luthier.records import Record
 from luthier.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from luthier.batching.batch import MicroBatch
+
+Sum: TypeAlias = "tuple[Tensor, Tensor | int]"
+"""A sum and what it is divided by, once, where a line is logged."""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss of one micro-batch before any division.
+    """What one micro-batch gives, before any division.
 
     Attributes:
         total: scalar with gradient, the sum over the micro-batch's units.
-        counts: further sums over units, by metric name; divided by the units like the loss.
+        metrics: by name a sum, without gradient, and its count; both are added over the
+            micro-batches, steps and ranks behind a logged line.
     """
 
     total: Tensor
-    counts: dict[str, Tensor] = field(default_factory=dict)
+    metrics: Mapping[str, Sum] = field(default_factory=dict)
 
 
-class Stage(Protocol):
-    """One kind of training.
+class Stage:
+    """One kind of training; made of the run's arguments, of which it reads its own.
+
+    A module of this room registers one with `@STAGES.register("name")`. It imports nothing heavy
+    before a loss is taken, so its names are known before anything is loaded.
 
     Attributes:
         record: what a row of data has to be.
+        train_metrics: the names in `Loss.metrics` of a step of training.
+        eval_metrics: those of an evaluation; a curve is drawn of each.
+        derived_metrics: those that `derive` adds to an evaluation.
     """
 
-    record: type[Record]
+    record: ClassVar[type[Record]]
+    train_metrics: tuple[str, ...] = ()
+    eval_metrics: tuple[str, ...] = ()
+    derived_metrics: tuple[str, ...] = ()
 
-    def __init__(self, label_smoothing: float = 0.0) -> None: ...
+    def __init__(self, arguments: Arguments) -> None:
+        pass
 
-    def loss(self, model: Any, batch: MicroBatch, *, with_accuracy: bool) -> Loss:
-        """Runs the model on the micro-batch and sums the loss over its units."""
-        ...
+    def loss(self, model: Any, batch: MicroBatch) -> Loss:
+        """Runs the model on the micro-batch and sums the loss over its units.
+
+        Args:
+            model: in training mode in a step, otherwise in an evaluation.
+            batch: on the model's device.
+        """
+        raise NotImplementedError
 
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
         """Further metrics of an evaluation, which follow from its means by their names."""
-        ...
+        return {}
 
 
 STAGES: Registry[type[Stage]] = Registry("stage", "luthier.stages")

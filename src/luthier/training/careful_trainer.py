@@ -15,13 +15,14 @@ from luthier.distributed.strategy import find_strategy
 from luthier.errors import OutOfMemory
 from luthier.modeling.device import is_out_of_memory
 from luthier.processes.ranks import num_ranks
-from luthier.stages.stage import Loss
+from luthier.stages.stage import Loss, Sum
 from luthier.suggestions import suggest
 from luthier.training.numbers.diagnosis import Search
 from luthier.training.numbers.guard import NumberGuard
 from luthier.training.origins import origins_of
 from luthier.training.out_of_memory import MemoryKeeper
 from luthier.training.stepping_trainer import SteppingTrainer
+from luthier.training.sums import MetricSums
 
 
 class CarefulTrainer(SteppingTrainer):
@@ -32,6 +33,8 @@ class CarefulTrainer(SteppingTrainer):
     """
 
     _tr_loss: Tensor
+    _metrics: MetricSums
+    _metrics_before: dict[str, Sum]
 
     @cached_property
     def numbers(self) -> NumberGuard:
@@ -66,11 +69,9 @@ class CarefulTrainer(SteppingTrainer):
         """Whether a rank may compute a micro-batch again without the others."""
         return find_strategy(self.arguments, self.args).name in ("single", "ddp")
 
-    def _micro_loss(self, model: Any, micro_batch: MicroBatch, *, with_accuracy: bool) -> Loss:
+    def _micro_loss(self, model: Any, micro_batch: MicroBatch) -> Loss:
         with self.compute_loss_context_manager():
-            return self.stage.loss(
-                model, micro_batch.to(self.args.device), with_accuracy=with_accuracy
-            )
+            return self.stage.loss(model, micro_batch.to(self.args.device))
 
     def train(self, *args: Any, **options: Any) -> Any:
         """Trains; memory that runs out is told with what helps.
@@ -137,6 +138,8 @@ class CarefulTrainer(SteppingTrainer):
         if not self.args.fp16:  # there the scaler leaves the step out, and has to be told of it
             self.accelerator.gradient_state._set_sync_gradients(False)
         self.numbers.take_back(self._tr_loss)
+        self._metrics = MetricSums()
+        self._metrics.add(self._metrics_before)
         return False
 
     def _search(self) -> Search:
@@ -149,7 +152,7 @@ class CarefulTrainer(SteppingTrainer):
         )
 
     def _loss_alone(self, micro_batch: MicroBatch) -> Tensor:
-        return self._micro_loss(self.model, micro_batch, with_accuracy=False).total
+        return self._micro_loss(self.model, micro_batch).total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Says which steps were left out; a mean that is not finite ends with its line."""

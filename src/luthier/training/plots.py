@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from luthier import console
+from luthier.stages.stage import Stage
 
 COLOUR = "#1f6f8b"
 
@@ -19,17 +20,17 @@ FEW = 15
 """Points below which each gets a dot of its own."""
 
 
-def curve_names(eval_names: Iterable[str] = (), *, with_accuracy: bool = False) -> list[str]:
-    """The metrics that a run draws: its loss, and loss and accuracy of each evaluation set.
+def curve_names(stage: Stage, eval_names: Iterable[str] = ()) -> list[str]:
+    """The metrics that a run draws: those of its training, and of each evaluation set.
 
     Args:
+        stage: what is learned.
         eval_names: names of the evaluation sets, "" for a single unnamed one.
-        with_accuracy: whether accuracies were computed.
     """
-    names = ["loss"]
+    names = ["loss", *stage.train_metrics]
     for eval_name in eval_names:
         prefix = f"eval_{eval_name}_" if eval_name else "eval_"
-        names += [f"{prefix}loss"] + ([f"{prefix}accuracy"] if with_accuracy else [])
+        names += [f"{prefix}{name}" for name in ("loss", *stage.eval_metrics)]
     return names
 
 

@@ -12,6 +12,7 @@ from luthier.distributed import deepspeed_config, fsdp_config
 from luthier.errors import UnknownName
 from luthier.modeling.source import check_model, check_tokenizer
 from luthier.optional import is_installed, missing
+from luthier.stages.stage import STAGES
 from luthier.templates.choose import find_template
 
 TRACKER_MODULES = {
@@ -113,10 +114,10 @@ def _best_metric(arguments: Arguments) -> Iterator[str]:
     metric = training.metric_for_best_model
     if not training.do_train or training.eval_strategy == "no" or metric is None:
         return
-    finetuning = arguments.finetuning
-    values = ["loss"]
-    values += ["accuracy"] if finetuning.compute_accuracy else []
-    values += ["perplexity"] if finetuning.stage == "pt" else []
+    if arguments.finetuning.stage not in STAGES:
+        return
+    stage = STAGES.get(arguments.finetuning.stage)(arguments)
+    values = ["loss", *stage.eval_metrics, *stage.derived_metrics]
     if data.eval_dataset and data.eval_on_each_dataset:
         values = [f"{name}_{value}" for name in metric_names(data.eval_dataset) for value in values]
     if metric.removeprefix("eval_") not in values:

@@ -97,7 +97,7 @@ def run(
         asked, arguments = arguments, without_emulation(arguments)
         training = arguments.training
         set_seed(training.seed)
-        stage = STAGES.get(arguments.finetuning.stage)(training.label_smoothing_factor)
+        stage = STAGES.get(arguments.finetuning.stage)(arguments)
         tokenizer = load_tokenizer(arguments.model, min_length=arguments.data.cutoff_len)
         template, fitted = fit_template(arguments, tokenizer)
         for note in fitted.notes:
@@ -151,7 +151,12 @@ def run(
             with trainer.requests.listening(folder, owns_process=owns_process, heard=watched.hurry):
                 metrics |= _train(trainer, arguments, checkpoint)
                 trainer.requests.raise_if_asked(trainer.state)
-            _plot(trainer, data, arguments)
+            if arguments.finetuning.plot_loss and console.is_main_process():
+                from luthier.training.plots import curve_names, write_plots
+
+                sets = data.eval if training.eval_strategy != "no" else ()
+                names = curve_names(stage, sets)
+                write_plots(folder, trainer.state.log_history, names)
         if training.do_eval:
             metrics |= _evaluate(trainer)
         if training.predict_with_generate and (training.do_predict or training.do_eval):
@@ -177,7 +182,8 @@ def _make_trainer(
     from luthier.training.callbacks.progress import ProgressCallback
     from luthier.training.trainer import LuthierTrainer
 
-    ours: list[TrainerCallback | type[TrainerCallback]] = [LogFileCallback]
+    metrics = (*stage.train_metrics, *stage.eval_metrics)
+    ours: list[TrainerCallback | type[TrainerCallback]] = [LogFileCallback(metrics)]
     if not arguments.training.disable_tqdm:
         ours.append(ProgressCallback)
     patience = arguments.finetuning.early_stopping_steps
@@ -292,13 +298,3 @@ def _predict(
     save_metrics(Path(trainer.args.output_dir), "predict", metrics)
     trainer.announce_prediction(metrics)
     return metrics
-
-
-def _plot(trainer: LuthierTrainer, data: EncodedDatasets, arguments: Arguments) -> None:
-    from luthier.training.plots import curve_names, write_plots
-
-    finetuning = arguments.finetuning
-    if finetuning.plot_loss and console.is_main_process():
-        sets = data.eval if arguments.training.eval_strategy != "no" else ()
-        names = curve_names(sets, with_accuracy=finetuning.compute_accuracy)
-        write_plots(Path(trainer.args.output_dir), trainer.state.log_history, names)

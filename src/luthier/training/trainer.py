@@ -59,6 +59,7 @@ from luthier.training.meter import Meter
 from luthier.training.numbers.finite import refuse_nonfinite
 from luthier.training.optimizers.loraplus import loraplus_groups
 from luthier.training.optimizers.restored import Group, put_in, settings_of_groups
+from luthier.training.sums import MetricSums
 from luthier.training.work import Work
 
 
@@ -108,6 +109,7 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
         self.stage = stage
         self.work = Work()
         self._meter = Meter()
+        self._metrics = MetricSums(stage.train_metrics)
         self._flops_until_log = 0.0
         self._is_restored = False
         self.requests = Requests(arguments.training.stop_grace_seconds)
@@ -176,6 +178,7 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
 
     def _compute(self, model: Any, step: Step) -> Tensor:
         self.numbers.begin(step, self._tr_loss)
+        self._metrics_of_step = MetricSums()
         scale = self.args.world_size / max(step.num_units, 1)
         total = torch.zeros((), device=self.args.device)
         last = len(step.micro_batches) - 1
@@ -202,8 +205,9 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
             self.memory.computing(micro_batch),
             self.accelerator.no_sync(model) if waits else contextlib.nullcontext(),
         ):
-            total = self._micro_loss(model, micro_batch, with_accuracy=False).total
-            loss = self.numbers.watched(total * scale)
+            found = self._micro_loss(model, micro_batch)
+            self._metrics_of_step.add(found.metrics)
+            loss = self.numbers.watched(found.total * scale)
             if is_deepspeed:
                 deepspeed.backward(model, loss, is_last=is_last)
             else:
@@ -232,6 +236,8 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
         self._meter.count(inputs.num_tokens)
         self.work.add(self.memory.latest or inputs)
         self._num_streamed += inputs.num_examples
+        self._metrics_before = self._metrics.held()
+        self._metrics.add(self._metrics_of_step.held())
         self.state.num_input_tokens_seen += inputs.num_tokens
 
     def whole_work(self) -> Work:
@@ -429,6 +435,9 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
         mean = math.fsum(losses) / len(losses)
         self._tr_loss += losses[self.args.process_index] if is_as_before else mean
         self._total_loss_scalar += ours["total_loss"]
+        if self.args.process_index == 0:  # they are the sums of all ranks
+            kept = ours.get("metrics_since_log", {})
+            self._metrics.add({name: (total, count) for name, (total, count) in kept.items()})
         self._globalstep_last_logged = ours["last_logged_step"]
         self.numbers.restore(ours["numbers"])
         self.memory.restore(ours["token_limits"])
@@ -445,12 +454,11 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
     ) -> EvalLoopOutput:
         """Means over all units of the set, so that no number depends on the batch size."""
         model = self._evaluation_model()
-        with_accuracy = self.arguments.finetuning.compute_accuracy
-        totals: dict[str, Tensor] = {"loss": torch.zeros((), device=self.args.device)}
+        sums = MetricSums(("loss", *self.stage.eval_metrics))
 
         def evaluate(micro_batch: MicroBatch) -> Loss:
             with torch.no_grad():
-                return self._micro_loss(model, micro_batch, with_accuracy=with_accuracy)
+                return self._micro_loss(model, micro_batch)
 
         num_units = num_examples = 0
         self.callback_handler.eval_dataloader = dataloader
@@ -458,16 +466,13 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
             num_units += step.num_units
             num_examples += step.num_examples
             for loss in self.evaluation_memory.each(step, evaluate):
-                for name, value in {"loss": loss.total, **loss.counts}.items():
-                    totals[name] = totals.get(name, 0) + value
+                sums.add({"loss": (loss.total, 0), **loss.metrics})
                 self.control = self.callback_handler.on_prediction_step(
                     self.args, self.state, self.control
                 )
-        ranks = gather_objects([total.item() for total in totals.values()])
-        means = {
-            name: math.fsum(shares) / max(num_units, 1)
-            for name, shares in zip(totals, zip(*ranks, strict=True), strict=True)
-        }
+        if self.args.process_index == 0:  # units are those of all ranks
+            sums.add({"loss": (torch.zeros(()), max(num_units, 1))})
+        means = sums.means()
         metrics = {
             f"{metric_key_prefix}_{name}": value
             for name, value in (means | self.stage.derive(means)).items()
@@ -505,6 +510,7 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
                 OWED: self.requests.owes_evaluation,
                 "numbers": self.numbers.state(),
                 "loss_since_log": gather_objects(self._tr_loss.item()),
+                "metrics_since_log": self._metrics.state() if self.stage.train_metrics else {},
                 "total_loss": self._total_loss_scalar,
                 "last_logged_step": self._globalstep_last_logged,
                 "stream": self._stream and self._stream.state_behind(self._num_streamed),
@@ -555,6 +561,9 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
         The mean loss at the end is that of all steps, those before a resume included.
         """
         if "loss" in logs:
+            if self.stage.train_metrics:
+                logs |= self._metrics.means()
+                self._metrics = MetricSums(self.stage.train_metrics)
             with self._meter.paused():  # a CPU's peak is measured the first time
                 peak = None if self._step_flops is None else self._peak_flops
             # those of all ranks, which have just been added up

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,15 @@ class LogFileCallback(TrainerCallback):
     A new run starts the file anew. A resumed one goes on in it; lines beyond the step it resumes
     from, and a line that was cut off, are dropped first. `elapsed_time` is that of this process,
     and `remaining_time` follows from its steps alone.
+
+    Args:
+        metrics: names of the stage's own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: Sequence[str] = ()) -> None:
         self._pace = Pace(0)
+        self._renamed = {name: name for name in metrics} | RENAMED
+        self._endings = tuple({*OF_NAMED_SETS, *(f"_{name}" for name in metrics)})
 
     def on_train_begin(
         self,
@@ -90,11 +95,11 @@ class LogFileCallback(TrainerCallback):
             os.fsync(file.fileno())
 
     def _line(self, state: TrainerState, logs: Mapping[str, float]) -> dict[str, Any]:
-        values = {key: logs[name] for name, key in RENAMED.items() if name in logs}
+        values = {key: logs[name] for name, key in self._renamed.items() if name in logs}
         values |= {
             name: value
             for name, value in logs.items()
-            if name.startswith("eval_") and name.endswith(OF_NAMED_SETS)
+            if name.startswith("eval_") and name.endswith(self._endings)
         }
         share = state.global_step / state.max_steps if state.max_steps else 1.0
         remaining = self._pace.remaining_s(state.max_steps)
