@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
 
+from luthier.arguments.choices import OPTIMIZERS
 from luthier.arguments.record import Arguments
 from luthier.modeling.checkpointing import recomputes_activations
 from luthier.modeling.counts import count_layers
 from luthier.modeling.device import is_out_of_memory
 from luthier.modeling.dtypes import Autocast
-from luthier.modeling.memory import Activations, measure_activations, state_bytes
+from luthier.modeling.memory import Activations, measure_activations
 
 SHOWN = 3
 
@@ -114,8 +115,8 @@ def find_suggestions(
 
     trained = [each for each in bare.parameters() if each.requires_grad]
     weights = sum(each.nbytes for each in trained)
-    states = sum(state_bytes(each, str(training.optim)) for each in trained)
-    packed = sum(state_bytes(each, SMALL_OPTIMIZER) for each in trained)
+    states = sum(OPTIMIZERS.get(training.optim).state_bytes(each) for each in trained)
+    packed = sum(OPTIMIZERS.get(SMALL_OPTIMIZER).state_bytes(each) for each in trained)
     found.append(Suggestion(f"optim: {SMALL_OPTIMIZER} (needs bitsandbytes)", states - packed))
     if finetuning.finetuning_type != "lora":
         added = sum(

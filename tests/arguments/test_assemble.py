@@ -2,8 +2,8 @@ import random
 
 import pytest
 
-from luthier.arguments.assemble import fields
 from luthier.arguments.parse import parse_dict, parse_file
+from luthier.arguments.record import fields
 from luthier.errors import ArgumentsError
 
 RUN = {"model_name_or_path": "m", "output_dir": "o", "do_train": True, "dataset": "d"}

@@ -1,8 +1,8 @@
 import pytest
 
-from luthier.arguments.assemble import fields
 from luthier.arguments.legacy import LEGACY
 from luthier.arguments.parse import parse_command_line, parse_dict
+from luthier.arguments.record import fields
 from luthier.errors import ArgumentsError
 from tests.arguments.expected_names import EXPECTED_NAMES
 

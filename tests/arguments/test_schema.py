@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from luthier.arguments.assemble import fields
+from luthier.arguments.record import fields
 from luthier.arguments.schema import help_page, json_schema, reference_page, schema_text
 from tests.arguments.expected_names import EXPECTED_NAMES
 

@@ -31,7 +31,7 @@ WRONG = {
     "a wrong choice": (
         {"finetuning_type": "lorra"},
         4,
-        "finetuning_type is 'lorra'; expected one of lora,",
+        "finetuning_type is 'lorra'; expected one of freeze, full, lora,",
     ),
     "a bad pair": ({"bf16": "true", "fp16": "true"}, 9, "fp16 are different precisions; keep one"),
     "a missing file": ({"dataset": "songs.jsonl"}, None, "'songs.jsonl': there is no such file"),

@@ -2,10 +2,12 @@
 
 import torch
 
+from luthier.arguments.choices import OPTIMIZERS
 from luthier.modeling.memory import Activations, training_bytes
 from luthier.modeling.sharded import full_numel, full_shape, gathering, has_shards, held_part, whole
 from tests.tiny import make_qwen2
 
+ADAMW = OPTIMIZERS.get("adamw_torch")
 NOTHING = Activations(0.0, 0.0, 0.0)
 
 
@@ -24,11 +26,11 @@ def test_whole_weights_are_what_they_are():
 def test_float32_copies_of_half_precision_are_counted():
     model = make_qwen2()
     count = sum(each.numel() for each in model.parameters())
-    wide = training_bytes(model, NOTHING, 0, 0, "adamw_torch", keeps_float32=True)
+    wide = training_bytes(model, NOTHING, 0, 0, ADAMW, keeps_float32=True)
     model.to(torch.bfloat16)
 
-    half = training_bytes(model, NOTHING, 0, 0, "adamw_torch", keeps_float32=True)
-    without = training_bytes(model, NOTHING, 0, 0, "adamw_torch")
+    half = training_bytes(model, NOTHING, 0, 0, ADAMW, keeps_float32=True)
+    without = training_bytes(model, NOTHING, 0, 0, ADAMW)
 
     assert half - wide == (2 + 4 - 4) * count  # gradients in half, and a copy
     assert half - without == (4 + 8 - 4) * count

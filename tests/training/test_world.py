@@ -17,7 +17,7 @@ from luthier.arguments.parse import parse_dict
 from luthier.data.cache import Store, get_or_build, write_shard
 from luthier.errors import ArgumentsError, LaunchError
 from luthier.processes.launched import World
-from luthier.training.library_arguments import library_arguments
+from luthier.training.to_training_arguments import to_training_arguments
 from luthier.training.world import check_launch, check_world, join_world
 from tests.launched import Ended, run_ranks
 
@@ -172,7 +172,9 @@ def launched(monkeypatch, **environment: str) -> None:
 
 
 def test_processes_that_do_not_see_each_other_are_refused(tmp_path):
-    library = library_arguments(parse_dict({**RUN, "output_dir": str(tmp_path), "use_cpu": True}))
+    library = to_training_arguments(
+        parse_dict({**RUN, "output_dir": str(tmp_path), "use_cpu": True})
+    )
 
     check_world(World(), library)
     with pytest.raises(LaunchError, match="started 2 processes, but the group of this one has 1"):
@@ -194,7 +196,7 @@ def test_a_backend_of_other_devices_is_refused_on_a_cpu(monkeypatch):
 
 def test_a_process_without_a_device_of_its_own_is_refused(monkeypatch):
     launched(monkeypatch, WORLD_SIZE="2", RANK="1", LOCAL_RANK="1")
-    monkeypatch.setattr("luthier.training.library_arguments.has_accelerator", lambda: True)
+    monkeypatch.setattr("luthier.training.to_training_arguments.has_accelerator", lambda: True)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
 
     with pytest.raises(ArgumentsError, match="1 accelerators are visible"):
@@ -216,19 +218,19 @@ def test_alone_no_group_is_made():
 
 def test_the_launchers_word_for_the_cpu_becomes_the_arguments_own(monkeypatch, tmp_path):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr("luthier.training.library_arguments.has_accelerator", lambda: True)
+    monkeypatch.setattr("luthier.training.to_training_arguments.has_accelerator", lambda: True)
 
-    library = library_arguments(parse_dict({**RUN, "output_dir": str(tmp_path)}))
+    library = to_training_arguments(parse_dict({**RUN, "output_dir": str(tmp_path)}))
 
     assert library.use_cpu
     assert "ACCELERATE_USE_CPU" not in os.environ
 
 
 def test_a_process_that_sees_several_devices_uses_one(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("luthier.training.library_arguments.has_accelerator", lambda: True)
+    monkeypatch.setattr("luthier.training.to_training_arguments.has_accelerator", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
 
-    library = library_arguments(parse_dict({**RUN, "output_dir": str(tmp_path)}))
+    library = to_training_arguments(parse_dict({**RUN, "output_dir": str(tmp_path)}))
 
     assert library.n_gpu == 1
     assert "3 accelerators are here and this process uses one" in capsys.readouterr().err

@@ -5,17 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import cache
 from types import NoneType
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
 from ruamel.yaml.error import YAMLError
 
 from luthier.arguments.files import read_value
 from luthier.arguments.given import Given
-from luthier.arguments.kinds import Section, split_commas
+from luthier.arguments.knob import Section, split_commas
 from luthier.arguments.legacy import (
     ENVIRONMENT,
     FALSE,
@@ -25,7 +23,7 @@ from luthier.arguments.legacy import (
     is_switched_on,
 )
 from luthier.arguments.library_names import library_types
-from luthier.arguments.record import SECTIONS, Arguments
+from luthier.arguments.record import SECTIONS, Arguments, fields
 from luthier.arguments.resolve import resolve
 from luthier.arguments.rules import TASKS, Purpose, broken_rules, missing_names, nothing_to_do
 from luthier.arguments.wording import bare, describe, expectation, members, misfit
@@ -62,14 +60,6 @@ HINTS = {
     "how many rows of one are drawn.",
 }
 """What is said beside a value that does not fit, by the argument's name."""
-
-
-@cache
-def fields() -> dict[str, FieldInfo]:
-    """Every field by its flat name."""
-    return {
-        name: field for section in SECTIONS.values() for name, field in section.model_fields.items()
-    }
 
 
 def assemble(

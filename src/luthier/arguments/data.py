@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from luthier.arguments.kinds import CommaList, FloatList, Section, knob
+from luthier.arguments.knob import CommaList, FloatList, Section, free, knob
 
 
 class DataArguments(Section):
@@ -14,22 +14,30 @@ class DataArguments(Section):
         None,
         "The name of the template that conversations are rendered with. By default the "
         "tokenizer's own chat template is used.",
+        resume="elsewhere",
+        on_card=True,
     )
     dataset: CommaList = knob(
         (),
         "The data sets to train on, a comma list: names of `dataset_info.json`, or paths of files "
         "and folders. Required with `do_train`.",
+        resume="elsewhere",
+        reads=True,
     )
     eval_dataset: CommaList = knob(
         (),
         "The data sets to evaluate and predict on, a comma list like `dataset`. By default the "
         "part that `val_size` cuts off.",
+        resume="elsewhere",
+        reads=True,
     )
     dataset_dir: str | dict[str, Any] = knob(
         "data",
         "The folder with `dataset_info.json`, `ONLINE` to take names from the hub, `REMOTE:NAME` "
         "to take that file from a data set there, or (from Python) its content. By default "
         "`data`.",
+        resume="elsewhere",
+        reads=True,
     )
     allow_outside: bool = knob(
         False,
@@ -38,7 +46,11 @@ class DataArguments(Section):
         "always be anywhere.",
     )
     cutoff_len: int = knob(
-        2048, "The most tokens of an example; what is longer is cut. By default 2,048.", ge=1
+        2048,
+        "The most tokens of an example; what is longer is cut. By default 2,048.",
+        resume="elsewhere",
+        on_card=True,
+        ge=1,
     )
     on_overlong: Literal["truncate", "drop", "split", "error"] = knob(
         "truncate",
@@ -48,17 +60,20 @@ class DataArguments(Section):
         "it is left out (`drop`), its turns make several examples (`split`), or the run ends "
         "(`error`). Where system text, tools and headers alone are longer, a row is left out. "
         "Every such row is counted.",
+        resume="elsewhere",
     )
     packing: bool | None = knob(
         None,
         "Whether rows share examples of up to `cutoff_len` tokens, so that a step counts those. By "
         "default only texts do (stage `pt`). Nothing is padded either way.",
+        resume="elsewhere",
     )
     neat_packing: bool | None = knob(
         None,
         "Whether packed rows do not see each other, each with positions of its own (the default). "
         "With `false`, texts are one stream that is cut into blocks, and attention reaches across "
         "them; conversations never see each other. `true` turns `packing` on.",
+        resume="elsewhere",
     )
     document_overlap: int = knob(
         0,
@@ -70,12 +85,15 @@ class DataArguments(Section):
         "line",
         "For stage `pt`: what of a .txt file is a text of its own, each line (the default), each "
         "paragraph up to a blank line, or the whole file (`document`).",
+        resume="elsewhere",
     )
     train_on_prompt: bool = knob(
-        False, "Whether prompts are learned too. By default only answers are."
+        False, "Whether prompts are learned too. By default only answers are.", resume="elsewhere"
     )
     mask_history: bool = knob(
-        False, "Whether only the last answer is learned. By default every answer is."
+        False,
+        "Whether only the last answer is learned. By default every answer is.",
+        resume="elsewhere",
     )
     mix_strategy: Literal["concat", "interleave_under", "interleave_over", "interleave_once"] = (
         knob(
@@ -83,18 +101,21 @@ class DataArguments(Section):
             "How several data sets become one: one after the other (the default), or drawn in "
             "turn until the first is used up (`under`), until all are with repeats (`over`), or "
             "until all are without repeats (`once`).",
+            resume="elsewhere",
         )
     )
     interleave_probs: FloatList = knob(
         (),
         "The share of each data set in an interleaved mix, a comma list of numbers. By default "
         "they take turns.",
+        resume="elsewhere",
     )
     streaming: bool = knob(
         False,
         "Whether rows to train on are read and encoded as training goes, not before it; needs "
         "`max_steps`. A checkpoint goes on with the very next row. By default all rows are encoded "
         "first and kept in the cache.",
+        resume="fixed",
     )
     buffer_size: int = knob(
         16384,
@@ -102,21 +123,24 @@ class DataArguments(Section):
         "128 MiB. By default 16,384.",
         ge=1,
     )
-    overwrite_cache: bool = knob(
+    overwrite_cache: bool = free(
         False,
         "Whether data is encoded again even when the cache holds it. By default the cache is "
         "used; it is keyed by content and cannot be stale.",
     )
-    preprocessing_batch_size: int = knob(
+    preprocessing_batch_size: int = free(
         1000, "Rows that are encoded together. By default 1,000.", ge=1
     )
-    preprocessing_num_workers: int | None = knob(
+    preprocessing_num_workers: int | None = free(
         None, "Processes that read and encode data. By default one, the program itself.", ge=1
     )
     max_samples: int | None = knob(
-        None, "The most rows taken from each data set, from its start. By default all.", ge=1
+        None,
+        "The most rows taken from each data set, from its start. By default all.",
+        resume="elsewhere",
+        ge=1,
     )
-    eval_num_beams: int | None = knob(
+    eval_num_beams: int | None = free(
         None,
         "Beams of the search when predictions are generated. By default `num_beams`.",
         ge=1,
@@ -125,9 +149,10 @@ class DataArguments(Section):
         0.0,
         "The part of the training data kept for evaluation: a share below 1, or a number of rows. "
         "By default none.",
+        resume="elsewhere",
         ge=0.0,
     )
-    eval_on_each_dataset: bool = knob(
+    eval_on_each_dataset: bool = free(
         False,
         "Whether each evaluation data set gets its own numbers. By default they are evaluated as "
         "one.",
@@ -136,30 +161,37 @@ class DataArguments(Section):
         None,
         "How tool descriptions and tool calls are written, by the name of a format. By default as "
         "the template does it.",
+        resume="elsewhere",
     )
     default_system: str | None = knob(
         None,
         "The system prompt of conversations that have none. By default the template's own.",
+        resume="elsewhere",
     )
     enable_thinking: bool | None = knob(
         True,
         "For templates that reason: `true` (the default) leaves room for thoughts, `false` learns "
         "with empty thoughts, null decides row by row.",
+        resume="elsewhere",
     )
     preserve_thinking: bool = knob(
         False,
         "Whether the thoughts of earlier answers stay in the conversation. By default they are "
         "dropped, as reasoning models expect.",
+        resume="elsewhere",
     )
     tokenized_path: str | None = knob(
         None,
         "A folder for the encoded data: written when it is absent or empty, read when it is there. "
         "One that was made with another tokenizer, template, `cutoff_len` or data is refused. By "
         "default encoded data is only kept in the cache.",
+        resume="elsewhere",
+        reads=True,
     )
     max_bad_rows: float = knob(
         0.01,
         "Rows that may be wrong (they are reported and skipped) before the run stops: a share of "
         "the data set below 1, or a number of rows. By default 1 %.",
+        resume="elsewhere",
         ge=0.0,
     )

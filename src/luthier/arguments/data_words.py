@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from luthier.arguments.assemble import fields
 from luthier.arguments.files import is_config
 from luthier.arguments.parse import words_alone
+from luthier.arguments.record import fields
 
 MOST_BYTES = 1 << 20
 """A configuration is not larger; a larger JSON file holds data."""

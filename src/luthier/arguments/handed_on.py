@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from luthier.arguments.choices import OPTIMIZERS
+from luthier.arguments.knob import Above, AtLeastZero, Below, Count, Share
 from luthier.arguments.record import Arguments
 from luthier.arguments.wording import expectation, members
 from luthier.errors import suggest
@@ -15,94 +17,46 @@ from luthier.errors import suggest
 Words: TypeAlias = Mapping[str, Any]
 """The names of one thing's settings -> the type of each."""
 
-_Above = Annotated[float, Field(gt=0)]
-_Least = Annotated[float, Field(ge=0)]
-_Share = Annotated[float, Field(ge=0, le=1)]
-_Below = Annotated[float, Field(gt=0, lt=1)]
-_Count = Annotated[int, Field(ge=0)]
 _Shape: TypeAlias = Literal["linear", "cosine", "1-sqrt"]
 
-_LEAST_RATE: Words = {"num_cycles": _Above, "min_lr": _Least, "min_lr_rate": _Share}
+_LEAST_RATE: Words = {"num_cycles": Above, "min_lr": AtLeastZero, "min_lr_rate": Share}
 _PLATEAU: Words = {
     "mode": Literal["min", "max"],
-    "factor": _Below,
-    "patience": _Count,
-    "threshold": _Least,
+    "factor": Below,
+    "patience": Count,
+    "threshold": AtLeastZero,
     "threshold_mode": Literal["rel", "abs"],
-    "cooldown": _Count,
-    "min_lr": _Least | list[float],
-    "eps": _Least,
+    "cooldown": Count,
+    "min_lr": AtLeastZero | list[float],
+    "eps": AtLeastZero,
 }
 SCHEDULERS: Mapping[str, Words] = {
-    "cosine": {"num_cycles": _Above},
+    "cosine": {"num_cycles": Above},
     "cosine_with_restarts": {"num_cycles": Annotated[int, Field(ge=1)]},
-    "polynomial": {"lr_end": _Least, "power": _Above},
+    "polynomial": {"lr_end": AtLeastZero, "power": Above},
     "inverse_sqrt": {"timescale": Annotated[int, Field(ge=1)]},
     "reduce_lr_on_plateau": _PLATEAU,
     "greedy": {
         **_PLATEAU,
-        "warmup": _Count,
-        "max_lr": _Least | list[float],
+        "warmup": Count,
+        "max_lr": AtLeastZero | list[float],
         "verbose": bool,
         "smooth": bool,
         "window_size": Annotated[int, Field(ge=1)],
-        "reset_start": _Count,
+        "reset_start": Count,
     },
     "cosine_with_min_lr": _LEAST_RATE,
-    "cosine_warmup_with_min_lr": {**_LEAST_RATE, "warmup_lr_rate": _Share},
+    "cosine_warmup_with_min_lr": {**_LEAST_RATE, "warmup_lr_rate": Share},
     "warmup_stable_decay": {
-        "num_stable_steps": _Count,
-        "num_decay_steps": _Count,
+        "num_stable_steps": Count,
+        "num_decay_steps": Count,
         "warmup_type": _Shape,
         "decay_type": _Shape,
-        "min_lr_ratio": _Share,
-        "num_cycles": _Above,
+        "min_lr_ratio": Share,
+        "num_cycles": Above,
     },
 }
 """`lr_scheduler_kwargs` of each `lr_scheduler_type`; the others take none."""
-
-_ADEMAMIX: Words = {
-    "beta1": _Share,
-    "beta2": _Share,
-    "beta3": _Share,
-    "alpha": _Least,
-    "eps": _Least,
-    "t_alpha": _Count,
-    "t_beta3": _Count,
-}
-_TORCHAO: Words = {"bf16_stochastic_round": bool}
-_SCHEDULE_FREE: Words = {"weight_lr_power": float, "r": float}
-OPTIMIZERS: Mapping[str, Words] = {
-    "sgd": {"momentum": _Least, "dampening": float, "weight_decay": _Least, "nesterov": bool},
-    "adagrad": {"lr_decay": _Least, "weight_decay": _Least, "eps": _Least},
-    "rmsprop": {
-        "momentum": _Least,
-        "alpha": _Least,
-        "eps": _Least,
-        "weight_decay": _Least,
-        "centered": bool,
-    },
-    **dict.fromkeys(
-        ("ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit"), _ADEMAMIX
-    ),
-    "adamw_anyprecision": {
-        "use_kahan_summation": bool,
-        **dict.fromkeys(
-            ("momentum_dtype", "variance_dtype", "compensation_buffer_dtype"),
-            Literal["float32", "bfloat16", "float16"],
-        ),
-    },
-    "grokadamw": dict.fromkeys(
-        ("alpha_init", "lamb", "gamma", "grokking_signal_decay_rate", "gradient_clipping"), float
-    ),
-    "adamw_torch_4bit": _TORCHAO,
-    "adamw_torch_8bit": _TORCHAO,
-    **dict.fromkeys(
-        ("schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd"), _SCHEDULE_FREE
-    ),
-    "stable_adamw": {"max_lr": _Above, "kahan_sum": bool, "decouple_lr": bool},
-}
-"""`optim_args` of each `optim`; the others take none."""
 
 CHECKPOINTING: Words = {
     "use_reentrant": bool,
@@ -137,7 +91,8 @@ def find_misfits(arguments: Arguments) -> Iterator[str]:
         yield f"optim_args: expected name=value,name=value; found {training.optim_args!r}."
     else:
         given = {name.strip(): value.strip() for name, _, value in pairs}
-        yield from _misfits("optim_args", optimizer, OPTIMIZERS.get(optimizer, {}), given)
+        taken = OPTIMIZERS.get(optimizer).settings
+        yield from _misfits("optim_args", optimizer, taken, given)
     checkpointing = training.gradient_checkpointing_kwargs or {}
     name = "gradient_checkpointing_kwargs"
     yield from _misfits(name, "gradient checkpointing", CHECKPOINTING, checkpointing)

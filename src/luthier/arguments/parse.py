@@ -8,13 +8,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, overload
 
-from luthier.arguments.assemble import LEFT_OUT, assemble, fields, unknown_sentence
+from luthier.arguments.assemble import LEFT_OUT, assemble, unknown_sentence
 from luthier.arguments.files import read_config
 from luthier.arguments.flags import Shape, Words, read_words
 from luthier.arguments.given import Given
 from luthier.arguments.legacy import LEGACY, is_switched_on
 from luthier.arguments.library_names import library_types
-from luthier.arguments.record import Arguments
+from luthier.arguments.record import Arguments, fields
 from luthier.arguments.rules import Purpose
 from luthier.arguments.wording import bare, members
 from luthier.errors import ArgumentsError

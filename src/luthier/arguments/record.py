@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 from pydantic import SecretStr
+from pydantic.fields import FieldInfo
 
 from luthier.arguments.data import DataArguments
 from luthier.arguments.finetuning import FinetuningArguments
 from luthier.arguments.generating import GeneratingArguments
-from luthier.arguments.kinds import Section
+from luthier.arguments.knob import Facts, Section, facts_of
 from luthier.arguments.model import ModelArguments
 from luthier.arguments.training import TrainingArguments
 from luthier.secrecy import MASK, masked, names_a_secret
@@ -23,6 +25,20 @@ SECTIONS: dict[str, type[Section]] = {
     "training": TrainingArguments,
     "generating": GeneratingArguments,
 }
+
+
+@cache
+def fields() -> dict[str, FieldInfo]:
+    """Every field by its flat name."""
+    return {
+        name: each for section in SECTIONS.values() for name, each in section.model_fields.items()
+    }
+
+
+@cache
+def facts() -> dict[str, Facts]:
+    """What every knob knows of itself, by its flat name."""
+    return {name: facts_of(each) for name, each in fields().items()}
 
 
 @dataclass(frozen=True)
@@ -57,6 +73,15 @@ class Arguments:
             part: Section = getattr(self, section)
             values |= {name: getattr(part, name) for name in type(part).model_fields}
         return values
+
+    def changed(self, **values: Any) -> Arguments:
+        """The same with other values of some names, which are taken as they are."""
+        parts = {
+            key: getattr(self, key).model_copy(update=own)
+            for key, section in SECTIONS.items()
+            if (own := {name: values[name] for name in section.model_fields if name in values})
+        }
+        return replace(self, **parts)
 
     def public(self) -> dict[str, Any]:
         """What was given, as JSON can hold it, secrets masked."""

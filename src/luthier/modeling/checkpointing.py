@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from luthier import console
+from luthier.arguments.choices import OPTIMIZERS
 from luthier.arguments.record import Arguments
 from luthier.modeling.device import free_memory
 from luthier.modeling.dtypes import Autocast
@@ -58,7 +59,7 @@ def choose_checkpointing(
             activations,
             num_tokens,
             longest,
-            str(arguments.training.optim),
+            OPTIMIZERS.get(arguments.training.optim),
             keeps_float32=arguments.training.deepspeed is not None,
         )
         needed, free = _worst(needed, free_memory(device), device)

@@ -13,6 +13,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
+from luthier.arguments.choices import Optimizer
 from luthier.modeling.counts import count_layers
 from luthier.modeling.dtypes import Autocast
 from luthier.modeling.sharded import gathering, has_shards, held_part
@@ -24,32 +25,6 @@ HEAD_BYTES = 384 * 2**20
 """Room for a chunk of logits with their copies, and for the hidden states that the head reads."""
 
 FLOAT32_BYTES = torch.float32.itemsize
-
-STATE_NUMBERS = {
-    "adafactor": 0.0,
-    "adagrad": 1.0,
-    "adalomo": 0.0,
-    "ademamix": 3.0,
-    "grokadamw": 3.0,
-    "lomo": 0.0,
-    "schedule_free_sgd": 1.0,
-    "sgd": 1.0,
-}
-"""Numbers that an optimizer keeps of each trained one, as wide as it is; others keep two."""
-
-STATE_BYTES = {
-    "adamw_torch_4bit": 1.0,
-    "adamw_torch_8bit": 2.0,
-    "ademamix_8bit": 4.0,
-    "paged_ademamix_8bit": 4.0,
-    "lion_8bit": 1.0,
-    "paged_lion_8bit": 1.0,
-    "rmsprop_bnb_8bit": 1.0,
-    "adamw_8bit": 2.0,
-    "adamw_bnb_8bit": 2.0,
-    "paged_adamw_8bit": 2.0,
-}
-"""Bytes that an optimizer with packed states keeps of each trained number."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +83,7 @@ def training_bytes(
     activations: Activations,
     num_tokens: int,
     longest: int,
-    optim: str,
+    optimizer: Optimizer,
     *,
     keeps_float32: bool = False,
 ) -> int:
@@ -122,7 +97,7 @@ def training_bytes(
         activations: from `measure_activations`.
         num_tokens: of the largest micro-batch.
         longest: tokens of the longest sequence.
-        optim: the optimizer's name.
+        optimizer: what its name stands for.
         keeps_float32: whether it works on float32 copies of weights in half precision, as
             DeepSpeed's does; that ranks share its states is left out, so this is the most needed.
     """
@@ -134,19 +109,10 @@ def training_bytes(
             if keeps_float32 and held.element_size() < FLOAT32_BYTES:
                 held = torch.empty(held.numel(), dtype=torch.float32, device="meta")
                 total += held.nbytes
-            total += state_bytes(held, optim)
+            total += optimizer.state_bytes(held)
     kept = activations.of(num_tokens, longest)
     layers = count_layers(extract_model_from_parallel(model).config) or 1
     return int(total + kept * (1 + 1 / layers) + HEAD_BYTES)
-
-
-def state_bytes(parameter: Tensor, optim: str) -> float:
-    """What an optimizer keeps of a trained tensor."""
-    if optim in STATE_BYTES:
-        return STATE_BYTES[optim] * parameter.numel()
-    one_state = ("lion", "rmsprop")
-    numbers = 1.0 if any(name in optim for name in one_state) else STATE_NUMBERS.get(optim, 2.0)
-    return numbers * parameter.nbytes
 
 
 def _body(model: Any) -> nn.Module:

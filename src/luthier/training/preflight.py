@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from luthier.arguments.record import Arguments
+from luthier.arguments.choices import OPTIMIZERS
+from luthier.arguments.record import Arguments, facts
 from luthier.checkpoints import precheck
 from luthier.data.catalog import check_datasets, metric_names
 from luthier.distributed import deepspeed_config, fsdp_config
@@ -14,41 +14,6 @@ from luthier.modeling.source import check_model, check_tokenizer
 from luthier.optional import is_installed, missing
 from luthier.stages.stage import STAGES
 from luthier.templates.choose import find_template
-
-TRACKER_MODULES = {
-    "azure_ml": "azureml",
-    "clearml": "clearml",
-    "codecarbon": "codecarbon",
-    "comet_ml": "comet_ml",
-    "dagshub": "dagshub",
-    "dvclive": "dvclive",
-    "flyte": "flytekit",
-    "mlflow": "mlflow",
-    "neptune": "neptune",
-    "swanlab": "swanlab",
-    "tensorboard": "tensorboard",
-    "trackio": "trackio",
-    "wandb": "wandb",
-}
-"""Values of `report_to` -> the package each needs."""
-
-OPTIMIZER_MODULES = {
-    "adamw_torch_4bit": "torchao",
-    "adamw_torch_8bit": "torchao",
-    "adamw_anyprecision": "torchdistx",
-    "adamw_torch_npu_fused": "torch_npu",
-    "adamw_torch_xla": "torch_xla",
-    "grokadamw": "grokadamw",
-    "lomo": "lomo_optim",
-    "adalomo": "lomo_optim",
-    "stable_adamw": "optimi",
-    "schedule_free_adamw": "schedulefree",
-    "schedule_free_radam": "schedulefree",
-    "schedule_free_sgd": "schedulefree",
-}
-"""Values of `optim` -> the package each needs, beside those of bitsandbytes."""
-
-OF_BITSANDBYTES = re.compile(r"(paged_|lion_|ademamix)|_bnb|^adamw_8bit$")
 
 
 def find_problems(arguments: Arguments) -> list[str]:
@@ -93,20 +58,25 @@ def _template(arguments: Arguments) -> Iterator[str]:
 
 
 def _packages(arguments: Arguments) -> Iterator[str]:
-    for tracker in arguments.training.report_to:
-        module = TRACKER_MODULES.get(tracker)
-        if module is not None and not is_installed(module):
-            yield missing(module, f"report_to: {tracker}")
-    optimizer = str(arguments.training.optim)
-    module = OPTIMIZER_MODULES.get(optimizer)
-    if module is None and OF_BITSANDBYTES.search(optimizer):
-        module = "bitsandbytes"
-    if arguments.training.do_train and module is not None and not is_installed(module):
-        yield missing(module, f"optim: {optimizer}")
-    if arguments.training.predict_with_generate:
-        for module in ("nltk", "jieba", "rouge_chinese"):
-            if not is_installed(module):
-                yield missing(module, "predict_with_generate")
+    """Packages that values need: by what their knobs know, or the things that they name."""
+    values = arguments.flat()
+    for name, known in facts().items():
+        value = values[name]
+        if isinstance(known.needs, tuple):
+            needed = [(name, package) for package in known.needs if value]
+        else:
+            chosen = value if isinstance(value, tuple) else (value,)
+            needed = [(f"{name}: {each}", known.needs.get(each, "")) for each in chosen]
+        yield from _absent(needed)
+    training = arguments.training
+    if training.do_train:
+        yield from _absent([(f"optim: {training.optim}", OPTIMIZERS.get(training.optim).needs)])
+
+
+def _absent(needed: Iterable[tuple[str, str]]) -> Iterator[str]:
+    for said, package in needed:
+        if package and not is_installed(package):
+            yield missing(package, said)
 
 
 def _best_metric(arguments: Arguments) -> Iterator[str]:

@@ -81,8 +81,8 @@ def run(
         from luthier.templates.template import Template
         from luthier.training.callbacks.trackers import own_runs
         from luthier.training.encoder import fit_template
-        from luthier.training.library_arguments import library_arguments
         from luthier.training.report import write_model_card, write_run_record
+        from luthier.training.to_training_arguments import to_training_arguments
         from luthier.training.world import check_launch, check_world, join_world, membership
 
     disable_progress_bar()
@@ -114,7 +114,7 @@ def run(
             )
         # from here on processes wait for each other, and no longer than ddp_timeout
         world = join_world(arguments)
-        library = library_arguments(arguments)
+        library = to_training_arguments(arguments)
         check_world(world, library)
         arguments = with_sharding(arguments, library)
         callbacks = [*callbacks, *watched.begin(arguments)]

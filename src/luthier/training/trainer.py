@@ -57,7 +57,7 @@ from luthier.training.ending import find_best_again, why_over
 from luthier.training.layout import Layout
 from luthier.training.meter import Meter
 from luthier.training.numbers.finite import refuse_nonfinite
-from luthier.training.optimizers.loraplus import loraplus_groups
+from luthier.training.optimizers.make import make_optimizer
 from luthier.training.optimizers.restored import Group, put_in, settings_of_groups
 from luthier.training.sums import MetricSums
 from luthier.training.work import Work
@@ -71,7 +71,7 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
 
     Args:
         arguments: the run's configuration.
-        library_arguments: the same as transformers takes it, see `library_arguments.py`.
+        library_arguments: the same as transformers takes it, see `to_training_arguments.py`.
         stage: what is learned.
         model: ready to train.
         tokenizer: saved with every checkpoint.
@@ -263,21 +263,10 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
         return trained
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Transformers' choice by `optim`; LoRA+ gives the B matrices their own learning rate."""
-        finetuning = self.arguments.finetuning
-        if finetuning.loraplus_lr_ratio is not None and self.optimizer is None:
-            trained = model if model is not None else self.model
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
-            groups = loraplus_groups(
-                trained,
-                self.args.learning_rate,
-                self.args.weight_decay,
-                finetuning.loraplus_lr_ratio,
-                finetuning.loraplus_lr_embedding,
-                self.get_decay_parameter_names(trained),
-            )
-            self.optimizer = optimizer_class(groups, **options)
-        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        """Once, what `optim` says."""
+        if self.optimizer is None:
+            self.optimizer = make_optimizer(model or self.model, self.arguments, self.args)
+        optimizer: torch.optim.Optimizer = self.optimizer
         return optimizer
 
     def create_scheduler(

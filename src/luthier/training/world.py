@@ -20,7 +20,7 @@ from luthier.errors import ArgumentsError, LaunchError, LuthierError
 from luthier.optional import need
 from luthier.processes.launched import World, count_cores, launch_problems, launched_world
 from luthier.processes.restarted import meet_anew
-from luthier.training.library_arguments import has_accelerator, is_on_cpu
+from luthier.training.to_training_arguments import has_accelerator, is_on_cpu
 
 __all__ = ["World", "check_launch", "check_world", "join_world", "membership"]
 

@@ -12,42 +12,28 @@ from pydantic import SecretStr
 from transformers import TrainingArguments as LibraryArguments
 
 from luthier import console
-from luthier.arguments.record import Arguments
+from luthier.arguments.choices import OPTIMIZERS
+from luthier.arguments.record import Arguments, facts
 from luthier.distributed.deepspeed import deepspeed_settings
 from luthier.distributed.fsdp import fsdp_settings
 from luthier.errors import ArgumentsError
 
-OURS = {
-    "gradient_checkpointing",  # switched on while the model is loaded
-    "gradient_checkpointing_kwargs",
-    "activation_checkpointing",
-    "activation_checkpointing_kwargs",
-    "warmup_steps",  # follows from the number of steps, see LuthierTrainer.create_scheduler
-    "disable_tqdm",  # our own progress
-    "remove_unused_columns",
-    "auto_find_batch_size",
-    "include_num_input_tokens_seen",
-    "use_cpu",
-    "resume_from_checkpoint",
-    "fsdp",  # in many dialects, see strategies/fsdp_config.py
-    "fsdp_config",
-}
-"""Names that both know and that mean or become something else here."""
 
-
-def library_arguments(arguments: Arguments) -> LibraryArguments:
+def to_training_arguments(arguments: Arguments) -> LibraryArguments:
     """The library's arguments of this run.
 
     Raises:
         ArgumentsError: with the library's own sentence, for what only it can judge.
     """
-    known = {field.name for field in dataclasses.fields(LibraryArguments)} - OURS
-    ours = {
-        name: getattr(arguments.training, name) for name in type(arguments.training).model_fields
+    known = {field.name for field in dataclasses.fields(LibraryArguments)}
+    values = {
+        name: _plain(value)
+        for name, value in arguments.training
+        if value is not None and name in known and not facts()[name].is_ours
     }
-    values = {name: _plain(value) for name, value in ours.items() if name in known}
-    values = {name: value for name, value in values.items() if value is not None}
     values |= arguments.passed_through
+    if OPTIMIZERS.get(arguments.training.optim).make is not None:
+        del values["optim"]  # the library knows no such name, and makes none
     if arguments.finetuning.disable_shuffling:
         values["train_sampling_strategy"] = "sequential"
     values["use_cpu"] = is_on_cpu(arguments)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from peft import LoraConfig, get_peft_model
 
-from luthier.training.optimizers.loraplus import loraplus_groups
+from luthier.training.optimizers.make import loraplus_groups
 from tests import tiny
 
 

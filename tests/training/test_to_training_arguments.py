@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from luthier.arguments.parse import parse_dict
-from luthier.training.library_arguments import library_arguments
+from luthier.training.to_training_arguments import to_training_arguments
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_every_value_arrives_with_its_type(run):
         "save_strategy": "no",
     }
 
-    library = library_arguments(parse_dict({**run, **values}))
+    library = to_training_arguments(parse_dict({**run, **values}))
 
     assert library.learning_rate == 1e-4
     assert library.bf16 is True
@@ -45,7 +45,7 @@ def test_every_value_arrives_with_its_type(run):
 def test_the_mappings_of_the_user_stay_as_they_are(run):
     given = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
 
-    library = library_arguments(parse_dict({**run, "accelerator_config": given}))
+    library = to_training_arguments(parse_dict({**run, "accelerator_config": given}))
     library.accelerator_config.gradient_accumulation_kwargs["num_steps"] = 1  # as Trainer does
 
     assert given == {"gradient_accumulation_kwargs": {"sync_each_batch": True}}

@@ -1,0 +1,57 @@
+"""Values of knobs that are things of their own: an optimizer, a method; each says what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from luthier.registry import Registry
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """What stands behind a value of `optim`: a file of `training/optimizers/`, or a line of one.
+
+    Attributes:
+        make: (parameter groups, the run's `TrainingArguments`) -> a torch optimizer; each group
+            has `params` and `weight_decay`, perhaps `lr`. None where transformers makes it.
+        needs: the package it comes from; empty where torch or transformers have it.
+        numbers: that it keeps of each trained one, as wide as it is.
+        packed_bytes: that it keeps of each trained number, where its states are packed.
+        is_sharded: whether it works on parts of weights as on whole ones, as ZeRO and FSDP have it.
+        settings: the names that `optim_args` may set -> the type of each.
+    """
+
+    make: Callable[[list[dict[str, Any]], Any], Any] | None = None
+    needs: str = ""
+    numbers: float = 2.0
+    packed_bytes: float | None = None
+    is_sharded: bool = True
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def state_bytes(self, parameter: Any) -> float:
+        """What it keeps of a trained tensor."""
+        if self.packed_bytes is not None:
+            return self.packed_bytes * float(parameter.numel())
+        return self.numbers * float(parameter.nbytes)
+
+
+STAGES: Registry[Any] = Registry("stage", "luthier.stages")
+ADAPTERS: Registry[Any] = Registry("finetuning_type", "luthier.modeling.adapters")
+OPTIMIZERS: Registry[Optimizer] = Registry("optim", "luthier.training.optimizers")
+
+ABSENT_STAGES = ("rm", "ppo", "dpo", "kto")
+"""Stages of LLaMA-Factory; those that a file stands for are here all the same."""
+
+ABSENT_METHODS = ("oft",)
+"""The same of `finetuning_type`."""
+
+if TYPE_CHECKING:
+    Stage: TypeAlias = str
+    Method: TypeAlias = str
+    Optim: TypeAlias = str
+else:
+    Stage = Literal[tuple(dict.fromkeys((*STAGES.names(), *ABSENT_STAGES)))]
+    Method = Literal[tuple(dict.fromkeys((*ADAPTERS.names(), *ABSENT_METHODS)))]
+    Optim = Literal[tuple(OPTIMIZERS.names())]
