@@ -14,7 +14,7 @@ from luthier.errors import UnknownName
 
 Registered = TypeVar("Registered")
 
-_REGISTRATION = re.compile(r"\.register\(\s*((?:\"[^\"]+\"\s*,?\s*)+)")
+_REGISTRATION = re.compile(r"^@?\w+\.register\(\s*((?:\"[^\"]+\"\s*,?\s*)+)", re.M)
 _NAME = re.compile(r"\"([^\"]+)\"")
 
 
