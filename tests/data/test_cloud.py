@@ -8,8 +8,8 @@ import pytest
 
 from luthier.data.catalog import load_catalog, metric_names
 from luthier.data.cloud import check_url, fetch
-from luthier.data.files import file_name, pick_data_files
-from luthier.data.rows import Row
+from luthier.data.files import pick_data_files
+from luthier.data.reader import Row, file_name
 from luthier.data.sources import HubAccess, Source
 from luthier.errors import DataError
 

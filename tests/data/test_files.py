@@ -5,7 +5,6 @@ import pytest
 
 from luthier.data.catalog import load_catalog
 from luthier.data.sources import HubAccess, Source
-from luthier.data.streaming.sets import open_rows
 from luthier.errors import DataError
 
 ULTRACHAT = [f"{split}-00000-of-00001.parquet" for split in ("test_gen", "test_sft", "train_sft")]
@@ -34,7 +33,7 @@ def read(rows: Path, /, **entry: object) -> list[str]:
     access = HubAccess(str(home / "cache"))
 
     written = [row.values["text"] for row in Source(description, access).rows()]
-    streamed = [each.row().values["text"] for each, _ in open_rows(description, access).rows()]
+    streamed = [r.values["text"] for r in Source(description, access, in_place=True).rows()]
 
     assert written == streamed
     return written

@@ -14,7 +14,7 @@ import pytest
 from luthier.arguments.data import DataArguments
 from luthier.arguments.model import ModelArguments
 from luthier.arguments.training import TrainingArguments
-from luthier.data import stretches
+from luthier.data import reader
 from luthier.data.formats.registry import ToolTurns
 from luthier.data.pipeline import EncodedDatasets, find_tool_turns, load_datasets
 from luthier.data.table import Work
@@ -376,7 +376,7 @@ def test_a_row_is_held_out_of_all_sets_it_is_drawn_from(folder, names, strategy,
 
 def _load_slowly(folder: Path, **given: Any) -> None:
     """As `load`, in small shards each of which takes a while."""
-    stretches.LEAST_BYTES = stretches.MOST_BYTES = 200
+    reader.LEAST_BYTES = reader.MOST_BYTES = 200
     Work.make = _make_slowly  # type: ignore[method-assign]
     load(folder, **given)
 
@@ -401,7 +401,7 @@ def test_after_a_kill_it_goes_on_behind_the_last_whole_shard(folder, workers, mo
     os.kill(killed.pid or 0, signal.SIGKILL)
     killed.join()
     for name in ("LEAST_BYTES", "MOST_BYTES"):
-        monkeypatch.setattr(stretches, name, 200)
+        monkeypatch.setattr(reader, name, 200)
     found = load(folder, **given)
 
     assert "shards were encoded before and are kept" in capsys.readouterr().err
@@ -427,7 +427,7 @@ def test_of_eight_processes_one_encodes(folder):
 @pytest.mark.parametrize("most", [1, 7, 39, 100])
 def test_the_first_rows_are_the_same_however_the_file_is_cut(folder, monkeypatch, most):
     for name in ("LEAST_BYTES", "MOST_BYTES"):
-        monkeypatch.setattr(stretches, name, 100)
+        monkeypatch.setattr(reader, name, 100)
 
     found = load(folder, max_samples=most, preprocessing_num_workers=2)
 
@@ -436,7 +436,7 @@ def test_the_first_rows_are_the_same_however_the_file_is_cut(folder, monkeypatch
 
 def test_num_samples_encodes_what_it_draws_and_no_more(folder, monkeypatch):
     for name in ("LEAST_BYTES", "MOST_BYTES"):
-        monkeypatch.setattr(stretches, name, 100)
+        monkeypatch.setattr(reader, name, 100)
     entry = {"rows": {"file_name": str(folder / "rows.jsonl"), "num_samples": 5}}
 
     found = load(folder, dataset_dir=entry)

@@ -10,9 +10,8 @@ import pytest
 
 from luthier.data.catalog import DatasetDescription, load_catalog
 from luthier.data.formats.registry import Reading
-from luthier.data.rows import Row
-from luthier.data.sources import HubAccess, Source
-from luthier.data.streaming.sets import open_rows
+from luthier.data.reader import Row
+from luthier.data.sources import Source
 from luthier.data.table import read_rows
 from luthier.templates.registry import TEMPLATES
 from tests.templates.battery import join
@@ -46,10 +45,7 @@ def test_a_tables_nulls_are_no_keys_of_calls_and_tools(tmp_path: Path, template,
     }
     description: DatasetDescription = load_catalog({"user": entry}).describe("user")
 
-    if is_streamed:
-        read = [found.row() for found, _ in open_rows(description, HubAccess()).rows()]
-    else:
-        read = list(Source(description).rows())
+    read = list(Source(description, in_place=is_streamed).rows())
     conversations, problems = read_rows(read, Reading(description))
 
     assert not problems

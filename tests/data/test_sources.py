@@ -5,7 +5,8 @@ import pytest
 
 from luthier.data.catalog import DatasetDescription, load_catalog
 from luthier.data.check import RowProblem
-from luthier.data.sources import Row, Source
+from luthier.data.reader import Row
+from luthier.data.sources import Source
 from luthier.errors import DataError
 
 ROWS = [{"instruction": f"question {n}", "input": "", "output": f"answer\n{n}"} for n in range(5)]
@@ -64,52 +65,6 @@ def test_a_damaged_line_is_a_problem_at_its_line(tmp_path, line, reason):
     assert problem.origin == f"{path}:3"
     assert reason in str(problem)
     assert (first.values, last.values) == ({"a": 1}, {"a": 2})
-
-
-@pytest.mark.parametrize(
-    ("text", "place", "words", "num_rows"),
-    [
-        ('[\n{"a": 1},\n{"a" 2},\n{"a": 3}\n]', "3:6", "no colon", 2),
-        ('[\n{"a": 1}\n{"a": 2}\n]', "2:9", "no comma behind the row", 1),
-        ('[\n{"a": 1},\n\n]', "2:9", "a comma without a row", 1),
-        ('[\n{"a": 1},\n{"a": 2}\n', "3:8", "ends inside", 2),
-        ('[\n{"a": 1},\n{"a": 2', "3:8", "ends too early", 1),
-        ('[\n{"a": "one\ntwo"},\n{"a": 2}\n]', "2:11", "control character", 1),
-        ('[\n{"a": 1}\n]\n{"b": 2}', "4:1", "behind the end", 1),
-        ('[\n{"a": 1}\n]\n,\n{"a": 2}\n]', "4:1", "behind the end", 2),
-        ('[{"a": {"b": 1}, {"a": 2}, {"a": 3}]', "1:16", "ends too early", 2),
-        ('[{"a": 1}, {"a": [{"b": 1}, 2}, {"a": 3}]', "1:30", "no comma between", 2),
-        ('[\n  {\n    "a": "one,\n    "b": 2\n  },\n  {\n    "a": 1\n  }\n]', "3:15", "", 1),
-        ('[\n{"a": 1},,\n{"a": 2}]', "2:10", "a comma without", 2),
-        ('[\nNone,\n{"a": 2}]', "2:1", "no value", 1),
-        ('[\n{"a": 1, "a": 2},\n{"a": 2}]', "2", "a key stands twice ('a')", 1),
-    ],
-)
-def test_a_broken_row_of_a_list_is_a_problem_and_the_others_are_read(
-    tmp_path, text, place, words, num_rows
-):
-    path = tmp_path / "rows.json"
-    path.write_text(text)
-
-    found = read(path)
-
-    (problem,) = (each for each in found if isinstance(each, RowProblem))
-    assert problem.place == f"{path}:{place}"
-    assert words in str(problem)
-    assert len(found) - 1 == num_rows
-
-
-@pytest.mark.parametrize("indent", [None, 1, 2])
-def test_a_list_loses_only_the_row_that_is_broken(tmp_path, indent):
-    text = json.dumps([row | {"more": [{"x": 1}, {"y": 2}]} for row in ROWS], indent=indent)
-    for cut in range(text.index("question 2"), text.index('"output": "answer\\n2')):
-        path = tmp_path / "rows.json"
-        path.write_text(text[:cut] + text[cut + 1 :])
-
-        found = [row for row in read(path) if isinstance(row, Row)]
-
-        others = {row.values.get("instruction") for row in found}
-        assert others >= {f"question {n}" for n in (0, 1, 3, 4)}
 
 
 @pytest.mark.parametrize(
@@ -231,7 +186,6 @@ def test_an_error_of_the_hubs_library_is_one_sentence(
     import datasets
 
     from luthier.data import sources
-    from luthier.data.streaming.sets import open_rows
 
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "rows.jsonl").write_bytes(content)
@@ -244,7 +198,7 @@ def test_an_error_of_the_hubs_library_is_one_sentence(
     access = sources.HubAccess(str(tmp_path / "cache"))
 
     with pytest.raises(DataError) as raised:
-        list((open_rows if is_streamed else Source)(description, access).rows())
+        list(Source(description, access, in_place=is_streamed).rows())
 
     assert str(raised.value).startswith("data set 'user' ('owner/name' on the hub): it cannot be")
     assert words in str(raised.value)

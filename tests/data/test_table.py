@@ -8,14 +8,12 @@ from typing import Any
 import pyarrow
 import pytest
 
-from luthier.data import stretches
 from luthier.data.cache import Store
 from luthier.data.catalog import Columns, DatasetDescription
 from luthier.data.encode import Encoder, EncodingOptions
 from luthier.data.formats.registry import Reading
+from luthier.data.reader import Parsed, Row, RowChunk
 from luthier.data.report import Counts
-from luthier.data.rows import Row
-from luthier.data.stretches import RowStretch
 from luthier.data.table import Task, Work, make_shards, read_rows
 from luthier.errors import DataError
 from luthier.records import IGNORE_INDEX, Origin
@@ -42,7 +40,7 @@ def row(number: int, *marks: Any, **columns: Any) -> Row:
 
 def tasks(rows: list[Row], size: int = 5) -> list[Task]:
     return [
-        Task(number, start, RowStretch(tuple(rows[start : start + size])))
+        Task(number, start, RowChunk(tuple(Parsed(one, 1) for one in rows[start : start + size])))
         for number, start in enumerate(range(0, len(rows), size))
     ]
 
@@ -125,7 +123,7 @@ def test_weights_are_a_column_only_where_a_row_has_some(tiny_tokenizer, tmp_path
     assert [len(weights[at]) for at in (4, 6)] == [table["num_tokens"][at].as_py() for at in (4, 6)]
 
 
-class Deadly(RowStretch):
+class Deadly(RowChunk):
     def rows(self) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -140,44 +138,6 @@ def test_a_killed_worker_is_one_sentence_and_whole_shards_stay(tiny_tokenizer, t
         make_shards(given, [*tasks(rows), Task(2, 10, Deadly(()))], store, 2)
 
     assert 0 in store.shards
-
-
-def test_lines_are_cut_into_the_same_rows(tmp_path, monkeypatch):
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + b"\n\n".join(b'{"n": %d}' % n for n in range(100)) + b"\n")
-    whole = [one for part in stretches.cut_file(path, "x") for one in part.rows()]
-    for size in (1, 7, 30, 10_000):
-        monkeypatch.setattr(stretches, "LEAST_BYTES", size)
-        monkeypatch.setattr(stretches, "MOST_BYTES", size)
-
-        parts = list(stretches.cut_file(path, "x"))
-
-        assert [one for part in parts for one in part.rows()] == whole
-        assert sum(part.count() for part in parts) == len(whole) == 100
-        assert [one.origin.line for one in whole] == list(range(1, 200, 2))
-
-
-@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "txt", "parquet"])
-def test_picked_rows_are_those_of_their_numbers(tmp_path, suffix):
-    path = tmp_path / f"rows.{suffix}"
-    texts = [f"text {n}" for n in range(50)]
-    if suffix == "parquet":
-        import pyarrow.parquet
-
-        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
-    elif suffix in ("csv", "txt"):
-        path.write_text("\n".join((["text"] if suffix == "csv" else []) + texts))
-    else:
-        lines = [f'{{"text": "{text}"}}' for text in texts]
-        path.write_text("[" + ",\n".join(lines) + "]" if suffix == "json" else "\n\n".join(lines))
-    (part,) = stretches.cut_file(path, str(path))
-
-    picked = part.pick({3, 17, 49, 60})
-    first = part.pick(range(2))
-
-    assert [one.values["text"] for one in picked.rows()] == ["text 3", "text 17", "text 49"]
-    assert [one.values["text"] for one in first.rows()] == ["text 0", "text 1"]
-    assert part.count() == 50
 
 
 def test_rows_with_images_are_refused_one_by_one_and_those_without_are_read():

@@ -257,7 +257,7 @@ def test_encoded_texts_travel_in_a_folder(tmp_path: Path):
 
 
 def test_two_processes_encode_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("luthier.data.stretches.LEAST_BYTES", 64)
+    monkeypatch.setattr("luthier.data.reader.LEAST_BYTES", 64)
     file = write_lines(tmp_path, TEXTS * 10)
 
     one = load(file, tmp_path / "one")

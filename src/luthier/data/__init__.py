@@ -1,1 +1,1 @@
-"""rows in, encoded examples out: dataset_info.json, files, formats, encoding, mixing, cache."""
+"""rows in, encoded examples out: catalog, readers, formats, encoding, mixing, cache."""

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from luthier.data.cloud import CLOUD, LOCAL, check_url, is_of_cloud, is_url, protocol_of
-from luthier.data.files import SUFFIXES, Found, file_name, find_files, is_inside
-from luthier.data.text_files import SampleBy
+from luthier.data.files import Found, find_files, is_inside
+from luthier.data.reader import READERS, SampleBy, file_name
 from luthier.data.tokenized import is_written
 from luthier.errors import DataError, suggest
 from luthier.secrecy import learn, masked
@@ -229,7 +229,7 @@ class Catalog:
         for path in (Path(name).expanduser(), self.folder / name):
             if os.path.exists(path):  # pathlib raises where a name is too long
                 return DatasetDescription(name, "file", str(path))
-        if Path(name).suffix.lower() in SUFFIXES or name.startswith((".", "/", "~")):
+        if Path(name).suffix.lower() in READERS or name.startswith((".", "/", "~")):
             raise DataError(
                 f"data set {name!r}: there is no such file or folder, neither here nor in "
                 f"{self.folder}."

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from luthier import console
-from luthier.data.files import file_name, pick_data_files
+from luthier.data.files import pick_data_files
+from luthier.data.reader import file_name
 from luthier.errors import DataError
 from luthier.secrecy import masked
 

@@ -8,8 +8,8 @@ from itertools import chain, islice
 
 from luthier.data.formats.detect import NUM_LOOKED_AT
 from luthier.data.formats.text import find_text_column
+from luthier.data.reader import Row
 from luthier.data.report import Counts
-from luthier.data.rows import Row
 from luthier.data.sources import Source
 from luthier.data.texts import EMPTY, read_texts
 

@@ -11,10 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from luthier.data.reader import READERS, file_name
 from luthier.errors import DataError, suggest
-
-SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".txt")
-"""The kinds of files that rows are read from."""
 
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -83,9 +81,9 @@ def find_files(
                     f'data set {name!r}: "{key}" is {value!r}, and {path} is one file, which has '
                     f'no {key}s. Take "{key}" away, or name the folder that holds the files.'
                 )
-        if path.suffix.lower() not in SUFFIXES:
+        if path.suffix.lower() not in READERS:
             raise DataError(
-                f"data set {name!r}: {path} is none of the kinds {', '.join(SUFFIXES)}."
+                f"data set {name!r}: {path} is none of the kinds {', '.join(READERS.names())}."
             )
         found = [str(path)], ""
     else:
@@ -111,11 +109,6 @@ def is_inside(path: str) -> bool:
     parts = PurePosixPath(path.replace("\\", "/"))
     leads_out = parts.is_absolute() or ".." in parts.parts or path.startswith("~")
     return not leads_out and not any(one in path for one in ("://", "::", "\0"))
-
-
-def file_name(path: str) -> str:
-    """The last part of a path or a URL, without what is asked or signed behind it."""
-    return Path(path.partition("?")[0] if "://" in path else path).name
 
 
 def pick_data_files(
@@ -202,7 +195,7 @@ def _pick(
     files = [file for file in splits if _is_data(file)]
     if not files:
         raise DataError(
-            f"data set {name!r}: {where} has no file of the kinds {', '.join(SUFFIXES)}."
+            f"data set {name!r}: {where} has no file of the kinds {', '.join(READERS.names())}."
         )
     files = files if is_declared else sorted(files)
     known = list(dict.fromkeys(splits[file] for file in files))
@@ -269,7 +262,7 @@ def _word_of(text: str) -> str | None:
 
 def _is_data(path: str) -> bool:
     name = file_name(path)
-    is_kind = Path(name).suffix.lower() in SUFFIXES
+    is_kind = Path(name).suffix.lower() in READERS
     return is_kind and not name.startswith(".") and name not in _NO_DATA
 
 

@@ -30,9 +30,10 @@ from luthier.data.encode import OVERLONG
 from luthier.data.formats.detect import NUM_LOOKED_AT
 from luthier.data.mixing import column_of, draw_rows, mix, place_drawn, split
 from luthier.data.packing import pack
+from luthier.data.reader import Row
 from luthier.data.report import DataReport, SetReport, nothing_left
 from luthier.data.routes import Route, choose_route, find_tool_turns
-from luthier.data.sources import HubAccess, Row, Source
+from luthier.data.sources import HubAccess, Source
 from luthier.data.streaming.load import load_stream
 from luthier.data.streaming.stream import Stream
 from luthier.data.table import Purpose, Task, make_shards, read_rows
@@ -427,24 +428,24 @@ class _Loader:
         return asdict(report)
 
     def _tasks(self, source: Source, report: SetReport) -> Iterator[Task]:
-        """The stretches of the rows that are used, by `num_samples` and `max_samples`."""
+        """The chunks of the rows that are used, by `num_samples` and `max_samples`."""
         num_samples, most = source.description.num_samples, self.data.max_samples
         if num_samples is None and most is None:
-            for number, stretch in enumerate(source.stretches()):
-                yield Task(number, number << 32, stretch)
+            for number, chunk in enumerate(source.chunks()):
+                yield Task(number, number << 32, chunk)
             return
         if num_samples is None:
             wanted: Any = range(most or 0)
         else:
-            report.num_in_files = sum(stretch.count() for stretch in source.stretches())
+            report.num_in_files = sum(1 for chunk in source.chunks() for _ in chunk.rows())
             drawn = draw_rows(report.num_in_files, num_samples, most, self.seed)
             report.num_drawn = len(drawn)
             wanted = sorted({*drawn.tolist()})
         first, taken, number = 0, 0, 0
-        for stretch in source.stretches():
+        for chunk in source.chunks():
             if not wanted or first > wanted[-1]:
                 return
-            count = stretch.count()
+            count = sum(1 for _ in chunk.rows())
             if isinstance(wanted, range):
                 here: Any = range(min(count, len(wanted) - first))
             else:
@@ -453,7 +454,7 @@ class _Loader:
                     at - first for at in wanted[start : bisect_left(wanted, first + count)]
                 )
             if here:
-                yield Task(number, taken, stretch.pick(here))
+                yield Task(number, taken, chunk, here)
                 number += 1
             first, taken = first + count, taken + len(here)
 

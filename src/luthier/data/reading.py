@@ -12,7 +12,7 @@ from luthier.data.check import RowProblem
 from luthier.data.formats.detect import NUM_LOOKED_AT, detect_format
 from luthier.data.formats.registry import Reading, ToolTurns
 from luthier.data.formats.text import detect_text
-from luthier.data.rows import Row, RowOrProblem
+from luthier.data.reader import Row, RowOrProblem
 from luthier.data.sources import HubAccess, Source
 from luthier.data.table import read_rows
 from luthier.data.texts import read_texts

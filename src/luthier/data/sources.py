@@ -1,8 +1,8 @@
-"""a data set's place -> its rows, in stretches, and the hash of their content."""
+"""a data set's place -> its rows from any position on, in chunks, and the hash of their content."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +10,23 @@ from typing import Any
 
 from luthier.data.cache import cache_root, hash_of_file
 from luthier.data.catalog import DatasetDescription, is_offline
-from luthier.data.cloud import fetch, is_of_cloud
-from luthier.data.rows import Row, RowOrProblem
-from luthier.data.stretches import NUM_TOGETHER, Stretch, cut_batches, cut_file, gather
-from luthier.data.text_files import WHOLE_TEXTS
+from luthier.data.cloud import fetch, find_urls, is_of_cloud
+from luthier.data.reader import (
+    NUM_TOGETHER,
+    Cell,
+    Chunk,
+    DataFile,
+    Parsed,
+    Position,
+    RawRows,
+    Row,
+    RowOrProblem,
+    gather,
+    without_nulls,
+)
 from luthier.errors import DataError
+from luthier.records import Origin
 from luthier.secrecy import masked
-
-__all__ = ["HubAccess", "Row", "RowOrProblem", "Source"]
 
 
 @dataclass(frozen=True)
@@ -36,72 +45,125 @@ class HubAccess:
 
 
 class Source:
-    """The rows of one data set and the hash of their content.
+    """The rows of one data set, wherever it lies.
+
+    Args:
+        description: of the data set.
+        access: how the hub is asked.
+        in_place: whether rows come as they are read; otherwise files of a cloud, and data sets of
+            the hub, are copied here first.
 
     Attributes:
-        files: local files; none where the hub's library holds the rows.
-        names: how messages call each.
+        files: none where the hub's library holds the rows.
         told: which files beside them are not read; empty where there are none.
 
     Raises:
         DataError: if there are no files, or the hub or the cloud cannot give the data.
     """
 
-    def __init__(self, description: DatasetDescription, hub: HubAccess | None = None) -> None:
-        self.description = description
-        self._hub_rows: Any = None
-        self.files: tuple[Path, ...] = ()
-        self.told = ""
-        access = hub or HubAccess()
+    def __init__(
+        self,
+        description: DatasetDescription,
+        access: HubAccess | None = None,
+        *,
+        in_place: bool = False,
+    ) -> None:
+        access = access or HubAccess()
+        name, by, told = description.name, description.sample_by, ""
+        self.description, self._in_place = description, in_place
         self._root = cache_root(access.cache_dir)
+        self._hub_rows: Any = None
+        files: list[DataFile] = []
         if description.place == "hub":
-            self._hub_rows = load_from_hub(description, access)
+            self._hub_rows = load_from_hub(description, access, is_streamed=in_place)
+        elif description.place == "cloud" and in_place:
+            urls, told = find_urls(name, description.location, access.token, description.split)
+            files = [DataFile(url, masked(url), access.token, by) for url in urls]
         elif description.place == "cloud":
             folder = self._root / "fetched"
-            copies, self.told = fetch(
-                description.name, description.location, folder, access.token, description.split
+            copies, told = fetch(
+                name, description.location, folder, access.token, description.split
             )
-            self.files = tuple(copy for copy, _ in copies)
-            self.names = tuple(masked(url) for _, url in copies)
-            return
+            files = [DataFile(copy, masked(url), sample_by=by) for copy, url in copies]
         else:
-            self.files, self.told = description.find_files()
-        self.names = tuple(map(str, self.files))
+            paths, told = description.find_files()
+            files = [DataFile(path, str(path), sample_by=by) for path in paths]
+        self.files, self.told = tuple(files), told
 
     def hashes(self) -> dict[str, str]:
-        """Each file, as messages name it, with the sha256 of its bytes."""
-        if self._hub_rows is not None:
-            return {self.description.location: str(self._hub_rows._fingerprint)}
-        return {
-            name: hash_of_file(file, self._root)
-            for file, name in zip(self.files, self.names, strict=True)
-        }
+        """What tells each file, as messages name it, from another one of its name.
 
-    def stretches(self) -> Iterator[Stretch]:
-        """The rows in order, a stretch at a time.
+        Of files that are here it is the sha256 of their bytes; of files that are read in place
+        their size and their beginning, and of a data set of the hub its name.
+        """
+        if self._hub_rows is not None:
+            location = self.description.location
+            return {location: location if self._in_place else str(self._hub_rows._fingerprint)}
+        if self._in_place:
+            return {file.name: file.stamp() for file in self.files}
+        return {file.name: hash_of_file(Path(file.place), self._root) for file in self.files}
+
+    def raw_rows(self, position: Position = None) -> RawRows:
+        """The rows behind a position, which is a file's number and the position in it.
 
         Raises:
             DataError: if a file is broken in a way that hides where its next row starts.
         """
         if self._hub_rows is not None:
-            tables = self._hub_rows.with_format("arrow").iter(NUM_TOGETHER)
-            batches = (batch for table in tables for batch in table.combine_chunks().to_batches())
-            yield from cut_batches(batches, self.description.location)
-        read = WHOLE_TEXTS.get(self.description.sample_by)
-        for file, name in zip(self.files, self.names, strict=True):
-            if read is not None and file.suffix.lower() == ".txt":
-                yield from gather(read(file, name))
-            else:
-                yield from cut_file(file, name)
+            yield from self._rows_of_hub(position)
+        first, inside = position if position and self.files else (0, None)
+        for number, file in enumerate(self.files[first:], first):
+            for row, behind in file.rows(inside):
+                yield row, [number, behind]
+            inside = None
 
     def rows(self) -> Iterator[RowOrProblem]:
         """Every row in order; a row that cannot be parsed comes as a problem.
 
         Raises:
-            DataError: as `stretches`.
+            DataError: as `raw_rows`.
         """
-        for stretch in self.stretches():
-            yield from stretch.rows()
+        return (raw.row() for raw, _ in self.raw_rows())
+
+    def chunks(self) -> Iterator[Chunk]:
+        """The rows in chunks, each for one process.
+
+        Raises:
+            DataError: as `raw_rows`.
+        """
+        if self._hub_rows is not None:
+            yield from gather(row for row, _ in self._rows_of_hub(None))
+        for file in self.files:
+            yield from file.chunks()
+
+    def _rows_of_hub(self, position: Position) -> RawRows:
+        name = self.description.location
+        number, state = position or (0, None)
+        if not self._in_place:
+            for table in self._hub_rows.with_format("arrow").iter(NUM_TOGETHER):
+                for batch in table.combine_chunks().to_batches():
+                    size = batch.nbytes // max(batch.num_rows, 1)
+                    for at in range(batch.num_rows):
+                        number += 1
+                        yield Cell(batch, at, Origin(name, number), size), [number, None]
+            return
+        with told_in_a_sentence(self.description):
+            rows = self._hub_rows.take(1 << 62)  # a copy: the state belongs to this reading alone
+            if state is not None:
+                rows.load_state_dict(state)
+            for values in rows:
+                number += 1
+                row = Row(without_nulls(values), Origin(name, number))
+                yield Parsed(row, _size(values)), [number, rows.state_dict()]
+
+
+def _size(value: Any) -> int:
+    """About how many bytes a value takes as text."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list) else 8
 
 
 def load_from_hub(

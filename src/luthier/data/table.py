@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -15,9 +15,8 @@ from luthier.data.check import RowError, RowProblem
 from luthier.data.encode import UNLEARNED, Encoder, LeftOut, Outcome
 from luthier.data.formats.fields import refuse_media
 from luthier.data.formats.registry import FORMATS, Format, Reading
+from luthier.data.reader import Chunk, RawRow, RowOrProblem, parse
 from luthier.data.report import Counts
-from luthier.data.rows import RowOrProblem
-from luthier.data.stretches import Stretch
 from luthier.data.workers import start_pool
 from luthier.errors import DataError
 from luthier.example import Example, as_batch, schema
@@ -79,10 +78,12 @@ class Work:
         import pyarrow
 
         counts = Counts()
-        rows = task.stretch.rows()
+        rows = task.rows()
         first, batches = task.first_row, []
         while together := list(islice(rows, self.batch_size)):
-            batches.append(pyarrow.Table.from_batches([self.encode(together, first, counts)]))
+            batches.append(
+                pyarrow.Table.from_batches([self.encode(parse(together), first, counts)])
+            )
             first += len(together)
         # the columns of a file are known when its batches are; numbers that some lack are null
         table = pyarrow.concat_tables(
@@ -156,17 +157,26 @@ class Work:
 
 @dataclass(frozen=True)
 class Task:
-    """A stretch that becomes a shard.
+    """A chunk that becomes a shard.
 
     Attributes:
         number: of the shard.
         first_row: the number of its first row among those of the data set.
-        stretch: the rows.
+        chunk: the rows.
+        picked: those that are used, counted from 0; None for all.
     """
 
     number: int
     first_row: int
-    stretch: Stretch
+    chunk: Chunk
+    picked: Container[int] | None = None
+
+    def rows(self) -> Iterator[RawRow]:
+        """The rows that are used."""
+        if self.picked is None:
+            return self.chunk.rows()
+        picked = self.picked
+        return (row for at, row in enumerate(self.chunk.rows()) if at in picked)
 
 
 def read_rows(

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from luthier.data.cache import Shard, write_shard
 from luthier.data.check import RowProblem
 from luthier.data.formats.text import read_text
+from luthier.data.reader import RawRow, RowOrProblem, parse
 from luthier.data.report import Counts
-from luthier.data.rows import Row, RowOrProblem
 from luthier.data.table import Task, read_each
 from luthier.data.words import TYPECODE, Ids, TextTokenizer
 from luthier.errors import DataError
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 EMPTY = "no text in it"
-MOST_CHARACTERS = 8_000_000
-"""Texts that are tokenised together are no longer than that, but for a single one."""
+MOST_BYTES = 8_000_000
+"""Texts that are tokenised together take no more than that, but for a single one."""
 
 
 def read_texts(
@@ -93,24 +93,20 @@ class TextWork:
         counts = Counts()
         first = task.first_row
         with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, schema()) as out:
-            for together in self._batches(task.stretch.rows()):
-                out.write_batch(self.encode(together, first, counts))
+            for together in self._batches(task.rows()):
+                out.write_batch(self.encode(parse(together), first, counts))
                 first += len(together)
         return counts
 
-    def _batches(self, rows: Iterator[RowOrProblem]) -> Iterator[list[RowOrProblem]]:
-        together: list[RowOrProblem] = []
-        room = MOST_CHARACTERS
+    def _batches(self, rows: Iterator[RawRow]) -> Iterator[list[RawRow]]:
+        together: list[RawRow] = []
+        room = MOST_BYTES
         for row in rows:
-            length = 0
-            if isinstance(row, Row) and isinstance(row.values, dict):
-                text = row.values.get(self.column)
-                length = len(text) if isinstance(text, str) else 0
-            if together and (length > room or len(together) == self.batch_size):
+            if together and (row.size > room or len(together) == self.batch_size):
                 yield together
-                together, room = [], MOST_CHARACTERS
+                together, room = [], MOST_BYTES
             together.append(row)
-            room -= length
+            room -= row.size
         if together:
             yield together
 

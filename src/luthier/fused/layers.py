@@ -74,7 +74,7 @@ class FusedForward:
         """What the module computes by itself."""
         return type(self.module).forward(self.module, *inputs, **options)
 
-    def __call__(self, *inputs: Any, **options: Any) -> Any:  # noqa: D102
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
         if torch.compiler.is_compiling():
             return self.own(*inputs, **options)
         return self.fused(*inputs, **options)

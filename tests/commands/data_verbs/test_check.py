@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from luthier import cli
-from tests.inspecting.audit.damage import DAMAGES, write_damaged
+from tests.inspecting.audit.damage import write_damaged
 
 HEAVY = {"torch", "transformers", "datasets", "peft", "accelerate"}
 
@@ -94,7 +94,7 @@ def test_every_kind_of_damage_ends_in_a_list_of_places(tmp_path, name, capsys):
     untold = {"a special token", "longer than cutoff_len"}  # they ask for a tokenizer
     wanted = {line for line, damage in places.items() if damage.kind not in untold}
     assert {finding["line"] for finding in document["findings"]} == wanted
-    assert document["errors"] == sum(damage.is_error for damage in DAMAGES.values())
+    assert document["errors"] == sum(damage.is_error for damage in places.values())
 
 
 def test_what_is_shown_of_a_kind_is_limited(rows, capsys):

@@ -22,6 +22,11 @@ class Damage:
     kind: str
     is_error: bool = True
 
+    @property
+    def breaks_a_list(self) -> bool:
+        """Whether nothing behind it in a list of rows can be read."""
+        return self.kind.startswith(("not JSON", "JSON too large"))
+
 
 def message(role: Any, content: Any, **more: Any) -> dict[str, Any]:
     return {"role": role, "content": content} | more
@@ -132,17 +137,19 @@ def write_damaged(path: Path, num_rows: int) -> dict[int, Damage]:
     """Writes rows with every kind of damage once among them.
 
     Args:
-        path: the file; a suffix .jsonl gives a row a line, .json a list of them.
+        path: the file; a suffix .jsonl gives a row a line, .json a list of them, without the
+            damages that would end it.
         num_rows: how many rows there are, the damaged ones included.
 
     Returns:
         The line of each damaged row.
     """
     lines = [good(number).encode() for number in range(num_rows)]
-    apart = num_rows // (len(DAMAGES) + 1)
     is_list = path.suffix == ".json"
+    damages = [one for one in DAMAGES.values() if not (is_list and one.breaks_a_list)]
+    apart = num_rows // (len(damages) + 1)
     places = {}
-    for number, damage in enumerate(DAMAGES.values(), 1):
+    for number, damage in enumerate(damages, 1):
         lines[number * apart] = damage.text
         places[number * apart + (2 if is_list else 1)] = damage
     joined = b"[\n" + b",\n".join(lines) + b"\n]" if is_list else b"\n".join(lines)

@@ -66,8 +66,19 @@ def test_every_damage_is_found_at_its_line_and_nothing_else(tmp_path, tiny_token
             shown["kind"].startswith(damage.kind) and shown["severity"] == severity
             for shown in found[line]
         ), found[line]
-    num_errors = sum(damage.is_error for damage in DAMAGES.values())
+    num_errors = sum(damage.is_error for damage in places.values())
     assert (report.sets[0].num_rows, report.sets[0].num_bad) == (10_000, num_errors)
+    assert report.exit_code == 1
+
+
+def test_a_list_of_rows_is_refused_at_its_first_break(tmp_path):
+    file = tmp_path / "rows.json"
+    file.write_text(f"[\n{json.dumps(alpaca('one', ''))},\n{json.dumps(alpaca('two'))}\n{{}}]")
+
+    report = look(file)
+
+    assert kinds(report, errors=True) == {"the data set cannot be read": 1}
+    assert f"{file}:4:1: not JSON: no comma behind the row" in "\n".join(report.lines())
     assert report.exit_code == 1
 
 

@@ -12,7 +12,7 @@ from luthier.errors import ArgumentsError, MissingArguments
 
 if TYPE_CHECKING:
     from luthier.data.corpus import Corpus
-    from luthier.data.text_files import SampleBy
+    from luthier.data.reader import SampleBy
 
 SUMMARY = "learn a vocabulary: luthier tokenizer train FILE ... --vocab_size N --output FOLDER"
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from luthier.data.check import refuse_weights
+from luthier.data.reader import Row, RowOrProblem, parse
 from luthier.data.report import Counts
-from luthier.data.rows import Row, RowOrProblem
 from luthier.example import WEIGHTS, as_batch
 
 if TYPE_CHECKING:
@@ -100,8 +100,8 @@ class Encoding:
         """The rows of a data set that are trained on, and their places."""
         kept: list[int] = []
         parsed: list[RowOrProblem] = []
-        for at in members:
-            row = rows[at].entry.row()
+        read = parse([rows[at].raw for at in members])
+        for at, row in zip(members, read, strict=True):
             if self.held_out is not None and isinstance(row, Row):
                 if self.held_out.holds(number, row.values):
                     continue

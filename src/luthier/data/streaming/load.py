@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 from luthier import console
 from luthier.data.catalog import Catalog, check_readable
 from luthier.data.formats.detect import NUM_LOOKED_AT
+from luthier.data.reader import Row
 from luthier.data.report import SetReport
-from luthier.data.rows import Row
-from luthier.data.sources import HubAccess
+from luthier.data.sources import HubAccess, Source
 from luthier.data.streaming.encoding import Encoding
 from luthier.data.streaming.held_out import HeldOut, columns_of, content_of
 from luthier.data.streaming.order import Drawn, Mixture, Windows
-from luthier.data.streaming.sets import FileRows, HubRows, open_rows
 from luthier.data.streaming.stream import ROWS_OF_A_CHUNK, Stream, StreamOptions
 from luthier.errors import DataError
 from luthier.secrecy import masked
@@ -116,13 +115,13 @@ class _Sets:
             arguments.model.cache_dir, token.get_secret_value() if token is not None else None
         )
         self.descriptions: list[DatasetDescription] = []
-        self.rows: list[FileRows | HubRows] = []
+        self.sources: list[Source] = []
         self.reports: list[SetReport] = []
         for name in self.data.dataset:
             description = catalog.describe(name)
             check_readable(description)
-            rows = open_rows(description, access)
-            first = [entry.row() for entry, _ in islice(rows.rows(), NUM_LOOKED_AT)]
+            source = Source(description, access, in_place=True)
+            first = list(islice(source.rows(), NUM_LOOKED_AT))
             if not first:
                 raise DataError(f"data set {name!r}: there are no rows.")
             values = [row.values for row in first if isinstance(row, Row)]
@@ -130,9 +129,9 @@ class _Sets:
             report = SetReport(
                 name=masked(name), format=description.formatting or "", detected=detected
             )
-            report.hashes = rows.stamps()
+            report.hashes = source.hashes()
             self.descriptions.append(description)
-            self.rows.append(rows)
+            self.sources.append(source)
             self.reports.append(report)
 
     def works(self, purpose: Purpose) -> tuple[Any, ...]:
@@ -147,7 +146,7 @@ class _Sets:
         asked = [one.num_samples for one in self.descriptions]
         limits = [most if n is None else min(n, most or n) for n in asked]
         return Mixture(
-            self.rows,
+            self.sources,
             self.data.mix_strategy,
             self.data.interleave_probs,
             self.seed,
@@ -178,14 +177,14 @@ class _Sets:
 
     def lines(self) -> Iterator[str]:
         """What the console says of the data sets."""
-        for rows, report in zip(self.rows, self.reports, strict=True):
-            for told in filter(None, (rows.told, report.detected)):
+        for source, report in zip(self.sources, self.reports, strict=True):
+            for told in filter(None, (source.told, report.detected)):
                 yield f"data set {report.name!r}: {told}"
         order = (
             f"shuffled among {self.data.buffer_size:,}" if self.is_shuffled else "in their order"
         )
         yield f"streaming: rows are read and encoded as they are needed, {order}"
-        if len(self.rows) > 1 and self.data.mix_strategy == "concat":
+        if len(self.sources) > 1 and self.data.mix_strategy == "concat":
             yield (
                 "mix_strategy concat streams one data set after the other; interleave_under, over "
                 "or once mixes them"
@@ -205,11 +204,11 @@ class _Sets:
             if drawn is None:
                 break
             num_read += 1
-            row = drawn.entry.row()
+            row = drawn.raw.row()
             if isinstance(row, Row) and (size >= 1 or rule.holds(drawn.number, row.values)):
                 content = content_of(row.values, columns[drawn.number])
                 if content is not None:
-                    kept.setdefault(content, drawn._replace(entry=drawn.entry.to_send()))
+                    kept.setdefault(content, drawn._replace(raw=drawn.raw.to_send()))
         if size < 1:
             if not kept:
                 raise DataError(

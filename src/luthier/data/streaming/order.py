@@ -6,11 +6,11 @@ order of its own, so that to go on inside of one it takes no more than to read t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from luthier.data.streaming.places import Entry, Position
+from luthier.data.reader import Position, RawRow, RawRows
 
 WINDOW_BYTES = 128 << 20
 """A window of long rows ends here, however few they are."""
@@ -24,7 +24,7 @@ _DRAWN_TOGETHER = 1024
 class Rows(Protocol):
     """The rows of a data set."""
 
-    def rows(self, position: Position = None) -> Iterator[tuple[Entry, Position]]:
+    def raw_rows(self, position: Position = None) -> RawRows:
         """Those behind a position, each with the position behind it."""
         ...
 
@@ -34,12 +34,12 @@ class Drawn(NamedTuple):
 
     Attributes:
         number: of its data set.
-        entry: the row.
+        raw: the row.
         is_again: whether it was drawn before, as rows of later passes are.
     """
 
     number: int
-    entry: Entry
+    raw: RawRow
     is_again: bool
 
 
@@ -60,7 +60,7 @@ class _Reader:
     position: Position = None
     is_again: bool = False
     is_done: bool = False
-    _reading: Iterator[tuple[Entry, Position]] | None = field(default=None, repr=False)
+    _reading: RawRows | None = field(default=None, repr=False)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -85,17 +85,17 @@ class _Reader:
         if self.limit is not None and self.num_taken >= self.limit:
             return None
         if self._reading is None:
-            self._reading = self.rows.rows(self.position)
+            self._reading = self.rows.raw_rows(self.position)
         found = next(self._reading, None)
         if found is None and self.is_filled and self.position is not None:
             self.position, self.is_again = None, True
-            self._reading = self.rows.rows()
+            self._reading = self.rows.raw_rows()
             found = next(self._reading, None)
         if found is None:
             return None
-        entry, self.position = found
+        raw, self.position = found
         self.num_taken += 1
-        return Drawn(0, entry, self.is_again)
+        return Drawn(0, raw, self.is_again)
 
 
 class Mixture:
@@ -254,7 +254,7 @@ class Windows:
             if drawn is None:
                 break
             rows.append(drawn)
-            size += drawn.entry.size
+            size += drawn.raw.size
         self.number += 1
         if not rows:
             self.mixture.begin_next_epoch()

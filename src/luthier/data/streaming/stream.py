@@ -240,7 +240,7 @@ class Stream:
             while True:
                 while len(waiting) < num_waiting:
                     chunk = next(chunks)
-                    sent = [one._replace(entry=one.entry.to_send()) for one in chunk.rows]
+                    sent = [one._replace(raw=one.raw.to_send()) for one in chunk.rows]
                     waiting.append((chunk, self._pool.submit(_encode, sent) if sent else None))
                     chunk.rows.clear()
                 chunk, future = waiting.popleft()
@@ -325,7 +325,7 @@ def _chunk_end(rows: Sequence[Drawn], start: int) -> int:
     size = 0
     end = start
     while end < len(rows) and end - start < ROWS_OF_A_CHUNK and size < BYTES_OF_A_CHUNK:
-        size += rows[end].entry.size
+        size += rows[end].raw.size
         end += 1
     return end
 

@@ -20,8 +20,8 @@ from luthier.data.encode import OVERLONG, UNLEARNED, Encoder, LeftOut, Outcome
 from luthier.data.formats.messages import KEYS
 from luthier.data.formats.registry import ToolTurns
 from luthier.data.pipeline import find_tool_turns
+from luthier.data.reader import Row
 from luthier.data.reading import Batch, DatasetReader
-from luthier.data.rows import Row
 from luthier.data.sources import Source
 from luthier.data.texts import EMPTY, TextEncoder
 from luthier.errors import DataError, suggest
@@ -110,7 +110,7 @@ class _Audit:
 
     def _look_at_rows(self, reader: DatasetReader, found: SetAudit, repeats: Repeats) -> None:
         source = reader.source
-        found.files = [*source.names] or [reader.description.location]
+        found.files = [file.name for file in source.files] or [reader.description.location]
         self._look_at_starts(source, found.name)
         self._unread: dict[str, Row] = {}
         self._unread_counts: Counter[str] = Counter()
@@ -142,12 +142,12 @@ class _Audit:
             self.findings.note(found.name, RowProblem(found.files[0], column, reason, fix))
 
     def _look_at_starts(self, source: Source, name: str) -> None:
-        for file, called in zip(source.files, source.names, strict=True):
-            with file.open("rb") as stream:
+        for file in source.files:
+            with file.open() as stream:
                 if stream.read(3) == codecs.BOM_UTF8:
                     fix = "Nothing to mend: it is passed over here, but other programs stumble."
                     reason = "a byte-order mark at the start of the file"
-                    self.findings.note(name, RowProblem(f"{called}:1", "", reason, fix))
+                    self.findings.note(name, RowProblem(f"{file.name}:1", "", reason, fix))
 
     def _look_at_batch(self, batch: Batch, found: SetAudit, repeats: Repeats) -> None:
         name = found.name

@@ -10,12 +10,11 @@ import pyarrow.feather
 import pyarrow.parquet
 import pytest
 
-from luthier.data import sources
+from luthier.data import reader, sources
 from luthier.data.catalog import DatasetDescription
-from luthier.data.rows import Row
+from luthier.data.reader import DataFile, RawRow, Row, parse
 from luthier.data.sources import HubAccess, Source
-from luthier.data.streaming.places import DataFile
-from luthier.data.streaming.sets import open_rows
+from luthier.data.table import Task
 from luthier.errors import DataError
 
 ROWS = [{"text": f"é {n}" + ' "a", b\n' * (n % 3), "n": str(n)} for n in range(23)]
@@ -44,6 +43,7 @@ WRITERS: dict[str, Any] = {
     ),
     "rows.json": lambda file: file.write_text(json.dumps(ROWS, indent=1)),
     "rows.csv": write_csv,
+    "rows.tsv": lambda file: file.write_text("text\tn\n" + "a, b\t1\n" * 5),
     "rows.txt": lambda file: file.write_bytes(b"\xef\xbb\xbfone\r\n\r\n\xff two\nthree"),
     "rows.parquet": write_parquet,
     "rows.arrow": lambda file: pyarrow.feather.write_feather(
@@ -60,13 +60,13 @@ def test_rows_behind_any_position_are_those_that_follow(tmp_path, name):
     source = Source(DatasetDescription("rows", "file", str(file)))
     whole = [str(row) for row in source.rows()]
 
-    found = [(str(entry.row()), at) for entry, at in DataFile(file, str(file)).rows()]
+    found = [(str(raw.row()), at) for raw, at in DataFile(file, str(file)).rows()]
 
     assert [row for row, _ in found] == whole
     assert len(whole) >= 3
     for number, (_, position) in enumerate(found, 1):
         rest = DataFile(file, str(file)).rows(json.loads(json.dumps(position)))
-        assert [str(entry.to_send().row()) for entry, _ in rest] == whole[number:]
+        assert [str(raw.to_send().row()) for raw, _ in rest] == whole[number:]
 
 
 @pytest.mark.parametrize("sample_by", ["paragraph", "document"])
@@ -76,24 +76,24 @@ def test_paragraphs_and_whole_texts_are_those_of_the_cached_route(tmp_path, samp
     description = DatasetDescription("rows", "file", str(file), sample_by=sample_by)
     whole = list(map(str, Source(description).rows()))
 
-    found = list(open_rows(description, HubAccess()).rows())
+    found = list(Source(description, in_place=True).raw_rows())
 
-    assert [str(entry.row()) for entry, _ in found] == whole
+    assert [str(raw.row()) for raw, _ in found] == whole
     for number, (_, position) in enumerate(found, 1):
-        rest = open_rows(description, HubAccess()).rows(position)
-        assert [str(entry.row()) for entry, _ in rest] == whole[number:]
+        rest = Source(description, in_place=True).raw_rows(position)
+        assert [str(raw.row()) for raw, _ in rest] == whole[number:]
 
 
 def test_files_of_a_folder_follow_each_other(tmp_path):
     for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
         (tmp_path / name).write_text(f'{{"n": "{name}"}}\n' if name != "b.jsonl" else "")
-    rows = open_rows(DatasetDescription("rows", "file", str(tmp_path)), HubAccess())
+    rows = Source(DatasetDescription("rows", "file", str(tmp_path)), in_place=True)
 
-    found = list(rows.rows())
+    found = list(rows.raw_rows())
 
-    assert [entry.row().values["n"] for entry, _ in found] == ["a.jsonl", "c.jsonl"]
-    assert [entry.row().values["n"] for entry, _ in rows.rows(found[0][1])] == ["c.jsonl"]
-    assert len({*rows.stamps().values()}) == 3
+    assert [raw.row().values["n"] for raw, _ in found] == ["a.jsonl", "c.jsonl"]
+    assert [raw.row().values["n"] for raw, _ in rows.raw_rows(found[0][1])] == ["c.jsonl"]
+    assert len({*rows.hashes().values()}) == 3
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet", "rows.csv", "rows.json"])
@@ -103,20 +103,20 @@ def test_a_cloud_file_is_read_where_it_lies(tmp_path, name):
     system = fsspec.filesystem("memory")
     system.pipe_file(f"/{tmp_path.name}/{name}", file.read_bytes())
     url = f"memory://{tmp_path.name}"
-    here = [str(entry.row().values) for entry, _ in DataFile(file, name).rows() if is_row(entry)]
+    here = [str(raw.row().values) for raw, _ in DataFile(file, name).rows() if is_row(raw)]
 
-    rows = open_rows(DatasetDescription("rows", "cloud", url), HubAccess())
-    found = [(entry, at) for entry, at in rows.rows() if is_row(entry)]
+    rows = Source(DatasetDescription("rows", "cloud", url), in_place=True)
+    found = [(raw, at) for raw, at in rows.raw_rows() if is_row(raw)]
 
-    assert [str(entry.row().values) for entry, _ in found] == here
-    rest = [str(e.row().values) for e, _ in rows.rows(found[4][1]) if is_row(e)]
+    assert [str(raw.row().values) for raw, _ in found] == here
+    rest = [str(e.row().values) for e, _ in rows.raw_rows(found[4][1]) if is_row(e)]
     assert rest == here[5:]
     with pytest.raises(DataError, match="cannot be fetched"):
-        open_rows(DatasetDescription("rows", "cloud", "memory://nowhere/a.jsonl"), HubAccess())
+        Source(DatasetDescription("rows", "cloud", "memory://nowhere/a.jsonl"), in_place=True)
 
 
-def is_row(entry: Any) -> bool:
-    return isinstance(entry.row(), Row)
+def is_row(raw: RawRow) -> bool:
+    return isinstance(raw.row(), Row)
 
 
 def test_the_hubs_library_goes_on_behind_a_row(tmp_path, monkeypatch):
@@ -127,13 +127,13 @@ def test_the_hubs_library_goes_on_behind_a_row(tmp_path, monkeypatch):
         table = pyarrow.Table.from_pylist([{"n": 10 * part + n} for n in range(7)])
         pyarrow.parquet.write_table(table, folder / f"train-{part}.parquet", row_group_size=3)
     access = HubAccess(str(tmp_path / "cache"))
-    rows = open_rows(DatasetDescription("rows", "hub", str(folder)), access)
+    rows = Source(DatasetDescription("rows", "hub", str(folder)), access, in_place=True)
 
-    found = [(entry.row().values["n"], json.loads(json.dumps(at))) for entry, at in rows.rows()]
+    found = [(raw.row().values["n"], json.loads(json.dumps(at))) for raw, at in rows.raw_rows()]
 
     assert [n for n, _ in found] == [10 * part + n for part in range(3) for n in range(7)]
     for number, (_, position) in enumerate(found, 1):
-        rest = [entry.row().values["n"] for entry, _ in rows.rows(position)]
+        rest = [raw.row().values["n"] for raw, _ in rows.raw_rows(position)]
         assert rest == [n for n, _ in found[number:]]
 
 
@@ -144,3 +144,41 @@ def test_a_broken_table_is_named(tmp_path, name):
 
     with pytest.raises(DataError, match=f"{name}.*cannot be read as"):
         list(DataFile(file, str(file)).rows())
+
+
+def test_lines_are_cut_into_the_same_rows(tmp_path, monkeypatch):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b"\n\n".join(b'{"n": %d}' % n for n in range(100)) + b"\n")
+    whole = [raw.row() for raw, _ in DataFile(path, "x").rows()]
+    for size in (1, 7, 30, 10_000):
+        monkeypatch.setattr(reader, "LEAST_BYTES", size)
+        monkeypatch.setattr(reader, "MOST_BYTES", size)
+
+        parts = list(DataFile(path, "x").chunks())
+
+        assert [raw.row() for part in parts for raw in part.rows()] == whole
+        assert len(whole) == 100
+        assert [one.origin.line for one in whole if isinstance(one, Row)] == list(range(1, 200, 2))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "txt", "parquet"])
+def test_picked_rows_are_those_of_their_numbers(tmp_path, suffix):
+    path = tmp_path / f"rows.{suffix}"
+    texts = [f"text {n}" for n in range(50)]
+    if suffix == "parquet":
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
+    elif suffix in ("csv", "txt"):
+        path.write_text("\n".join((["text"] if suffix == "csv" else []) + texts))
+    else:
+        lines = [f'{{"text": "{text}"}}' for text in texts]
+        path.write_text("[" + ",\n".join(lines) + "]" if suffix == "json" else "\n\n".join(lines))
+    (part,) = DataFile(path, str(path)).chunks()
+
+    picked = parse([*Task(0, 0, part, {3, 17, 49, 60}).rows()])
+    first = parse([*Task(0, 0, part, range(2)).rows()])
+
+    assert [one.values["text"] for one in picked] == ["text 3", "text 17", "text 49"]
+    assert [one.values["text"] for one in first] == ["text 0", "text 1"]
+    assert len([*part.rows()]) == 50
