@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from luthier.arguments.record import Arguments
+from luthier.arguments.record import Arguments, facts
 from luthier.checkpoints.aside import (
     holds_run,
     keeps_folder,
@@ -18,20 +18,6 @@ from luthier.checkpoints.lock import holder
 from luthier.checkpoints.resume import check_settings, choose_checkpoint
 
 OUTPUT_WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
-
-READ = (
-    "model_name_or_path",
-    "adapter_name_or_path",
-    "dataset_dir",
-    "dataset",
-    "eval_dataset",
-    "tokenized_path",
-    "deepspeed",
-    "fsdp_config",
-    "resume_from_checkpoint",
-    "cache_dir",
-)
-"""Names whose values may be files or folders that the run reads."""
 
 
 def find_problems(arguments: Arguments) -> Iterator[str]:
@@ -97,8 +83,8 @@ def _kept_inside(arguments: Arguments, folder: Path) -> Iterator[str]:
             "directory. Start from elsewhere, or name another output_dir."
         )
     values = arguments.flat()
-    for name in READ:
-        for path in _paths(values.get(name)):
+    for name in (name for name, known in facts().items() if known.reads):
+        for path in _paths(values[name]):
             if path.exists() and path.resolve().is_relative_to(place):
                 yield (
                     f"overwrite_output_dir: {folder} would be moved aside, and {name} reads {path} "

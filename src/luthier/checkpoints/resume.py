@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from luthier import console
 from luthier.arguments.record import Arguments
 from luthier.checkpoints.aside import free_name, output_folder, starts_anew
-from luthier.checkpoints.changes import (
+from luthier.checkpoints.compatibility import (
     Changes,
     compare,
     compare_files,

@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import ModelCardData
 
 from luthier import console
-from luthier.arguments.record import Arguments, public_value
+from luthier.arguments.record import Arguments, facts, public_value
 from luthier.checkpoints.files import write_json, write_whole
 from luthier.checkpoints.identity import versions
 from luthier.secrecy import masked, masked_throughout
@@ -24,31 +24,6 @@ RUN_RECORD = "run.json"
 
 COST = re.compile(r"_runtime$|_per_sec(ond)?$|_per_step$|_tokens_computed$|^total_flos$|^epoch$")
 """Numbers of a run that say nothing about its model; the card leaves them out."""
-
-SETTINGS = (
-    "stage",
-    "finetuning_type",
-    "template",
-    "cutoff_len",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_ratio",
-    "warmup_steps",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "optim",
-    "bf16",
-    "fp16",
-    "seed",
-)
-"""Settings that the model card shows, in this order; those of the method follow."""
-
-OF_METHOD = {
-    "lora": ("lora_rank", "lora_alpha", "lora_dropout", "lora_target", "additional_target"),
-    "freeze": ("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules"),
-}
 
 
 class Report(Protocol):
@@ -181,9 +156,11 @@ def _hub_name(name: str) -> str:
 
 
 def _settings(arguments: Arguments) -> list[tuple[str, str]]:
-    values = arguments.flat()
-    names = SETTINGS + OF_METHOD.get(arguments.finetuning.finetuning_type, ())
-    shown = {name: public_value(name, values[name]) for name in names if name in values}
+    """What the card shows: settings of all runs, then those of the method."""
+    values, method = arguments.flat(), arguments.finetuning.finetuning_type
+    known = [(name, each.method) for name, each in facts().items() if each.on_card]
+    names = [name for wanted in ("", method) for name, its in known if its == wanted]
+    shown = {name: public_value(name, values[name]) for name in names}
     return [
         (name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
         for name, value in shown.items()

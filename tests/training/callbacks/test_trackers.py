@@ -11,10 +11,11 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 import luthier
-from luthier.arguments.training import TrainingArguments
+from luthier.arguments.training import TRACKERS, TrainingArguments
 from luthier.optional import is_installed
 from luthier.training.callbacks.trackers import _SwanLab, own_runs
-from luthier.training.preflight import TRACKER_MODULES
+
+PACKAGES = {name: package for name, package in TRACKERS.items() if package}
 
 OFFLINE = {
     "CLEARML_OFFLINE_MODE": "1",
@@ -62,10 +63,10 @@ def config(llama_folder: Path, tmp_path: Path, monkeypatch) -> dict[str, object]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tracker", TRACKER_MODULES)
+@pytest.mark.parametrize("tracker", PACKAGES)
 def test_each_run_of_a_process_has_a_run_of_its_tracker(tracker, config, tmp_path, monkeypatch):
-    if not is_installed(TRACKER_MODULES[tracker]):
-        pytest.skip(f"the package {TRACKER_MODULES[tracker]} is not installed")
+    if not is_installed(PACKAGES[tracker]):
+        pytest.skip(f"the package {PACKAGES[tracker]} is not installed")
     first, second = (
         config | {"report_to": tracker, "output_dir": str(tmp_path / name)}
         for name in ("first", "second")

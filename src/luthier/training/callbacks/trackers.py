@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.integrations import MLflowCallback, SwanLabCallback
 
+from luthier.arguments.record import facts
 from luthier.arguments.training import TrainingArguments
 
 HAS_RUN: dict[str, Callable[[Any], bool]] = {
@@ -28,16 +29,6 @@ END: dict[str, Callable[[Any, bool], Any]] = {
 """How it is ended; its second argument says whether ours has failed."""
 
 
-VARIABLES = {
-    "logging_dir": "TENSORBOARD_LOGGING_DIR",
-    "swanlab_project": "SWANLAB_PROJECT",
-    "swanlab_workspace": "SWANLAB_WORKSPACE",
-    "swanlab_mode": "SWANLAB_MODE",
-    "swanlab_logdir": "SWANLAB_LOG_DIR",
-}
-"""Arguments that trackers read from the environment alone -> under which name."""
-
-
 @contextmanager
 def own_runs(training: TrainingArguments) -> Iterator[None]:
     """Has trackers begin in this block, told what they read from the environment, and end with it.
@@ -46,9 +37,9 @@ def own_runs(training: TrainingArguments) -> Iterator[None]:
     caller's: it gets our numbers, and goes on.
     """
     told = {
-        variable: str(value)
-        for name, variable in VARIABLES.items()
-        if (value := getattr(training, name)) is not None
+        facts()[name].variable: str(value)
+        for name, value in training
+        if value is not None and facts()[name].variable
     }
     environment = {variable: os.environ.get(variable) for variable in told}
     os.environ |= told
