@@ -25,6 +25,10 @@ SMALL = {
         "--models tiny --dtypes float32 --splits 2x1 --peers trainer --pairs 1 --steps 2",
         ("ratio", 1),
     ),
+    "fused": (
+        "--models tiny --methods lora --dtypes float32 --tokens 64 --pairs 2",
+        ("time_ratio", 6),
+    ),
     "memory": (
         "--models tiny --parts head --head-tokens 64 --vocabulary 1000",
         ("peak_mib", 2),
