@@ -44,7 +44,7 @@ PHASES = {
     "luthier.modeling.loader:load_model": "model",
     "luthier.training.run:_make_trainer": "trainer",
     "luthier.training.layout:choose_layout": "self-check",
-    "luthier.modeling.checkpointing:choose_checkpointing": "memory estimate",
+    "luthier.modeling.memory:choose_checkpointing": "memory estimate",
     "luthier.training.report:write_run_record": "run.json",
     "luthier.training.run:_train": "first step",
 }

@@ -4,7 +4,7 @@ The same run is made twice, a process each: under torch.profiler, and with only 
 those of the profiled run, where what no operation took is Python's; the profiler's own cost stands
 there too, so the share of the products is at least what is said. The products of the step are then
 made alone, in the same dtype and shapes: that is the machine's rate. It is compared with the useful
-operations (`luthier.modeling.flops`) over the seconds of the run without a profiler.
+operations (`luthier.modeling.counts`) over the seconds of the run without a profiler.
 The rows end in benchmarks/utilisation.csv.
 
     python benchmarks/utilisation.py --models smollm2 --steps 2

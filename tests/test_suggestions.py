@@ -3,8 +3,7 @@
 import pytest
 
 from luthier.arguments.parse import parse_dict
-from luthier.modeling.checkpointing import checkpoint_activations
-from luthier.modeling.memory import measure_activations
+from luthier.modeling.memory import checkpoint_activations, measure_activations
 from luthier.suggestions import describe_suggestions, find_suggestions
 from tests import tiny
 

@@ -11,11 +11,10 @@ from torch import nn
 
 from luthier.arguments.choices import OPTIMIZERS
 from luthier.arguments.record import Arguments
-from luthier.modeling.checkpointing import recomputes_activations
 from luthier.modeling.counts import count_layers
 from luthier.modeling.device import is_out_of_memory
 from luthier.modeling.dtypes import Autocast
-from luthier.modeling.memory import Activations, measure_activations
+from luthier.modeling.memory import Activations, measure_activations, recomputes_activations
 
 SHOWN = 3
 

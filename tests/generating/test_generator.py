@@ -6,7 +6,7 @@ import torch
 from luthier.arguments.generating import GeneratingArguments
 from luthier.errors import OutOfMemory
 from luthier.generating.generator import Generator, new_token_limit
-from luthier.modeling.quirks.checkpointing_name import enable_checkpointing
+from luthier.modeling.quirks import enable_checkpointing
 from tests import tiny
 
 STOP = (2,)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from luthier.fused.fuse import fuse
 from luthier.modeling.attention.interface import install_tree_attention
-from luthier.modeling.checkpointing import checkpoint_activations
+from luthier.modeling.memory import checkpoint_activations
 from luthier.modeling.reads import read_nll
 from luthier.records import IGNORE_INDEX
 from tests import tiny

@@ -11,9 +11,9 @@ import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from luthier.arguments.parse import parse_dict
-from luthier.modeling import checkpointing
-from luthier.modeling.checkpointing import choose_checkpointing
+from luthier.modeling import memory
 from luthier.modeling.loader import load_model
+from luthier.modeling.memory import choose_checkpointing
 from luthier.modeling.tokenizer import load_tokenizer
 from tests import tiny
 
@@ -102,7 +102,7 @@ def test_either_word_switches_it_off(deep_folder: Path, values: dict[str, object
 
 
 def test_what_fits_is_kept_and_the_figures_are_said(deep_folder: Path, capsys, monkeypatch):
-    monkeypatch.setattr(checkpointing, "free_memory", lambda device: 3 * 2**30)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 3 * 2**30)
 
     model = load(deep_folder)
 
@@ -111,7 +111,7 @@ def test_what_fits_is_kept_and_the_figures_are_said(deep_folder: Path, capsys, m
 
 
 def test_what_does_not_fit_is_computed_again(deep_folder: Path, capsys, monkeypatch):
-    monkeypatch.setattr(checkpointing, "free_memory", lambda device: 3 * 2**30)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 3 * 2**30)
 
     model = load(deep_folder, num_tokens=10**6)
 
@@ -120,7 +120,7 @@ def test_what_does_not_fit_is_computed_again(deep_folder: Path, capsys, monkeypa
 
 
 def test_memory_that_nobody_knows_is_saved(deep_folder: Path, capsys, monkeypatch):
-    monkeypatch.setattr(checkpointing, "free_memory", lambda device: None)
+    monkeypatch.setattr(memory, "free_memory", lambda device: None)
 
     assert all(switched(load(deep_folder)))
     assert "nothing says how much memory cpu has" in capsys.readouterr().err
@@ -145,5 +145,5 @@ def test_ranks_take_the_most_that_is_needed_and_the_least_that_is_free(tmp_path:
 def meet(address: str, rank: int, answers: Any) -> None:
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     needed, free = ((10, 100), (20, 200))[rank]
-    answers.put(checkpointing._worst(needed, free, torch.device("cpu")))
+    answers.put(memory._worst(needed, free, torch.device("cpu")))
     torch.distributed.destroy_process_group()

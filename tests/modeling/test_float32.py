@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from luthier.modeling import float32
-from luthier.modeling.float32 import float32_bytes, in_float32
+from luthier.modeling import selfcheck
+from luthier.modeling.selfcheck import float32_bytes, in_float32
 from tests import tiny
 
 IDS = torch.tensor([[5, 9, 17, 4, 8, 23, 11, 6]])
@@ -37,7 +37,7 @@ def loss_and_gradients(model, leaves):
 
 @pytest.mark.parametrize("held", [2**30, 0], ids=["held", "while they compute"])
 def test_a_model_computes_what_its_float32_copy_does(held, monkeypatch):
-    monkeypatch.setattr(float32, "HELD", held)
+    monkeypatch.setattr(selfcheck, "HELD", held)
     model = in_bfloat16()
     wide = copy.deepcopy(model).float()
     before = list(model.named_parameters())

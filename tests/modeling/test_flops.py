@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
-from luthier.modeling.flops import WHOLE, StepFlops, count_flops
+from luthier.modeling.counts import WHOLE, StepFlops, count_flops
 from tests import tiny
 
 SMALL: dict[str, Any] = {

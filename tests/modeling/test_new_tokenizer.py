@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from luthier.data.words import begins_words_at_spaces
 from luthier.errors import DataError
-from luthier.modeling.new_tokenizer import LEAST, train_tokenizer
+from luthier.modeling.tokenizer import LEAST, train_tokenizer
 from tests import tiny
 
 TOKENIZER = train_tokenizer(tiny.CORPUS, 300)

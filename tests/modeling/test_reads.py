@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from luthier.batching.batch import MicroBatch
 from luthier.kernels import head_chunks
-from luthier.modeling import output_head
+from luthier.modeling import reads
 from luthier.modeling.attention.interface import install_tree_attention
 from luthier.modeling.reads import read_logps, read_nll, read_values
 from tests import tiny
@@ -150,7 +150,7 @@ def test_reads_are_those_of_plain_logits(name):
 
     check_reads(model)
 
-    assert output_head.logit_form(model, torch.tensor([[1, 2]])) is not None
+    assert reads.logit_form(model, torch.tensor([[1, 2]])) is not None
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -389,7 +389,7 @@ def test_looking_at_a_model_draws_no_random_number_and_keeps_its_modes():
     modes = [module.training for module in model.modules()]
     state = torch.get_rng_state()
 
-    output_head.logit_form(model, torch.tensor([[1, 2, 3]]))
+    reads.logit_form(model, torch.tensor([[1, 2, 3]]))
 
     assert torch.get_rng_state().equal(state)
     assert [module.training for module in model.modules()] == modes
@@ -401,7 +401,7 @@ def test_a_model_with_trained_weights_in_float32_is_looked_at_outside_of_autocas
     model.model.norm.float()
     model.model.layers[1].float()
 
-    form = output_head.logit_form(model, torch.tensor([[1, 2, 3]]))
+    form = reads.logit_form(model, torch.tensor([[1, 2, 3]]))
 
     assert form is not None
     assert (form.scale, form.softcap, form.num_logits) == (1, None, 97)

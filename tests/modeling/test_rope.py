@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from luthier.errors import ModelError
-from luthier.modeling.rope import stretch_rope
+from luthier.modeling.loader import stretch_rope
 from tests import tiny
 
 METHODS = ("linear", "dynamic", "yarn", "llama3")

@@ -82,7 +82,11 @@ def test_a_hub_name_is_left_to_the_hub(name: str):
 @pytest.mark.parametrize(
     "name", ["./model", "../model", "/no/such/model", "a/b/c", "x.gguf", "~/m"]
 )
-def test_a_path_that_does_not_exist_is_not_taken_for_a_hub_name(name: str):
+def test_a_path_that_does_not_exist_is_not_taken_for_a_hub_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+
     with pytest.raises(ModelError, match="does not exist"):
         find_model(name)
 

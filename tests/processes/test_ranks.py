@@ -6,7 +6,7 @@ import pytest
 import torch.distributed as dist
 
 from luthier.errors import ModelError
-from luthier.modeling import output_head
+from luthier.modeling import reads
 from luthier.processes import ranks
 from tests import tiny
 from tests.launched import values_of_ranks
@@ -57,7 +57,7 @@ def find_form():
     if dist.get_rank() == 1:
         model.get_output_embeddings().register_forward_hook(lambda *parts: parts[-1] ** 3)
     ids = model.dummy_inputs["input_ids"]
-    return output_head.logit_form(model, ids)
+    return reads.logit_form(model, ids)
 
 
 def test_logits_are_asked_for_when_one_rank_finds_them_unusual():

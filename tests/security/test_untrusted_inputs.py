@@ -17,7 +17,7 @@ from luthier.arguments.parse import parse_command_line
 from luthier.checkpoints.manifest import read_manifest
 from luthier.checkpoints.publish import seal
 from luthier.errors import CheckpointError, LuthierError, ModelError, NoValidCheckpoint
-from luthier.modeling.plain_data import FORCE, WAIVE, reading_plain_data
+from luthier.modeling.safe_loading import FORCE, WAIVE, reading_plain_data
 from tests import tiny
 
 

@@ -1,11 +1,20 @@
-"""How large a model is, and how much of it learns."""
+"""How large a model is, how much of it learns, and the operations that a step cannot do without."""
+
+# T tokens, N reads
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from accelerate.utils import extract_model_from_parallel
+from peft import PeftModel
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from luthier import console
 from luthier.modeling.sharded import full_numel, full_shape
@@ -55,3 +64,172 @@ def parameter_size(parameter: Any) -> int:
     if type(parameter).__name__ == "Params4bit":
         return int(parameter.numel()) * 2 * int(parameter.element_size())
     return full_numel(parameter)
+
+
+WHOLE, NONE = 0, -1
+"""Windows that are none: all of the sequence before a token, or nothing."""
+
+WINDOW_NAMES = {
+    "full_attention": None,
+    "hybrid": None,
+    "sliding_attention": "sliding_window",
+    "hybrid_sliding": "sliding_window",
+    "chunked_attention": "attention_chunk_size",
+}
+"""Kinds of layers -> the setting that says how far they see; None is all of the sequence."""
+
+WITHOUT_SCORES = ("linear_attention", "conv", "moe")
+"""Kinds of layers that compare no pairs of tokens."""
+
+EXPERT_COUNT_NAMES = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+
+ACTIVE_COUNT_NAMES = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "moe_topk",
+    "moe_top_k",
+    "moe_k",
+    "top_k_experts",
+)
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """The cost of a forward and backward pass, in operations; an addition is one of them.
+
+    A matrix of P numbers costs 2 P for each token in the forward pass, 2 P more for the gradient
+    of its input where something before it learns, and 2 P for its own where it learns itself:
+    6 P when all is trained (Kaplan et al. 2020, section 2.1), 4 P for a frozen matrix above an
+    adapter. Attention costs 2 d for a query's product with a key and 2 d for adding a value, for
+    each head and each pair of tokens that see each other, and twice that backward (Chowdhery et
+    al. 2022, appendix B, who count every pair, also those that a causal mask hides). The output
+    head counts where a token is learned. What is computed again, padding, norms, activations and
+    the optimizer do not count.
+
+    Attributes:
+        of_token: of all matrices, active experts only.
+        of_read: of the output head, for each position that predicts a learned token.
+        of_pair: of attention for each pair of tokens that see each other, by how many tokens
+            back a layer sees; WHOLE for all.
+    """
+
+    of_token: int
+    of_read: int
+    of_pair: dict[int, int]
+
+    def of(self, depths_T: Tensor, num_reads: int) -> int:
+        """Operations of a micro-batch.
+
+        Args:
+            depths_T: (T,) the position of each computed token in its sequence, on the CPU.
+            num_reads: positions that predict a learned token.
+        """
+        visible_T = depths_T + 1
+        pairs = {
+            window: int(
+                (visible_T if window == WHOLE else visible_T.clamp(max=window)).sum(
+                    dtype=torch.int64
+                )
+            )
+            for window in self.of_pair
+        }
+        attention = sum(cost * pairs[window] for window, cost in self.of_pair.items())
+        return self.of_token * visible_T.numel() + self.of_read * num_reads + attention
+
+
+def count_flops(model: Any) -> StepFlops | None:
+    """The cost of a training step of a model, with `requires_grad` as it will be trained.
+
+    Returns:
+        None for a model whose layers or experts this count does not know.
+    """
+    bare = extract_model_from_parallel(model)
+    base = bare.get_base_model() if isinstance(bare, PeftModel) else bare
+    config: dict[str, Any] = base.config.get_text_config().to_dict()
+    share = _active_share(config)
+    of_token = 0
+    starts_learning = any(each.requires_grad for each in base.get_input_embeddings().parameters())
+    learns = starts_learning
+    body = base.get_decoder()
+    for name, parameter in _matrices(body):
+        if learns_here := parameter.requires_grad:
+            learns = True
+        cost = parameter_size(parameter) * (2 + 2 * learns + 2 * learns_here)
+        if "experts" in name.split("."):
+            if share is None:
+                return None
+            cost = int(cost * share)
+        of_token += cost
+    of_read = sum(
+        parameter_size(parameter) * (2 + 2 * learns + 2 * parameter.requires_grad)
+        for _, parameter in _matrices(base.get_output_embeddings())
+    )
+    windows = _windows(base.config.get_text_config(), config)
+    if windows is None:
+        return None
+    of_pair: Counter[int] = Counter()
+    passes = _attention_passes(body, len(windows), learns=starts_learning)
+    for window, passed in zip(windows, passes, strict=True):
+        if window != NONE:
+            of_pair[window] += passed * _pair_cost(base.config.get_text_config(), config)
+    return StepFlops(of_token, of_read, dict(of_pair))
+
+
+def _matrices(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """What tokens are multiplied by, in the order of the forward pass."""
+    for path, each in module.named_modules():
+        if isinstance(each, nn.Embedding) or "original_module" in path.split("."):
+            continue
+        for name, parameter in each.named_parameters(recurse=False):
+            if parameter.ndim > 1 and "bias" not in name:
+                yield f"{path}.{name}", parameter
+
+
+def _active_share(config: dict[str, Any]) -> float | None:
+    """The share of a layer's experts that a token passes through."""
+    total, active = (
+        next((config[name] for name in names if isinstance(config.get(name), int)), None)
+        for names in (EXPERT_COUNT_NAMES, ACTIVE_COUNT_NAMES)
+    )
+    return active / total if total and active else None
+
+
+def _windows(text_config: Any, config: dict[str, Any]) -> list[int] | None:
+    """How far each layer sees; None when a layer's kind is not known."""
+    count = count_layers(text_config)
+    if count is None:
+        return None
+    kinds = config.get("layer_types")
+    if not kinds:
+        return [config.get("sliding_window") or WHOLE] * count
+    windows = []
+    for kind in kinds[:count]:
+        if kind in WITHOUT_SCORES:
+            windows.append(NONE)
+        elif kind in WINDOW_NAMES:
+            name = WINDOW_NAMES[kind]
+            windows.append(WHOLE if name is None else config.get(name) or WHOLE)
+        else:
+            return None
+    return windows
+
+
+def _attention_passes(body: nn.Module, count: int, *, learns: bool) -> list[int]:
+    """For each layer 3, forward and twice that backward, or 1 where nothing up to it learns."""
+    layers = [each for each in body.modules() if isinstance(each, GradientCheckpointingLayer)]
+    if len(layers) != count:
+        return [3] * count
+    passes = []
+    for layer in layers:
+        learns = learns or any(parameter.requires_grad for parameter in layer.parameters())
+        passes.append(3 if learns else 1)
+    return passes
+
+
+def _pair_cost(text_config: Any, config: dict[str, Any]) -> int:
+    """Forward operations of one layer's attention for a pair of tokens, all heads together."""
+    heads = int(text_config.num_attention_heads)
+    width = config.get("head_dim") or int(text_config.hidden_size) // heads
+    of_key = config.get("qk_head_dim") or width
+    of_value = config.get("v_head_dim") or width
+    return 2 * heads * (int(of_key) + int(of_value))

@@ -1,20 +1,22 @@
-"""A model's source -> its tokenizer, padded on the right, with the user's new tokens."""
+"""A model's source -> its tokenizer, with the user's new tokens; texts -> one of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from ruamel.yaml import YAML, YAMLError
-from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from luthier import console
 from luthier.arguments.model import ModelArguments
-from luthier.errors import ModelError
-from luthier.modeling.quirks.gguf_tokenizer import mend_gguf_tokenizer
-from luthier.modeling.quirks.tokenizer_pad import mend_pad
+from luthier.errors import DataError, ModelError
+from luthier.modeling.quirks import mend_gguf_tokenizer, mend_pad
 from luthier.modeling.source import fetch_model, hub_options, unreadable
+from luthier.templates.jinja import write_chat_template
+from luthier.templates.registry import TEMPLATES
 
 _new_tokens: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[str, ...]] = WeakKeyDictionary()
 
@@ -114,3 +116,62 @@ def _check_found(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> N
             f"{text!r}; this tokenizer reads {tokenizer.tokenize(text)}. Another token, or how the "
             "model's own tokenizer.json describes this one, stands before it: choose other letters."
         )
+
+
+EOS, PAD = "<|endoftext|>", "<|pad|>"
+SPECIAL_TOKENS = (EOS, PAD, "<|im_start|>", "<|im_end|>")
+
+LEAST = 256 + len(SPECIAL_TOKENS)
+"""The bytes, of which any text can be made, and the special tokens."""
+
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""What no token reaches across: the pattern of Qwen2's tokenizer, each digit alone."""
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer that any text goes through and comes back from.
+
+    Args:
+        texts: each is learned from on its own.
+        vocab_size: the most tokens, special ones and the 256 bytes included.
+
+    Raises:
+        DataError: if there is no text.
+    """
+    assert vocab_size >= LEAST, vocab_size
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    is_empty = True
+
+    def seen() -> Iterable[str]:
+        nonlocal is_empty
+        for text in texts:
+            is_empty = False
+            yield text
+
+    tokenizer.train_from_iterator(seen(), trainer)
+    if is_empty:
+        raise DataError("there is no text to learn a tokenizer from.")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=EOS,
+        pad_token=PAD,
+        extra_special_tokens=list(SPECIAL_TOKENS[2:]),
+        chat_template=write_chat_template(TEMPLATES.get("chatml")),
+        clean_up_tokenization_spaces=False,
+    )

@@ -128,7 +128,7 @@ def load_engine(arguments: Arguments) -> Engine:
 
     from luthier.modeling.dtypes import without_emulation
     from luthier.modeling.loader import load_model
-    from luthier.modeling.plain_data import reading_plain_data
+    from luthier.modeling.safe_loading import reading_plain_data
     from luthier.modeling.tokenizer import load_tokenizer
     from luthier.templates.choose import choose_template
     from luthier.templates.fit import fit_tokenizer

@@ -20,7 +20,7 @@ from luthier.errors import LuthierError, ModelError
 from luthier.example import Example
 from luthier.modeling.attention.interface import install_tree_attention, remove_tree_attention
 from luthier.modeling.dtypes import Autocast
-from luthier.modeling.output_head import logit_form
+from luthier.modeling.reads import logit_form
 from luthier.modeling.selfcheck import RANDOM, Difference, SelfCheck
 from luthier.processes.ranks import gather_objects, share_fate
 

@@ -70,10 +70,10 @@ def run(
         from luthier.data.pipeline import load_datasets
         from luthier.distributed.fsdp import with_sharding
         from luthier.distributed.strategy import find_strategy
-        from luthier.modeling.checkpointing import choose_checkpointing
         from luthier.modeling.dtypes import without_emulation
         from luthier.modeling.loader import load_model
-        from luthier.modeling.plain_data import reading_plain_data
+        from luthier.modeling.memory import choose_checkpointing
+        from luthier.modeling.safe_loading import reading_plain_data
         from luthier.modeling.tokenizer import load_tokenizer
         from luthier.processes.watch.watched import Watched
         from luthier.stages.stage import STAGES
@@ -234,7 +234,7 @@ def _train(
 
     from luthier.checkpoints.resume import announce
     from luthier.modeling.adapters.file import copy_converted, read_back
-    from luthier.modeling.plain_data import refusing_code
+    from luthier.modeling.safe_loading import refusing_code
     from luthier.training.ending import take_up_end, take_up_finished, what_is_left
     from luthier.training.report import save_metrics
 

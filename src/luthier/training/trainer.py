@@ -43,10 +43,10 @@ from luthier.data.streaming.stream import Stream
 from luthier.distributed import deepspeed
 from luthier.distributed.fsdp_trainer import FsdpTrainer
 from luthier.distributed.strategy import find_strategy
-from luthier.modeling.checkpointing import recomputes_activations
+from luthier.modeling.counts import StepFlops, count_flops
 from luthier.modeling.device import peak_flops
 from luthier.modeling.dtypes import computed_dtype, held_dtypes
-from luthier.modeling.flops import StepFlops, count_flops
+from luthier.modeling.memory import recomputes_activations
 from luthier.processes.ranks import gather_objects
 from luthier.stages.stage import Loss, Stage
 from luthier.training.callbacks.requests import OWED, EvaluationCut, Requests, owes_evaluation

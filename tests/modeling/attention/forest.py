@@ -10,8 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from luthier.modeling.attention.mask import TreeMask
-from luthier.modeling.attention.terms import Terms
+from luthier.modeling.attention.mask import Terms, TreeMask
 from luthier.records import Segment
 
 examples = settings(deadline=None, max_examples=60)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from luthier.errors import ModelError
 from luthier.modeling.attention.interface import install_tree_attention, tree_arguments
-from luthier.modeling.checkpointing import checkpoint_activations
+from luthier.modeling.memory import checkpoint_activations
 from tests.modeling.attention.architectures import CARRYING, EQUAL, make
 from tests.modeling.attention.forest import merge
 

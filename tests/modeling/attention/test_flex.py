@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import flex_attention
 
 from luthier.modeling.attention import flex
+from luthier.modeling.attention.backends import attend_dense
 from luthier.modeling.attention.flex import attend_flex, block_mask
-from luthier.modeling.attention.mask import TreeMask
-from luthier.modeling.attention.reference import attend_dense
-from luthier.modeling.attention.terms import Terms
+from luthier.modeling.attention.mask import Terms, TreeMask
 from tests.modeling.attention.forest import examples, forests
 
 CPU = torch.device("cpu")

@@ -13,18 +13,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from luthier.modeling.attention.flash_cpu import attend_flash_cpu
-from luthier.modeling.attention.mask import TreeMask
-from luthier.modeling.attention.paths import (
+from luthier.modeling.attention.backends import (
     PATHS,
     Demand,
+    attend_dense,
+    attend_per_segment,
     attend_tree,
+    attend_varlen,
     available_paths,
     choose_path,
+    flash_attn_kernel,
+    torch_kernel,
 )
-from luthier.modeling.attention.reference import attend_dense, attend_per_segment
-from luthier.modeling.attention.terms import Terms
-from luthier.modeling.attention.varlen import attend_varlen, flash_attn_kernel, torch_kernel
+from luthier.modeling.attention.flash_cpu import attend_flash_cpu
+from luthier.modeling.attention.mask import Terms, TreeMask
 from luthier.records import Segment
 from tests.modeling.attention.forest import apart, attend_and_learn, examples, forests, path_of
 
@@ -248,7 +250,7 @@ def test_values_may_be_narrower_or_wider_than_queries(segments, terms, value_siz
 
 
 def test_long_segments_are_cut_into_pieces(monkeypatch):
-    monkeypatch.setattr("luthier.modeling.attention.reference.MOST_QUERIES", 7)
+    monkeypatch.setattr("luthier.modeling.attention.backends.MOST_QUERIES", 7)
     tree = TreeMask([Segment(0, 20, -1), Segment(20, 37, 0), Segment(37, 60, 0)], CPU)
 
     for terms in (Terms(SCALE), Terms(SCALE, window=5, softcap=2.0)):

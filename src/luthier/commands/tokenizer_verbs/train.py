@@ -50,7 +50,7 @@ def run(argv: list[str]) -> int:
     words = asked.parse_intermixed_args(argv)
     _check(words)
 
-    from luthier.modeling.new_tokenizer import train_tokenizer
+    from luthier.modeling.tokenizer import train_tokenizer
 
     corpora = [_open(name, words.sample_by) for name in words.files]
     size = _Size()
@@ -81,7 +81,7 @@ class _Parser(ArgumentParser):
 
 
 def _check(words: Namespace) -> None:
-    from luthier.modeling.new_tokenizer import LEAST
+    from luthier.modeling.tokenizer import LEAST
 
     problems = []
     if not words.files:

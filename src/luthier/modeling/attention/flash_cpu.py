@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from luthier.modeling.attention.mask import TreeMask
-from luthier.modeling.attention.terms import Terms
+from luthier.modeling.attention.mask import Terms, TreeMask
 
 
 def attend_flash_cpu(

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from luthier.modeling.attention.mask import TreeMask
-from luthier.modeling.attention.terms import Terms
+from luthier.modeling.attention.mask import Terms, TreeMask
 
 BLOCK = 128
 """Tokens of a block, the size that the kernels are tuned for."""

@@ -21,9 +21,8 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
 from luthier.errors import ModelError
-from luthier.modeling.attention.mask import TreeMask
-from luthier.modeling.attention.paths import attend_tree
-from luthier.modeling.attention.terms import Terms
+from luthier.modeling.attention.backends import attend_tree
+from luthier.modeling.attention.mask import Terms, TreeMask
 from luthier.records import Segment
 
 NAME = "luthier_tree"

@@ -1,6 +1,6 @@
-"""Which tokens of a tree see which; all layers of a forward share one."""
+"""Which tokens of a tree see which, shared by all layers, and what a layer asks besides."""
 
-# T tokens, S segments, P keys of all paths together
+# T tokens, S segments, P keys of all paths together, H query heads
 
 from __future__ import annotations
 
@@ -13,6 +13,24 @@ from torch import Tensor
 from luthier.records import Segment
 
 Kept = TypeVar("Kept")
+
+
+class Terms(NamedTuple):
+    """The terms of one attention layer.
+
+    Attributes:
+        scale: of the scores.
+        window: how many tokens of its sequence a query sees, itself included; None for all.
+        softcap: scores become softcap * tanh(score / softcap).
+        sinks_H: a score for each query head that takes part in the softmax and has no value.
+        dropout: the share of attention weights that are dropped, from torch's global generator.
+    """
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    sinks_H: Tensor | None = None
+    dropout: float = 0.0
 
 
 class Rectangle(NamedTuple):

@@ -1,25 +1,197 @@
 """The ways to compute a tree's attention, and which one a layer takes."""
 
-# T tokens, H query heads, K key heads, D size of queries and keys, E size of values
+# T tokens, Q queries, N keys, P keys of all paths, H query heads, K key heads, D head size,
+# E size of values
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.functional import pad
 
 from luthier.modeling.attention.flash_cpu import attend_flash_cpu
 from luthier.modeling.attention.flex import attend_flex
-from luthier.modeling.attention.mask import TreeMask
-from luthier.modeling.attention.reference import attend_per_segment
-from luthier.modeling.attention.terms import Terms
-from luthier.modeling.attention.varlen import Kernel, attend_varlen, flash_attn_kernel, torch_kernel
+from luthier.modeling.attention.mask import Paths, Terms, TreeMask
 from luthier.optional import is_installed
+
+
+def attend_masked(
+    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, terms: Terms
+) -> Tensor:
+    """Attention written out, with all its scores in memory; on any device, in any dtype.
+
+    Args:
+        query: (B, H, Q, D).
+        key: (B, K, N, D); K divides H.
+        value: (B, K, N, E); E may differ from D.
+        allowed: (Q, N) bool; the window is taken to be in it.
+        terms: of the layer.
+
+    Returns:
+        (B, H, Q, E), softmax in float32.
+    """
+    batch, heads, queries, _ = query.shape
+    keys = key.shape[1]
+    scores = query.reshape(batch, keys, -1, query.shape[-1]) @ key.transpose(-1, -2)
+    scores = scores.reshape(batch, heads, queries, -1)
+    scores = scores * terms.scale
+    if scores.dtype != torch.float64:
+        scores = scores.float()
+    if terms.softcap is not None:
+        scores = torch.tanh(scores / terms.softcap) * terms.softcap
+    scores = scores.masked_fill(~allowed, float("-inf"))
+    if terms.sinks_H is not None:
+        sinks = terms.sinks_H.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, sinks], dim=-1)
+    weights = scores.softmax(dim=-1)[..., : key.shape[2]].to(value.dtype)
+    weights = functional.dropout(weights, terms.dropout)
+    out: Tensor = weights.reshape(batch, keys, -1, key.shape[2]) @ value
+    return out.reshape(batch, heads, queries, -1)
+
+
+MOST_QUERIES = 512
+"""Longer segments are cut, so that scores above the diagonal are not computed in masses."""
+
+
+def attend_dense(query: Tensor, key: Tensor, value: Tensor, tree: TreeMask, terms: Terms) -> Tensor:
+    """With one (T, T) mask: what every other path has to give.
+
+    Args:
+        query: (1, H, T, D).
+        key: (1, K, T, D); K divides H.
+        value: (1, K, T, E).
+        tree: of the T tokens.
+        terms: of the layer.
+
+    Returns:
+        (1, H, T, E).
+    """
+    return attend_masked(query, key, value, tree.allowed(terms.window), terms)
+
+
+def attend_per_segment(
+    query: Tensor, key: Tensor, value: Tensor, tree: TreeMask, terms: Terms
+) -> Tensor:
+    """As `attend_dense`, with scores only between a segment and the path that leads to it."""
+    paths = tree.paths(terms.window, MOST_QUERIES)
+    if paths.index_P is not None:
+        key = key.index_select(2, paths.index_P)
+        value = value.index_select(2, paths.index_P)
+    pieces = zip(
+        torch.split(query, paths.query_lengths, dim=2),
+        torch.split(key, paths.key_lengths, dim=2),
+        torch.split(value, paths.key_lengths, dim=2),
+        strict=True,
+    )
+    return torch.cat([attend_masked(q, k, v, _band(q, k, terms), terms) for q, k, v in pieces], 2)
+
+
+def _band(query: Tensor, key: Tensor, terms: Terms) -> Tensor:
+    """(Q, N): the last query sees the last key, each query so many before as the window says."""
+    shape = (query.shape[2], key.shape[2])
+    diagonal = shape[1] - shape[0]
+    band = torch.ones(shape, dtype=torch.bool, device=query.device).tril(diagonal)
+    return band if terms.window is None else band.triu(diagonal - terms.window + 1)
+
+
+Kernel: TypeAlias = Callable[[Tensor, Tensor, Tensor, Paths, Terms], Tensor]
+"""(T, H, D), (P, K, D), (P, K, D) -> (T, H, D): causal, aligned at the bottom right."""
+
+
+def attend_varlen(
+    query: Tensor, key: Tensor, value: Tensor, tree: TreeMask, terms: Terms, kernel: Kernel
+) -> Tensor:
+    """As `attend_dense`; which terms are honoured depends on the kernel.
+
+    The keys of a path are neighbours in depth, so the kernel's window acts on depth.
+
+    Args:
+        query: (1, H, T, D).
+        key: (1, K, T, D); K divides H.
+        value: (1, K, T, D).
+        tree: of the T tokens.
+        terms: of the layer.
+        kernel: `flash_attn_kernel()` or `torch_kernel()`.
+
+    Returns:
+        (1, H, T, D), in memory (1, T, H, D).
+    """
+    paths = tree.paths(terms.window)
+    query_THD, key_PKD, value_PKD = (each[0].transpose(0, 1) for each in (query, key, value))
+    if paths.index_P is not None:
+        key_PKD = key_PKD.index_select(0, paths.index_P)
+        value_PKD = value_PKD.index_select(0, paths.index_P)
+    if not tree.is_cut_by(terms.window):
+        terms = terms._replace(window=None)
+    return kernel(query_THD, key_PKD, value_PKD, paths, terms).transpose(0, 1)[None]
+
+
+def flash_attn_kernel(function: Callable[..., Any] | None = None) -> Kernel:
+    """`flash_attn_varlen_func` of flash-attn 2; knows softcap, windows and dropout.
+
+    Args:
+        function: of its signature; by default the installed one.
+    """
+    call = function or importlib.import_module("flash_attn").flash_attn_varlen_func
+
+    def kernel(query: Tensor, key: Tensor, value: Tensor, paths: Paths, terms: Terms) -> Tensor:
+        out: Tensor = call(
+            query,
+            key,
+            value,
+            cu_seqlens_q=paths.query_bounds,
+            cu_seqlens_k=paths.key_bounds,
+            max_seqlen_q=max(paths.query_lengths),
+            max_seqlen_k=max(paths.key_lengths),
+            dropout_p=terms.dropout,
+            softmax_scale=terms.scale,
+            causal=True,
+            window_size=(_tokens_before(terms), 0),
+            softcap=terms.softcap or 0.0,
+        )
+        return out
+
+    return kernel
+
+
+def torch_kernel(function: Callable[..., Any] | None = None) -> Kernel:
+    """`torch.nn.attention.varlen.varlen_attn`; knows windows.
+
+    Args:
+        function: of its signature; by default torch's.
+    """
+    call = function or importlib.import_module("torch.nn.attention.varlen").varlen_attn
+
+    def kernel(query: Tensor, key: Tensor, value: Tensor, paths: Paths, terms: Terms) -> Tensor:
+        out: Tensor = call(
+            query,
+            key,
+            value,
+            paths.query_bounds,
+            paths.key_bounds,
+            max(paths.query_lengths),
+            max(paths.key_lengths),
+            scale=terms.scale,
+            window_size=(_tokens_before(terms), 0),
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        return out
+
+    return kernel
+
+
+def _tokens_before(terms: Terms) -> int:
+    """How far back a query sees, itself not counted; -1 for all the way."""
+    return -1 if terms.window is None else terms.window - 1
+
 
 HALVES = frozenset({torch.float16, torch.bfloat16})
 FLOATS = HALVES | {torch.float32}
