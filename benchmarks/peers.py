@@ -254,8 +254,7 @@ def encode(config: Config) -> tuple[Any, Any]:
     from luthier.arguments.parse import parse_dict
     from luthier.data.pipeline import load_datasets
     from luthier.modeling.tokenizer import load_tokenizer
-    from luthier.templates.choose import choose_template
-    from luthier.templates.fit import fit_tokenizer
+    from luthier.templates.fit import choose_template, fit_tokenizer
 
     arguments = parse_dict(config)
     tokenizer = load_tokenizer(arguments.model, min_length=arguments.data.cutoff_len)

@@ -11,8 +11,7 @@ from luthier.errors import DataError
 from luthier.example import Example
 from luthier.records import IGNORE_INDEX, Conversation, Message, Origin, Token
 from luthier.templates.chat_template import ChatTemplate
-from luthier.templates.registry import TEMPLATES
-from luthier.templates.template import CONTENT, Template
+from luthier.templates.template import CONTENT, TEMPLATES, Template
 from tests import tiny
 
 CHATML = TEMPLATES.get("chatml")

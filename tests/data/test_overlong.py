@@ -12,8 +12,7 @@ from luthier.data.encode import OVERLONG, Encoder, EncodingOptions, Example, Lef
 from luthier.data.frames import find_frame
 from luthier.records import IGNORE_INDEX, Conversation, Message, Origin, Piece
 from luthier.templates.chat_template import ChatTemplate
-from luthier.templates.registry import TEMPLATES
-from luthier.templates.template import CONTENT, Template
+from luthier.templates.template import CONTENT, TEMPLATES, Template
 from tests import tiny
 
 TOKENIZER = tiny.make_tokenizer()

@@ -10,7 +10,7 @@ import pytest
 
 from luthier.arguments.parse import parse_dict
 from luthier.data.pipeline import EncodedDatasets, load_datasets
-from luthier.templates.registry import TEMPLATES
+from luthier.templates.template import TEMPLATES
 from tests import tiny
 
 

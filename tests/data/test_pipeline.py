@@ -21,8 +21,8 @@ from luthier.data.table import Work
 from luthier.errors import DataError
 from luthier.example import schema
 from luthier.records import IGNORE_INDEX
-from luthier.templates.choose import choose_template
-from luthier.templates.registry import TEMPLATES
+from luthier.templates.fit import choose_template
+from luthier.templates.template import TEMPLATES
 from tests import tiny
 
 CHATML = TEMPLATES.get("chatml")

@@ -13,7 +13,7 @@ from luthier.data.formats.registry import Reading
 from luthier.data.reader import Row
 from luthier.data.sources import Source
 from luthier.data.table import read_rows
-from luthier.templates.registry import TEMPLATES
+from luthier.templates.template import TEMPLATES
 from tests.templates.battery import join
 
 

@@ -17,7 +17,7 @@ from luthier.data.report import Counts
 from luthier.data.table import Task, Work, make_shards, read_rows
 from luthier.errors import DataError
 from luthier.records import IGNORE_INDEX, Origin
-from luthier.templates.registry import TEMPLATES
+from luthier.templates.template import TEMPLATES
 
 
 def work(tokenizer: Any, purpose: Any = "learn", **options: Any) -> Work:

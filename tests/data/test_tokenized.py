@@ -12,7 +12,7 @@ from luthier.arguments.data import DataArguments
 from luthier.data.catalog import check_datasets
 from luthier.data.tokenized import FINGERPRINT
 from luthier.errors import DataError
-from luthier.templates.registry import TEMPLATES
+from luthier.templates.template import TEMPLATES
 from tests import tiny
 from tests.data.test_pipeline import load, write
 

@@ -10,7 +10,7 @@ import torch
 from luthier.arguments.generating import GeneratingArguments
 from luthier.records import Conversation, Message
 from luthier.serving.engine import ConversationTooLong, Engine
-from luthier.templates.registry import TEMPLATES
+from luthier.templates.template import TEMPLATES
 from tests import tiny
 
 GREEDY = GeneratingArguments(do_sample=False, max_new_tokens=24)

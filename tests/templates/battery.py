@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 
 from luthier.records import Conversation, Message, Piece
-from luthier.templates.slots import as_text
-from luthier.templates.template import Template
+from luthier.templates.template import Template, as_text
 
 TOOLS = json.dumps(
     [

@@ -13,7 +13,7 @@ from luthier.errors import TemplateError
 from luthier.records import Message
 from luthier.templates.chat_template import ChatTemplate, first_difference
 from luthier.templates.jinja import write_chat_template
-from luthier.templates.registry import TEMPLATES
+from luthier.templates.template import TEMPLATES
 from tests import tiny
 from tests.templates.battery import CALL, call_tools, join, talk
 

@@ -7,11 +7,10 @@ import jinja2
 import pytest
 
 from luthier.records import Conversation
-from luthier.templates.chat_messages import as_chat, as_chat_tools
-from luthier.templates.choose import with_tool_format
+from luthier.templates.chat_template import as_chat, as_chat_tools
+from luthier.templates.fit import with_tool_format
 from luthier.templates.jinja import write_chat_template
-from luthier.templates.registry import TEMPLATES
-from luthier.templates.template import Template
+from luthier.templates.template import TEMPLATES, Template
 from luthier.templates.tool_format import TOOL_FORMATS
 from tests.templates.battery import CALL, call_tools, conversations, join, talk
 

@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 
 from luthier.records import Conversation, Message
-from luthier.templates.registry import TEMPLATES
-from luthier.templates.template import Template
+from luthier.templates.template import TEMPLATES, Template
 from luthier.templates.thinking import Thinking
 from tests.templates.battery import CALL, join, talk
 

@@ -15,7 +15,7 @@ from luthier.templates.tool_format import (
     read_calls,
     split_calls,
 )
-from luthier.templates.tools.llama3 import TODAY
+from luthier.templates.tools.json_calls import TODAY
 from tests.templates.battery import TOOLS
 
 WORDS = ("<think>\n", "\n</think>\n\n")

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from luthier.arguments.data import DataArguments
     from luthier.arguments.record import Arguments
-    from luthier.templates.template import Renders
+    from luthier.templates.chat_template import Renders
 
 __all__ = ["EncodedDatasets", "check_datasets", "find_tool_turns", "load_datasets", "read_rows"]
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from luthier.arguments.record import Arguments
-    from luthier.templates.template import Renders
+    from luthier.templates.chat_template import Renders
 
 
 class Route(Protocol):

@@ -16,7 +16,7 @@ from luthier.errors import DataError, ModelError
 from luthier.modeling.quirks import mend_gguf_tokenizer, mend_pad
 from luthier.modeling.source import fetch_model, hub_options, unreadable
 from luthier.templates.jinja import write_chat_template
-from luthier.templates.registry import TEMPLATES
+from luthier.templates.template import TEMPLATES
 
 _new_tokens: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[str, ...]] = WeakKeyDictionary()
 

@@ -23,7 +23,7 @@ from luthier.errors import LuthierError, TemplateError
 from luthier.generating.generator import Generator, context_length, new_token_limit
 from luthier.generating.text_stream import TextStream
 from luthier.records import Conversation, Message
-from luthier.templates.template import Renders
+from luthier.templates.chat_template import Renders
 
 
 class ConversationTooLong(LuthierError):
@@ -130,8 +130,7 @@ def load_engine(arguments: Arguments) -> Engine:
     from luthier.modeling.loader import load_model
     from luthier.modeling.safe_loading import reading_plain_data
     from luthier.modeling.tokenizer import load_tokenizer
-    from luthier.templates.choose import choose_template
-    from luthier.templates.fit import fit_tokenizer
+    from luthier.templates.fit import choose_template, fit_tokenizer
 
     disable_progress_bar()
     arguments = without_emulation(arguments)

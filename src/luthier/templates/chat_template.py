@@ -1,4 +1,4 @@
-"""A tokenizer's own chat template, read by checked prefixes; and the one we write."""
+"""A tokenizer's own chat template, read by checked prefixes."""
 
 from __future__ import annotations
 
@@ -6,67 +6,68 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from luthier.errors import TemplateError
 from luthier.records import BEHIND, Conversation, Message, Piece, Turn
-from luthier.templates.chat_messages import ChatMessage, as_chat, as_chat_tools
-from luthier.templates.jinja import write_chat_template
+from luthier.templates.template import Template
 from luthier.templates.thinking import COMMON_WORDS, split_thought, spoken
-from luthier.templates.tool_format import TOOL_CALL_WORDS, read_calls, split_calls
+from luthier.templates.tool_format import TOOL_CALL_WORDS, parse_tools, read_calls, split_calls
 
-__all__ = ["ChatTemplate", "Tokenizer", "first_difference", "render_chat", "write_chat_template"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ChatMessage: TypeAlias = dict[str, Any]
 
 _MEND = (
     "\n  Name a template instead (template: qwen3, llama3, ...): it writes every part of a row, "
     "and every turn in one way."
 )
+_ROLES = {"observation": "tool", "function": "assistant"}
 
 
-class Tokenizer(Protocol):
-    """What this room asks of a tokenizer of `transformers`."""
+def as_chat(
+    conversation: Conversation,
+    thought_words: tuple[str, str] = COMMON_WORDS,
+    tool_call_words: tuple[str, str] = TOOL_CALL_WORDS,
+    thought_key: str | None = None,
+) -> list[ChatMessage]:
+    """The system text and the messages, roles and tool calls named as `transformers` names them.
 
-    chat_template: Any
-    bos_token: str | None
-    eos_token: str | None
-    pad_token: str | None
-    unk_token: str | None
+    Args:
+        conversation: what is rendered.
+        thought_words: what surrounds a thought.
+        tool_call_words: what surrounds calls in a function message that also holds text.
+        thought_key: where a message's thought stands on its own; None to leave it in the text.
 
-    @property
-    def eos_token_id(self) -> int | None:
-        """The token that ends an answer."""
+    Raises:
+        TemplateError: if a function message cannot be read.
+    """
+    shown = [{"role": "system", "content": conversation.system}] if conversation.system else []
+    for message in conversation.messages:
+        if message.role == "function":
+            message = split_calls(message, thought_words, tool_call_words)
+        role = _ROLES.get(message.role, message.role)
+        chat: ChatMessage = {"role": role, "content": spoken(message)}
+        if message.role == "function":
+            chat["tool_calls"] = [
+                {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in read_calls(message)
+            ]
+        if thought_key and role == "assistant":
+            thought, text = split_thought(chat["content"], thought_words)
+            chat |= {thought_key: thought, "content": text} if thought else {}
+        shown.append(chat)
+    return shown
 
-    @property
-    def pad_token_id(self) -> int | None:
-        """The token that fills rows up."""
 
-    @property
-    def all_special_tokens(self) -> list[str]:
-        """The texts of all special tokens."""
-
-    def __call__(self, text: str, **options: Any) -> Any:
-        """The ids of a text, and more."""
-
-    def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
-        """The rendered conversation."""
-
-    def add_special_tokens(self, special_tokens_dict: dict[str, Any], **options: Any) -> int:
-        """Adds or renames special tokens."""
-
-    def convert_tokens_to_ids(self, tokens: str) -> Any:
-        """The number of a token."""
-
-    def convert_ids_to_tokens(self, ids: Sequence[int]) -> Any:
-        """The tokens of these numbers."""
-
-    def get_vocab(self) -> dict[str, int]:
-        """Every token with its number."""
-
-    def __len__(self) -> int: ...
+def as_chat_tools(tools: str | None) -> list[dict[str, Any]] | None:
+    """The tool descriptions for `apply_chat_template`; None when there are none."""
+    return parse_tools(tools) if tools else None
 
 
 def render_chat(
-    tokenizer: Tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[ChatMessage],
     tools: Sequence[dict[str, Any]] | None = None,
     *,
@@ -138,7 +139,7 @@ class ChatTemplate:
         content_words: what surrounds thoughts and calls in the contents of answers.
     """
 
-    tokenizer: Tokenizer = dataclasses.field(repr=False)
+    tokenizer: PreTrainedTokenizerBase = dataclasses.field(repr=False)
     name: str = "the tokenizer's chat template"
     default_system: str = ""
     enable_thinking: bool | None = None
@@ -377,3 +378,7 @@ def _check_history(answered: str, whole: str, turn: int) -> None:
             + _MEND
             + "\n  Or set mask_history: true, to learn only the last turn."
         )
+
+
+Renders: TypeAlias = Template | ChatTemplate
+"""What renders conversations: a named template, or the tokenizer's own."""

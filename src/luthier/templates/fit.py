@@ -1,25 +1,104 @@
-"""A tokenizer made to fit a template and the data: EOS, PAD, stop words, chat template."""
+"""the template of a run, and its tokenizer made to fit: EOS, PAD, stop words, chat template."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, Any
 
+from luthier import console
 from luthier.errors import TemplateError
-from luthier.records import Conversation, Message, Piece
-from luthier.templates.chat_messages import as_chat, as_chat_tools
+from luthier.records import Conversation, Message, Piece, Special
 from luthier.templates.chat_template import (
     ChatTemplate,
-    Tokenizer,
+    Renders,
+    as_chat,
+    as_chat_tools,
     first_difference,
     render_chat,
-    write_chat_template,
 )
-from luthier.templates.slots import as_text
-from luthier.templates.template import Template
+from luthier.templates.jinja import write_chat_template
+from luthier.templates.template import CONTENT, TEMPLATES, Template, as_text
 from luthier.templates.thinking import COMMON_WORDS, spoken
+from luthier.templates.tool_format import TOOL_FORMATS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from luthier.arguments.data import DataArguments
 
 _COMMON_EOS = "<|endoftext|>"
+_TURNS, _SYSTEM = "several turns", "a system text"
+_PARTS = (_TURNS, _SYSTEM, "tools", "a call of a tool", "a thought")
+_TOOLS = (
+    '[{"type": "function", "function": {"name": "find", "description": "Finds.", '
+    '"parameters": {"type": "object", "properties": {"text": {"type": "string"}}}}}]'
+)
+
+
+def choose_template(data_args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> Renders:
+    """The template that the arguments name, or the tokenizer's own chat template.
+
+    Without a name and without a chat template on the tokenizer, `empty` is taken, and a line says
+    so. Options make a changed copy; the registered template stays as it is.
+
+    Raises:
+        UnknownName: if no template or tool format has this name.
+        TemplateError: if the template does not allow an option.
+    """
+    if data_args.template is None and tokenizer.chat_template:
+        console.info("template: the tokenizer's own chat template (none is named)")
+        if data_args.tool_format is not None:
+            raise TemplateError(
+                "tool_format needs a named template: the tokenizer's own chat template writes "
+                "tools in its own way.\n  Set template too, or leave tool_format out."
+            )
+        return ChatTemplate(
+            tokenizer,
+            default_system=data_args.default_system or "",
+            enable_thinking=data_args.enable_thinking,
+            preserve_thinking=data_args.preserve_thinking,
+        )
+    if data_args.template is None:
+        console.warn(
+            "no template is named and the tokenizer has no chat template: `empty` is taken, which "
+            "writes questions and answers one after the other. Name one with template: NAME."
+        )
+    template = find_template(data_args.template or "empty")
+    if data_args.train_on_prompt and template.efficient_eos:
+        raise TemplateError(
+            f"train_on_prompt does not go with template {template.name!r}, whose answers are ended "
+            "by the label before the next question.\n  Leave train_on_prompt out."
+        )
+    if data_args.tool_format is not None:
+        template = with_tool_format(template, data_args.tool_format)
+    changes: dict[str, Any] = {}
+    if data_args.default_system is not None:
+        changes["default_system"] = data_args.default_system
+    if template.is_reasoning:
+        changes["enable_thinking"] = data_args.enable_thinking
+        changes["preserve_thinking"] = data_args.preserve_thinking
+    return dataclasses.replace(template, **changes)
+
+
+def find_template(name: str) -> Template:
+    """The registered template of this name, under which several may stand.
+
+    Raises:
+        UnknownName: with the nearest names.
+    """
+    return dataclasses.replace(TEMPLATES.get(name), name=name)
+
+
+def with_tool_format(template: Template, name: str) -> Template:
+    """`template` with another tool format; calls then stand in a plain answer's slots.
+
+    Raises:
+        UnknownName: if there is no such format.
+    """
+    TOOL_FORMATS.get(name)
+    plain = (CONTENT,) if template.efficient_eos else (CONTENT, Special.EOS)
+    return dataclasses.replace(template, tool_format=name, function=plain)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +117,7 @@ class Fitted:
     num_new_tokens: int
 
 
-def fit_tokenizer(tokenizer: Tokenizer, template: Template | ChatTemplate | None) -> Fitted:
+def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, template: Renders | None) -> Fitted:
     """Sets EOS, PAD and the stop words on the tokenizer.
 
     With `replace_eos` the template's first stop word becomes EOS. A tokenizer without EOS gets
@@ -51,60 +130,45 @@ def fit_tokenizer(tokenizer: Tokenizer, template: Template | ChatTemplate | None
     """
     known = set(tokenizer.get_vocab())
     notes: list[str] = []
-    _set_eos(tokenizer, template, notes)
-    stop_words = () if template is None else template.stop_words
-    _add_stop_words(tokenizer, stop_words, notes)
-    new = sorted(set(tokenizer.get_vocab()) - known)
-    if new:
-        notes.append(
-            f"{len(new)} new tokens{' of the template' if template else ''}: {', '.join(new)}. "
-            "The model's vocabulary grows to hold them."
-        )
-    stop_ids = _find_stop_ids(tokenizer, stop_words, template.name if template else "")
-    return Fitted(stop_ids, tuple(notes), len(new))
-
-
-def _set_eos(
-    tokenizer: Tokenizer, template: Template | ChatTemplate | None, notes: list[str]
-) -> None:
     before = tokenizer.eos_token
+    wanted = before if tokenizer.eos_token_id is not None else _COMMON_EOS
     if isinstance(template, Template) and template.replace_eos:
-        wanted: str | None = template.stop_words[0]
-    else:
-        wanted = _COMMON_EOS if tokenizer.eos_token_id is None else before
+        wanted = template.stop_words[0]
     if wanted != before:
         tokenizer.add_special_tokens({"eos_token": wanted})
         notes.append(f"EOS is {wanted!r} (was {before!r}).")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
         notes.append(f"PAD is EOS, {tokenizer.eos_token!r} (the tokenizer has none).")
-
-
-def _add_stop_words(tokenizer: Tokenizer, stop_words: Sequence[str], notes: list[str]) -> None:
+    stop_words = template.stop_words if template else ()
     missing = [word for word in stop_words if word not in tokenizer.all_special_tokens]
     if missing:
         tokenizer.add_special_tokens(
             {"extra_special_tokens": missing}, replace_extra_special_tokens=False
         )
         notes.append(f"stop words are special tokens now: {', '.join(missing)}.")
-
-
-def _find_stop_ids(
-    tokenizer: Tokenizer, stop_words: Sequence[str], template: str
-) -> tuple[int, ...]:
     vocabulary = tokenizer.get_vocab()
+    new = sorted(vocabulary.keys() - known)
+    if new:
+        notes.append(
+            f"{len(new)} new tokens{' of the template' if template else ''}: {', '.join(new)}. "
+            "The model's vocabulary grows to hold them."
+        )
     words = dict.fromkeys([str(tokenizer.eos_token), *stop_words])
     absent = [word for word in words if word not in vocabulary]
     if absent:
         raise TemplateError(
-            f"stop words of {template} that are not one token of this tokenizer: "
-            f"{', '.join(map(repr, absent))}.\n"
+            f"stop words of {template.name if template else ''} that are not one token of this "
+            f"tokenizer: {', '.join(map(repr, absent))}.\n"
             "  Choose the template that belongs to the model."
         )
-    return tuple(dict.fromkeys(vocabulary[word] for word in words))
+    stop_ids = tuple(dict.fromkeys(vocabulary[word] for word in words))
+    return Fitted(stop_ids, tuple(notes), len(new))
 
 
-def fit_chat_template(tokenizer: Tokenizer, template: Template, kinds: Collection[str] = ()) -> str:
+def fit_chat_template(
+    tokenizer: PreTrainedTokenizerBase, template: Template, kinds: Collection[str] = ()
+) -> str:
     """Gives the tokenizer the template's chat template, unless its own writes the same prompts.
 
     Args:
@@ -137,7 +201,7 @@ def fit_chat_template(tokenizer: Tokenizer, template: Template, kinds: Collectio
     return f"the tokenizer's chat template is replaced by that of {template.name!r}{reason}"
 
 
-def find_other_ids(tokenizer: Tokenizer, template: Template) -> str:
+def find_other_ids(tokenizer: PreTrainedTokenizerBase, template: Template) -> str:
     """How a prompt's text departs from its pieces in tokens, or nothing.
 
     Pieces are read one by one. SentencePiece sets a space before each, other tokenizers join their
@@ -162,7 +226,7 @@ def find_other_ids(tokenizer: Tokenizer, template: Template) -> str:
     )
 
 
-def _ids(tokenizer: Tokenizer, piece: Piece) -> list[int]:
+def _ids(tokenizer: PreTrainedTokenizerBase, piece: Piece) -> list[int]:
     if isinstance(piece.content, str):
         return list(tokenizer(piece.content, add_special_tokens=False)["input_ids"])
     text = _join(tokenizer, [piece])
@@ -203,7 +267,9 @@ def _make_probe(kind: str, template: Template) -> Conversation:
     )
 
 
-def _find_difference(tokenizer: Tokenizer, template: Template, kinds: Iterable[str]) -> str:
+def _find_difference(
+    tokenizer: PreTrainedTokenizerBase, template: Template, kinds: Iterable[str]
+) -> str:
     """How the tokenizer's chat template departs from `template`, or nothing.
 
     Every prompt of a conversation of each kind is written both ways.
@@ -229,14 +295,6 @@ def _find_difference(tokenizer: Tokenizer, template: Template, kinds: Iterable[s
     return ""
 
 
-def _join(tokenizer: Tokenizer, pieces: Iterable[Piece]) -> str:
+def _join(tokenizer: PreTrainedTokenizerBase, pieces: Iterable[Piece]) -> str:
     bos, eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
     return "".join(as_text(piece.content, bos, eos) for piece in pieces)
-
-
-_TURNS, _SYSTEM = "several turns", "a system text"
-_PARTS = (_TURNS, _SYSTEM, "tools", "a call of a tool", "a thought")
-_TOOLS = (
-    '[{"type": "function", "function": {"name": "find", "description": "Finds.", '
-    '"parameters": {"type": "object", "properties": {"text": {"type": "string"}}}}}]'
-)

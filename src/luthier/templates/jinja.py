@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
-from luthier.templates.slots import as_expression, quote
-from luthier.templates.template import Template
+from luthier.records import Special, Token
+from luthier.templates.template import CONTENT, Slots, Template
 from luthier.templates.thinking import COMMON_WORDS
+from luthier.templates.tool_format import dump as quote
 
 _TEXT_OF = """
 {%- macro text_of(content) -%}
@@ -168,6 +169,9 @@ def write_chat_template(template: Template) -> str:
     `preserve_thinking` may be given to `apply_chat_template`; see `luthier.templates.thinking`.
     """
     opening, closing = template.thought_words
+    is_tagged = any(
+        "<tool_response>\n" in slot for slot in template.observation if isinstance(slot, str)
+    )
     values = {
         "OPENING_WORD": quote(opening.strip()),
         "CLOSING_WORD": quote(closing.strip()),
@@ -177,12 +181,12 @@ def write_chat_template(template: Template) -> str:
         "ENABLED": {True: "true", False: "false", None: "none"}[template.enable_thinking],
         "PRESERVED": "true" if template.preserve_thinking else "false",
         "DEFAULT_SYSTEM": quote(template.default_system),
-        "SYSTEM": as_expression(template.system, "system_text"),
-        "USER": as_expression(template.user),
-        "ASSISTANT": as_expression(template.assistant),
-        "FUNCTION": as_expression(template.function),
-        "OBSERVATION": as_expression(template.observation),
-        "SEPARATOR": quote(_separator(template)),
+        "SYSTEM": _expression(template.system, "system_text"),
+        "USER": _expression(template.user),
+        "ASSISTANT": _expression(template.assistant),
+        "FUNCTION": _expression(template.function),
+        "OBSERVATION": _expression(template.observation),
+        "SEPARATOR": quote("\n</tool_response>\n<tool_response>\n" if is_tagged else "\n"),
         "HAS_TOOLS": "has_tools" if template.tools.describes_none else "has_tools and tools",
         "WORDS": f"[[{quote(opening.strip())}, {quote(closing.strip())}], {_COMMON}]",
         "PLAIN_OPENING": quote(template.plain_opening),
@@ -198,7 +202,7 @@ def write_chat_template(template: Template) -> str:
     if template.is_reasoning:
         parts += [_put(_WITHOUT_THOUGHT, values), _put(_POLICY, values)]
     if template.prefix:
-        parts.append("{{- " + as_expression(template.prefix) + " }}\n")
+        parts.append("{{- " + _expression(template.prefix) + " }}\n")
     if template.is_system_in_user:
         parts.append(_NEEDS_QUESTION)
     else:
@@ -215,11 +219,20 @@ def write_chat_template(template: Template) -> str:
     return "\n".join(lines)
 
 
-def _separator(template: Template) -> str:
-    is_tagged = any(
-        isinstance(slot, str) and "<tool_response>\n" in slot for slot in template.observation
-    )
-    return "\n</tool_response>\n<tool_response>\n" if is_tagged else "\n"
+def _expression(slots: Slots, content: str = "content") -> str:
+    """A jinja expression that gives the text of `slots`, another one's text in the hole."""
+    terms: list[str] = []
+    for slot in slots:
+        if isinstance(slot, Special):
+            terms.append(slot.value)
+        elif isinstance(slot, Token):
+            terms.append(quote(slot.text))
+        else:
+            before, hole, after = slot.partition(CONTENT)
+            terms += [quote(before)] if before else []
+            terms += [content] if hole else []
+            terms += [quote(after)] if after else []
+    return " ~ ".join(terms) or '""'
 
 
 def _put(text: str, values: dict[str, str]) -> str:

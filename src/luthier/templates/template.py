@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Protocol
+from typing import Any, TypeAlias
 
 from luthier.errors import TemplateError
-from luthier.records import Conversation, Message, Piece, Special, Turn
-from luthier.templates.slots import CONTENT, Part, Slots, fill, has_hole
+from luthier.records import Conversation, Message, Piece, Special, Token, Turn
+from luthier.registry import Registry
 from luthier.templates.thinking import (
     COMMON_WORDS,
-    Place,
     Thinking,
     shape_thought,
     split_thought,
@@ -28,46 +28,29 @@ from luthier.templates.tool_format import (
     split_calls,
 )
 
+CONTENT = "{{content}}"
+"""The hole. Only the first one of a text is filled; the value is inserted as it is."""
 
-class Renders(Protocol):
-    """What data, prediction and chat ask of a template, named or read from a tokenizer."""
+Part: TypeAlias = str | Special | Token
+Slots: TypeAlias = tuple[Part, ...]
+"""Texts and tokens, one of the texts with a hole for the content."""
 
-    @property
-    def name(self) -> str:
-        """How the run calls it."""
 
-    @property
-    def stop_words(self) -> tuple[str, ...]:
-        """Texts of the tokens that end an answer, beside the tokenizer's own EOS."""
+def fill(slots: Slots, content: str = "") -> list[Part]:
+    """The parts with `content` in the hole, in order; empty texts are left out."""
+    filled = [
+        slot.replace(CONTENT, content, 1) if isinstance(slot, str) else slot for slot in slots
+    ]
+    return [part for part in filled if part != ""]
 
-    @property
-    def efficient_eos(self) -> bool:
-        """Whether an answer's EOS stands in the next prompt or at the end, not in the answer."""
 
-    @property
-    def takes_text_beside_calls(self) -> bool:
-        """Whether an answer that calls tools may say something, too."""
-
-    @property
-    def content_words(self) -> tuple[str, ...]:
-        """Words of the template's own that stand in the contents of answers: around thoughts."""
-
-    def turns(self, conversation: Conversation, *, is_history_masked: bool = False) -> list[Turn]:
-        """What training reads."""
-
-    def turn(self, conversation: Conversation, answer: Message) -> Turn:
-        """All that stands before one answer, and the answer."""
-
-    def prompt(
-        self, conversation: Conversation, answer: Message | None = None
-    ) -> tuple[Piece, ...]:
-        """What generation reads."""
-
-    def answer(self, conversation: Conversation, message: Message) -> tuple[Piece, ...]:
-        """The answer of `turn`."""
-
-    def fingerprint(self) -> str:
-        """Text that changes whenever the rendering does."""
+def as_text(part: Part, bos_token: str = "", eos_token: str = "") -> str:
+    """A part as it stands in a rendered text."""
+    if isinstance(part, str):
+        return part
+    if isinstance(part, Token):
+        return part.text
+    return bos_token if part is Special.BOS else eos_token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +122,9 @@ class Template:
         for field, value in derived.items():
             object.__setattr__(self, field, value)
         for slots in (self.user, self.assistant, self.system, self.function, self.observation):
-            assert has_hole(slots), f"{self.name}: {slots} has no place for the content"
-        assert not has_hole(self.prefix), f"{self.name}: a prefix has no content"
+            assert any(CONTENT in slot for slot in slots if isinstance(slot, str)), (
+                f"{self.name}: {slots} has no place for the content"
+            )
         assert self.stop_words or not self.replace_eos, f"{self.name}: no stop word to become EOS"
 
     @property
@@ -276,43 +260,29 @@ class Template:
         self, messages: Sequence[Message], system: str | None, tools: str | None
     ) -> list[list[Part]]:
         """The parts of each message; those of the first begin with prefix and system."""
-        turn_end: list[Part] = [self.turn_end] if self.turn_end else []
-        return [
-            (turn_end if position and not position % 2 else [])
-            + (self._opening(message, system, tools) if not position else [])
-            + self._render_message(
-                message, self._fused_system(message, system, tools) if not position else ""
-            )
-            for position, message in enumerate(messages)
-        ]
-
-    def _opening(self, first: Message, system: str | None, tools: str | None) -> list[Part]:
-        text = self._system_text(system, tools)
-        if text is None or self.is_system_in_user:
-            return fill(self.prefix)
-        return fill(self.prefix) + fill(self.system, text)
-
-    def _fused_system(self, first: Message, system: str | None, tools: str | None) -> str:
-        text = self._system_text(system, tools)
-        if text is None or not self.is_system_in_user:
-            return ""
-        if first.role != "user":
-            raise TemplateError(
-                f"template {self.name!r} puts the system text and the tools into the first "
-                f"question, but the conversation begins with a message of role {first.role!r}.\n"
-                "  Let it begin with a user's message, or leave out system and tools."
-            )
-        return "".join(part for part in fill(self.system, text) if isinstance(part, str))
-
-    def _system_text(self, system: str | None, tools: str | None) -> str | None:
-        """None when there is no system block."""
         text = system or self.default_system
         described = self.tools.describe(tools) if tools else ""
-        if self.trims_lone_tools and not text:
-            described = described.lstrip("\n")
-        return text + described or None
+        text += described if text or not self.trims_lone_tools else described.lstrip("\n")
+        fused = ""
+        opening = fill(self.prefix)
+        if text and self.is_system_in_user:
+            if messages[0].role != "user":
+                raise TemplateError(
+                    f"template {self.name!r} puts the system text and the tools into the first "
+                    "question, but the conversation begins with a message of role "
+                    f"{messages[0].role!r}.\n"
+                    "  Let it begin with a user's message, or leave out system and tools."
+                )
+            fused = "".join(part for part in fill(self.system, text) if isinstance(part, str))
+        elif text:
+            opening += fill(self.system, text)
+        rendered = [[*opening, *self._render_message(messages[0], fused)]]
+        for position, message in enumerate(messages[1:], 1):
+            ending: list[Part] = [self.turn_end] if self.turn_end and not position % 2 else []
+            rendered.append(ending + self._render_message(message))
+        return rendered
 
-    def _render_message(self, message: Message, before: str) -> list[Part]:
+    def _render_message(self, message: Message, before: str = "") -> list[Part]:
         if message.role == "user":
             return fill(self.user, before + message.content)
         if message.role == "assistant":
@@ -330,12 +300,11 @@ class Template:
         self, answer: Message, prompt: list[Part], shown: list[Part]
     ) -> tuple[list[Part], list[Part]]:
         """A prompt and its answer with the empty thought that belongs to one of them."""
-        place = self.thinking.place(spoken(answer)) if self.thinking else Place.NOWHERE
-        if place is Place.PROMPT:
-            return [*prompt, self.empty_thought], shown
-        if place is Place.ANSWER:
+        if self.thinking is None or self.thinking.is_in(spoken(answer)):
+            return prompt, shown
+        if self.enable_thinking:
             return prompt, [self.empty_thought, *shown]
-        return prompt, shown
+        return [*prompt, self.empty_thought], shown
 
     def _open_plainly(self, message: Message, shown: list[Part]) -> list[Part]:
         """An answer that gets no empty thought."""
@@ -343,6 +312,51 @@ class Template:
         if not is_plain or (self.thinking and self.thinking.is_in(spoken(message))):
             return shown
         return [self.plain_opening, *shown]
+
+
+TEMPLATES: Registry[Template] = Registry("template", "luthier.templates.families")
+
+_SLOTS = ("user", "assistant", "system", "function", "observation", "prefix")
+_NAMED = re.compile(r"\{\{(bos|eos|token:.*?)\}\}")
+
+
+class Family:
+    """What several templates have in common; each is a row of a table.
+
+    Slots are written as one text, in which `{{bos}}` and `{{eos}}` stand for the tokenizer's own
+    tokens and `{{token:...}}` for the one of that text.
+
+    Args:
+        fields: of `Template`.
+    """
+
+    def __init__(self, **fields: Any) -> None:
+        self.fields: dict[str, Any] = {
+            name: _read_slots(value) if name in _SLOTS and isinstance(value, str) else value
+            for name, value in fields.items()
+        }
+
+    def but(self, **changes: Any) -> Family:
+        """The same with some fields changed."""
+        family = Family(**changes)
+        family.fields = self.fields | family.fields
+        return family
+
+    def register(self, *names: str, **changes: Any) -> None:
+        """Files a template under every name given, with some fields of its own."""
+        TEMPLATES.register(*names)(Template(names[0], **self.but(**changes).fields))
+
+
+PLAIN = Family()
+
+
+def _read_slots(text: str) -> Slots:
+    named: dict[str, Part] = {"bos": Special.BOS, "eos": Special.EOS}
+    parts: list[Part] = [*_NAMED.split(text)]
+    for at in range(1, len(parts), 2):
+        name = str(parts[at])
+        parts[at] = named[name] if name in named else Token(name.removeprefix("token:"))
+    return tuple(part for part in parts if part != "")
 
 
 def _pieces(parts: Iterable[Part], is_learned: bool = False) -> tuple[Piece, ...]:

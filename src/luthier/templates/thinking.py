@@ -37,17 +37,8 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
-from enum import Enum
 
 from luthier.records import Message
-
-
-class Place(Enum):
-    """Where the empty thought of an answer without thoughts goes."""
-
-    NOWHERE = "nowhere"
-    PROMPT = "prompt"
-    ANSWER = "answer"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,10 +61,6 @@ class Thinking:
         """Whether one of the thought words stands in `content`."""
         return any(word.strip() in content for word in self.words)
 
-    def shaped(self, content: str) -> str:
-        """`content` with its thought in the template's form."""
-        return shape_thought(content, self.words, self.empty)
-
     def without(self, content: str) -> str:
         """`content` without its thoughts and without the newlines then leading it.
 
@@ -83,12 +70,6 @@ class Thinking:
         text = split_thought(content, self.words)[1]
         return re.sub(f"{opening}.*?{closing}", "", text, flags=re.DOTALL).lstrip("\n")
 
-    def place(self, content: str) -> Place:
-        """Where the empty thought of the answer `content` goes."""
-        if self.is_in(content):
-            return Place.NOWHERE
-        return Place.ANSWER if self.is_enabled else Place.PROMPT
-
     def as_trained(
         self, messages: Sequence[Message], *, is_history_masked: bool
     ) -> tuple[Message, ...]:
@@ -96,18 +77,16 @@ class Thinking:
         is_shortened = is_history_masked and not self.is_preserved
         first = _find_last_question(messages) if is_shortened else 0
         return tuple(
-            self._show(message, position >= first and self.is_enabled is not False)
-            for position, message in enumerate(messages)
+            self._show(message, at >= first and self.is_enabled is not False)
+            for at, message in enumerate(messages)
         )
 
     def as_prompted(self, messages: Sequence[Message]) -> tuple[Message, ...]:
         """The messages before an answer with the thoughts that a prompt shows."""
         first = _find_last_question(messages)
         return tuple(
-            self._show(
-                message, self.is_preserved or (position >= first and self.is_enabled is not False)
-            )
-            for position, message in enumerate(messages)
+            self._show(message, self.is_preserved or (at >= first and self.is_enabled is not False))
+            for at, message in enumerate(messages)
         )
 
     def as_answered(self, message: Message) -> Message:
@@ -115,11 +94,11 @@ class Thinking:
         return self._show(message, self.is_enabled is not False)
 
     def _show(self, message: Message, with_thoughts: bool) -> Message:
-        show = self.shaped if with_thoughts else self.without
         if message.role not in ("assistant", "function"):
             return message
-        shown = show(spoken(message))
-        if shown == spoken(message):
+        said = spoken(message)
+        shown = shape_thought(said, self.words, self.empty) if with_thoughts else self.without(said)
+        if shown == said:
             return message
         if message.role == "function":
             return dataclasses.replace(message, said=shown)

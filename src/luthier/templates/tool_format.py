@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from luthier.errors import TemplateError
 from luthier.records import Message
 from luthier.registry import Registry
 from luthier.templates.thinking import split_thought
+
+if TYPE_CHECKING:
+    import jinja2
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,23 +31,33 @@ class FunctionCall:
     arguments: Any
 
 
-class ToolFormat(ABC):
-    """One way of writing tools and calls, in Python and in jinja alike.
+@dataclass(frozen=True)
+class ToolFormat:
+    """One way of writing tools and calls: jinja that training runs and a chat template holds.
 
     Attributes:
-        tools_jinja: jinja statements that print what `describe_tools` gives, reading `tools`.
-        calls_jinja: jinja statements that print what `render_calls` gives, reading `calls`, a list
-            of objects with `name` and `arguments`. Arguments that are text are taken for JSON.
+        tools_jinja: statements that print what the system text says of `tools`, one or more.
+        calls_jinja: statements that print `calls`, a list of objects with `name` and `arguments`.
+            Arguments that are text are taken for JSON.
+        extract_calls: the calls in a model's answer; empty when it calls nothing or writes them
+            wrongly.
         after_text: what stands between an answer's text and its calls.
         takes_text: whether calls are found behind text; if not, none is learned beside them.
         describes_none: whether an empty list of tools is told, too.
+        writes_text_bare: whether arguments that are text, not an object, stand without quotes.
+        one_call: how the refusal of several calls begins; empty where they are written.
+        needs_object: how the refusal of arguments that are no object begins.
     """
 
-    tools_jinja: ClassVar[str]
-    calls_jinja: ClassVar[str]
-    after_text: ClassVar[str] = "\n"
-    takes_text: ClassVar[bool] = True
-    describes_none: ClassVar[bool] = False
+    tools_jinja: str
+    calls_jinja: str
+    extract_calls: Callable[[str], list[FunctionCall]]
+    after_text: str = "\n"
+    takes_text: bool = True
+    describes_none: bool = False
+    writes_text_bare: bool = False
+    one_call: str = ""
+    needs_object: str = ""
 
     def describe(self, tools: str) -> str:
         """What the system text says about the tools.
@@ -55,20 +68,86 @@ class ToolFormat(ABC):
         Raises:
             TemplateError: if it is not such a list.
         """
-        described = parse_tools(tools)
-        return self.describe_tools(described) if described else ""
+        return _describe(self.tools_jinja, tools)
 
-    @abstractmethod
-    def describe_tools(self, tools: Sequence[dict[str, Any]]) -> str:
-        """The text for a list of one or more tools."""
-
-    @abstractmethod
     def render_calls(self, calls: Sequence[FunctionCall]) -> str:
-        """The text with which a model calls tools."""
+        """The text with which a model calls tools.
 
-    @abstractmethod
-    def extract_calls(self, text: str) -> list[FunctionCall]:
-        """The calls in a model's answer; empty when it calls nothing or writes them wrongly."""
+        Raises:
+            TemplateError: if this format cannot write them.
+        """
+        if self.one_call and len(calls) != 1:
+            raise TemplateError(
+                f"{self.one_call}, but a function message holds {len(calls)}.\n"
+                "  Put each call into a function message of its own, its observation after it."
+            )
+        written = []
+        for call in calls:
+            arguments = call.arguments
+            if self.needs_object and not isinstance(arguments, dict):
+                raise TemplateError(
+                    f"{self.needs_object}, but {call.name!r} is called with {dump(arguments)}."
+                )
+            if isinstance(arguments, str) and not self.writes_text_bare:
+                arguments = dump(arguments)
+            written.append({"name": call.name, "arguments": arguments})
+        return _compile(self.calls_jinja).render(calls=written)
+
+
+@lru_cache(maxsize=256)  # the rows of a data set tend to share their tools
+def _describe(tools_jinja: str, tools: str) -> str:
+    described = parse_tools(tools)
+    return _compile(tools_jinja).render(tools=described) if described else ""
+
+
+@lru_cache(maxsize=64)
+def _compile(text: str) -> jinja2.Template:
+    import jinja2
+
+    environment = jinja2.Environment()
+    environment.filters["tojson"] = dump
+    return environment.from_string(text)
+
+
+BARE = '(tool["function"] if tool["type"] == "function" else tool)'
+"""Jinja for a tool's description without the `{"type": "function"}` around it."""
+
+WRAPPED = '(tool if tool["type"] == "function" else {"type": "function", "function": tool})'
+"""Jinja for a tool's description with it."""
+
+UNWRAP = f"{{%- set tool = {BARE[1:-1]} %}}"
+"""The statement that makes `tool` a bare one."""
+
+
+def list_tools(before: str, line: str, after: str = "") -> str:
+    """Jinja that prints a text, an expression for each tool, and a text.
+
+    Args:
+        before: what stands before all tools.
+        line: the expression that reads `tool`; statements may stand before it, behind ` }}`.
+        after: what stands behind them.
+    """
+    listed = f"{{{{- {dump(before)} }}}}{{%- for tool in tools %}}{line}{{%- endfor %}}"
+    return listed + (f"{{{{- {dump(after)} }}}}" if after else "")
+
+
+def list_json_calls(
+    before: str = "", after: str = "", between: str = "", key: str = "arguments"
+) -> str:
+    """Jinja that prints each call as a JSON object of `name` and `key`, between two texts."""
+    ending = '{{- "" if loop.last else ' + dump(between) + " }}" if between else ""
+    return (
+        '{%- for call in calls %}{%- set arguments = call["arguments"] %}'
+        "{{- "
+        + dump(before + '{"name": ')
+        + ' ~ (call["name"] | tojson) ~ '
+        + dump(f', "{key}": ')
+        + " ~ (arguments if arguments is string else arguments | tojson) ~ "
+        + dump("}" + after)
+        + " }}"
+        + ending
+        + "{%- endfor %}"
+    )
 
 
 TOOL_CALL_WORDS = ("<tool_call>", "</tool_call>")
@@ -206,11 +285,6 @@ def bare(tool: dict[str, Any]) -> dict[str, Any]:
     """A tool's description without the `{"type": "function"}` around it."""
     inner = tool.get("function") if tool.get("type") == "function" else tool
     return inner if isinstance(inner, dict) else {}
-
-
-def wrapped(tool: dict[str, Any]) -> dict[str, Any]:
-    """A tool's description with `{"type": "function"}` around it."""
-    return tool if tool.get("type") == "function" else {"type": "function", "function": tool}
 
 
 def dump(value: object, indent: int | None = None) -> str:

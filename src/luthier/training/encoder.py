@@ -11,7 +11,7 @@ from luthier.data.texts import TextEncoder
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from luthier.templates.choose import ChatTemplate, Template
+    from luthier.templates.chat_template import Renders
     from luthier.templates.fit import Fitted
 
 
@@ -35,7 +35,7 @@ def load_encoder(arguments: Arguments) -> Encoder | TextEncoder:
 
 def fit_template(
     arguments: Arguments, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Template | ChatTemplate | None, Fitted]:
+) -> tuple[Renders | None, Fitted]:
     """The template of a run, and its tokenizer made to fit it.
 
     Returns:
@@ -44,8 +44,7 @@ def fit_template(
     Raises:
         LuthierError: if the template is unknown or does not fit the tokenizer.
     """
-    from luthier.templates.choose import choose_template
-    from luthier.templates.fit import fit_tokenizer
+    from luthier.templates.fit import choose_template, fit_tokenizer
 
     is_text = arguments.finetuning.stage == "pt"
     template = None if is_text else choose_template(arguments.data, tokenizer)

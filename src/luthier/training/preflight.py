@@ -13,7 +13,7 @@ from luthier.errors import UnknownName
 from luthier.modeling.source import check_model, check_tokenizer
 from luthier.optional import is_installed, missing
 from luthier.stages.stage import STAGES
-from luthier.templates.choose import find_template
+from luthier.templates.fit import find_template
 
 
 def find_problems(arguments: Arguments) -> list[str]:

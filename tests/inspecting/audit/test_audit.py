@@ -14,7 +14,7 @@ from luthier.inspecting.audit.audit import audit
 from luthier.inspecting.audit.findings import Finding
 from luthier.inspecting.audit.report import AuditReport
 from luthier.records import Text
-from luthier.templates.registry import TEMPLATES
+from luthier.templates.template import TEMPLATES
 from tests.inspecting.audit.damage import DAMAGES, write_damaged
 
 

@@ -15,7 +15,7 @@ from luthier.inspecting.view.pick import PickedRow
 from luthier.inspecting.view.shown import ShownRow, show_row
 from luthier.inspecting.view.terminal import Style, lines
 from luthier.records import IGNORE_INDEX, Conversation, Message, Origin
-from luthier.templates.registry import TEMPLATES
+from luthier.templates.template import TEMPLATES
 
 TEXT = st.text("ab é漢😀\n<>&", min_size=1, max_size=12)
 

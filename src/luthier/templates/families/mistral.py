@@ -2,43 +2,39 @@
 
 from __future__ import annotations
 
-from luthier.records import Special
-from luthier.templates.registry import TEMPLATES
-from luthier.templates.template import Template
+from luthier.templates.template import PLAIN
 
-TEMPLATES.register("mistral", "llava_next_mistral", "llava_next_video_mistral")(
-    Template(
-        "mistral",
-        user=("[INST] {{content}}[/INST]",),
-        assistant=(" {{content}}", Special.EOS),
-        system=("{{content}}\n\n",),
-        function=("[TOOL_CALLS] {{content}}", Special.EOS),
-        observation=('[TOOL_RESULTS] {"content": {{content}}}[/TOOL_RESULTS]',),
-        prefix=(Special.BOS,),
-        tool_format="mistral",
-        is_system_in_user=True,
-    )
+PLAIN.register(
+    "mistral",
+    "llava_next_mistral",
+    "llava_next_video_mistral",
+    user="[INST] {{content}}[/INST]",
+    assistant=" {{content}}{{eos}}",
+    system="{{content}}\n\n",
+    function="[TOOL_CALLS] {{content}}{{eos}}",
+    observation='[TOOL_RESULTS] {"content": {{content}}}[/TOOL_RESULTS]',
+    prefix="{{bos}}",
+    tool_format="mistral",
+    is_system_in_user=True,
 )
-TEMPLATES.register("ministral", "ministral3", "pixtral")(
-    Template(
-        "ministral",
-        user=("[INST]{{content}}[/INST]",),
-        system=("{{content}}\n\n",),
-        function=("[TOOL_CALLS]{{content}}", Special.EOS),
-        observation=('[TOOL_RESULTS]{"content": {{content}}}[/TOOL_RESULTS]',),
-        prefix=(Special.BOS,),
-        tool_format="mistral",
-        is_system_in_user=True,
-    )
+PLAIN.register(
+    "ministral",
+    "ministral3",
+    "pixtral",
+    user="[INST]{{content}}[/INST]",
+    system="{{content}}\n\n",
+    function="[TOOL_CALLS]{{content}}{{eos}}",
+    observation='[TOOL_RESULTS]{"content": {{content}}}[/TOOL_RESULTS]',
+    prefix="{{bos}}",
+    tool_format="mistral",
+    is_system_in_user=True,
 )
-TEMPLATES.register("mistral_small")(
-    Template(
-        "mistral_small",
-        user=("[INST]{{content}}[/INST]",),
-        system=("[SYSTEM_PROMPT]{{content}}[/SYSTEM_PROMPT]",),
-        function=("[TOOL_CALLS]{{content}}", Special.EOS),
-        observation=('[TOOL_RESULTS]{"content": {{content}}}[/TOOL_RESULTS]',),
-        prefix=(Special.BOS,),
-        tool_format="mistral",
-    )
+PLAIN.register(
+    "mistral_small",
+    user="[INST]{{content}}[/INST]",
+    system="[SYSTEM_PROMPT]{{content}}[/SYSTEM_PROMPT]",
+    function="[TOOL_CALLS]{{content}}{{eos}}",
+    observation='[TOOL_RESULTS]{"content": {{content}}}[/TOOL_RESULTS]',
+    prefix="{{bos}}",
+    tool_format="mistral",
 )
