@@ -140,6 +140,29 @@ def circles(source: Path = SOURCE) -> list[str]:
     return list(found.values())
 
 
+def closure(start: Path, source: Path = SOURCE) -> set[Path]:
+    """A file and all files that it needs when it runs, wherever an import stands."""
+    found, waiting = {start}, [start]
+    while waiting:
+        file = waiting.pop()
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for_types = {
+            id(node)
+            for block in ast.walk(tree)
+            if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+            for part in block.body
+            for node in ast.walk(part)
+        }
+        for node in ast.walk(tree):
+            for name in () if id(node) in for_types else _imported(node, source.name, file):
+                if name == source.name or name.startswith(f"{source.name}."):
+                    target = target_file(Arrow(file, node.lineno, name), source)
+                    if target is not None and target not in found:
+                        found.add(target)
+                        waiting.append(target)
+    return found
+
+
 def _way_back(start: Path, leads: dict[Path, set[Path]]) -> list[Path]:
     waiting, seen = [[start]], {start}
     while waiting:
