@@ -10,13 +10,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from luthier.modeling.attention.mask import Terms, TreeMask
+from luthier.modeling.attention.mask import AttentionArguments, TreeMask
 from luthier.records import Segment
 
 examples = settings(deadline=None, max_examples=60)
 """Of random forests; how long one takes says nothing on a busy machine."""
 
-Attend = Callable[[Tensor, Tensor, Tensor, TreeMask, Terms], Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor, TreeMask, AttentionArguments], Tensor]
 
 
 @st.composite
@@ -87,7 +87,7 @@ def merge(sequences: list[list[int]]) -> Tree:
 def attend_and_learn(
     attend: Attend,
     tree: TreeMask,
-    terms: Terms,
+    arguments: AttentionArguments,
     *,
     heads: int = 4,
     keys: int = 2,
@@ -106,13 +106,13 @@ def attend_and_learn(
         for shape in shapes
     ]
     leaves = list(inputs)
-    if terms.sinks_H is not None:
+    if arguments.sinks_H is not None:
         sinks = torch.randn(heads, generator=draw).to(dtype).requires_grad_()
-        terms = terms._replace(sinks_H=sinks)
+        arguments = arguments._replace(sinks_H=sinks)
         leaves.append(sinks)
     query, key, value = inputs
 
-    out = attend(query, key, value, tree, terms)
+    out = attend(query, key, value, tree, arguments)
     out.backward(torch.randn(out.shape, generator=draw).to(out.dtype))
 
     return [out.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]

@@ -11,7 +11,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from luthier.modeling.attention import flex
 from luthier.modeling.attention.backends import attend_dense
 from luthier.modeling.attention.flex import attend_flex, block_mask
-from luthier.modeling.attention.mask import Terms, TreeMask
+from luthier.modeling.attention.mask import AttentionArguments, TreeMask
 from tests.modeling.attention.forest import examples, forests
 
 CPU = torch.device("cpu")
@@ -70,7 +70,7 @@ def _listed(counts: torch.Tensor, indices: torch.Tensor, row: int) -> set[int]:
 @given(
     forests(most_tokens=60),
     st.builds(
-        Terms,
+        AttentionArguments,
         scale=st.just(0.3),
         window=WINDOWS,
         softcap=st.sampled_from([None, 1.5]),
@@ -79,13 +79,13 @@ def _listed(counts: torch.Tensor, indices: torch.Tensor, row: int) -> set[int]:
     ),
     st.sampled_from([4, 2, 1]),
 )
-def test_the_uncompiled_function_is_the_reference(segments, terms, keys):
+def test_the_uncompiled_function_is_the_reference(segments, arguments, keys):
     tree = TreeMask(segments, CPU)
     draw = torch.Generator().manual_seed(7)
     query, key, value = (
         torch.randn(1, heads, tree.num_tokens, 16, generator=draw) for heads in (4, keys, keys)
     )
 
-    got = attend_flex(query, key, value, tree, terms, flex_attention)
+    got = attend_flex(query, key, value, tree, arguments, flex_attention)
 
-    torch.testing.assert_close(got, attend_dense(query, key, value, tree, terms))
+    torch.testing.assert_close(got, attend_dense(query, key, value, tree, arguments))

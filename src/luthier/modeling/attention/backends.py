@@ -1,4 +1,10 @@
-"""The ways to compute a tree's attention, and which one a layer takes."""
+"""The ways to compute a tree's attention, and which one a layer takes.
+
+Every backend takes query (1, H, T, D), key (1, K, T, D), K dividing H, value (1, K, T, E), the tree
+of the T tokens and the layer's attention arguments, and gives (1, H, T, E). The two kernels for
+variable lengths are written against flash-attn 2 and torch, and checked on the CPU with plain
+functions of the same signature. They were not run on a GPU.
+"""
 
 # T tokens, Q queries, N keys, P keys of all paths, H query heads, K key heads, D head size,
 # E size of values
@@ -8,141 +14,137 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.functional import pad
 
 from luthier.modeling.attention.flash_cpu import attend_flash_cpu
 from luthier.modeling.attention.flex import attend_flex
-from luthier.modeling.attention.mask import Paths, Terms, TreeMask
+from luthier.modeling.attention.mask import AttentionArguments, Paths, TreeMask
 from luthier.optional import is_installed
 
-
-def attend_masked(
-    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, terms: Terms
-) -> Tensor:
-    """Attention written out, with all its scores in memory; on any device, in any dtype.
-
-    Args:
-        query: (B, H, Q, D).
-        key: (B, K, N, D); K divides H.
-        value: (B, K, N, E); E may differ from D.
-        allowed: (Q, N) bool; the window is taken to be in it.
-        terms: of the layer.
-
-    Returns:
-        (B, H, Q, E), softmax in float32.
-    """
-    batch, heads, queries, _ = query.shape
-    keys = key.shape[1]
-    scores = query.reshape(batch, keys, -1, query.shape[-1]) @ key.transpose(-1, -2)
-    scores = scores.reshape(batch, heads, queries, -1)
-    scores = scores * terms.scale
-    if scores.dtype != torch.float64:
-        scores = scores.float()
-    if terms.softcap is not None:
-        scores = torch.tanh(scores / terms.softcap) * terms.softcap
-    scores = scores.masked_fill(~allowed, float("-inf"))
-    if terms.sinks_H is not None:
-        sinks = terms.sinks_H.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)
-        scores = torch.cat([scores, sinks], dim=-1)
-    weights = scores.softmax(dim=-1)[..., : key.shape[2]].to(value.dtype)
-    weights = functional.dropout(weights, terms.dropout)
-    out: Tensor = weights.reshape(batch, keys, -1, key.shape[2]) @ value
-    return out.reshape(batch, heads, queries, -1)
-
+HALVES = frozenset({torch.float16, torch.bfloat16})
+FLOATS = HALVES | {torch.float32}
 
 MOST_QUERIES = 512
 """Longer segments are cut, so that scores above the diagonal are not computed in masses."""
 
+Kernel: TypeAlias = Callable[[Tensor, Tensor, Tensor, Paths, AttentionArguments], Tensor]
+"""(T, H, D), (P, K, D), (P, K, D) -> (T, H, D): causal, aligned at the bottom right."""
 
-def attend_dense(query: Tensor, key: Tensor, value: Tensor, tree: TreeMask, terms: Terms) -> Tensor:
-    """With one (T, T) mask: what every other path has to give.
 
-    Args:
-        query: (1, H, T, D).
-        key: (1, K, T, D); K divides H.
-        value: (1, K, T, E).
-        tree: of the T tokens.
-        terms: of the layer.
+def attend_tree(
+    query: Tensor, key: Tensor, value: Tensor, tree: TreeMask, arguments: AttentionArguments
+) -> Tensor:
+    """The attention of a tree's tokens, by the backend that suits device, dtype and arguments."""
+    size = value.shape[-1]
+    demand = Demand(
+        query.device.type,
+        query.dtype,
+        max(query.shape[-1], size),
+        has_window=tree.is_cut_by(arguments.window),
+        has_softcap=arguments.softcap is not None,
+        has_sinks=arguments.sinks_H is not None,
+        has_dropout=arguments.dropout > 0,
+    )
+    backend = choose_backend(demand, available_backends())
+    if backend.pads_values:
+        # zeros add nothing to scores, and their values are cut off again
+        width = -(-demand.head_size // backend.multiple) * backend.multiple
+        query, key, value = (
+            each if each.shape[-1] == width else functional.pad(each, (0, width - each.shape[-1]))
+            for each in (query, key, value)
+        )
+    return backend.attend(query, key, value, tree.on(query.device), arguments)[..., :size]
 
-    Returns:
-        (1, H, T, E).
-    """
-    return attend_masked(query, key, value, tree.allowed(terms.window), terms)
+
+def attend_dense(
+    query: Tensor, key: Tensor, value: Tensor, tree: TreeMask, arguments: AttentionArguments
+) -> Tensor:
+    """With one (T, T) mask: what every other backend has to give."""
+    return _attend_masked(query, key, value, tree.allowed(arguments.window), arguments)
 
 
 def attend_per_segment(
-    query: Tensor, key: Tensor, value: Tensor, tree: TreeMask, terms: Terms
+    query: Tensor, key: Tensor, value: Tensor, tree: TreeMask, arguments: AttentionArguments
 ) -> Tensor:
-    """As `attend_dense`, with scores only between a segment and the path that leads to it."""
-    paths = tree.paths(terms.window, MOST_QUERIES)
+    """With scores only between a segment and the path that leads to it."""
+    paths = tree.paths(arguments.window, MOST_QUERIES)
     if paths.index_P is not None:
         key = key.index_select(2, paths.index_P)
         value = value.index_select(2, paths.index_P)
-    pieces = zip(
+    pieces = []
+    for q, k, v in zip(
         torch.split(query, paths.query_lengths, dim=2),
         torch.split(key, paths.key_lengths, dim=2),
         torch.split(value, paths.key_lengths, dim=2),
         strict=True,
-    )
-    return torch.cat([attend_masked(q, k, v, _band(q, k, terms), terms) for q, k, v in pieces], 2)
+    ):
+        # the last query sees the last key, each query so many before as the window says
+        shape = (q.shape[2], k.shape[2])
+        diagonal = shape[1] - shape[0]
+        allowed = torch.ones(shape, dtype=torch.bool, device=q.device).tril(diagonal)
+        if arguments.window is not None:
+            allowed = allowed.triu(diagonal - arguments.window + 1)
+        pieces.append(_attend_masked(q, k, v, allowed, arguments))
+    return torch.cat(pieces, 2)
 
 
-def _band(query: Tensor, key: Tensor, terms: Terms) -> Tensor:
-    """(Q, N): the last query sees the last key, each query so many before as the window says."""
-    shape = (query.shape[2], key.shape[2])
-    diagonal = shape[1] - shape[0]
-    band = torch.ones(shape, dtype=torch.bool, device=query.device).tril(diagonal)
-    return band if terms.window is None else band.triu(diagonal - terms.window + 1)
-
-
-Kernel: TypeAlias = Callable[[Tensor, Tensor, Tensor, Paths, Terms], Tensor]
-"""(T, H, D), (P, K, D), (P, K, D) -> (T, H, D): causal, aligned at the bottom right."""
+def _attend_masked(
+    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, arguments: AttentionArguments
+) -> Tensor:
+    """Written out, with all scores in memory and the softmax in float32; `allowed` is (Q, N)."""
+    batch, heads, queries, _ = query.shape
+    keys = key.shape[1]
+    scores = query.reshape(batch, keys, -1, query.shape[-1]) @ key.transpose(-1, -2)
+    scores = scores.reshape(batch, heads, queries, -1)
+    scores = scores * arguments.scale
+    if scores.dtype != torch.float64:
+        scores = scores.float()
+    if arguments.softcap is not None:
+        scores = torch.tanh(scores / arguments.softcap) * arguments.softcap
+    scores = scores.masked_fill(~allowed, float("-inf"))
+    if arguments.sinks_H is not None:
+        sinks = arguments.sinks_H.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, sinks], dim=-1)
+    weights = scores.softmax(dim=-1)[..., : key.shape[2]].to(value.dtype)
+    weights = functional.dropout(weights, arguments.dropout)
+    out: Tensor = weights.reshape(batch, keys, -1, key.shape[2]) @ value
+    return out.reshape(batch, heads, queries, -1)
 
 
 def attend_varlen(
-    query: Tensor, key: Tensor, value: Tensor, tree: TreeMask, terms: Terms, kernel: Kernel
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tree: TreeMask,
+    arguments: AttentionArguments,
+    kernel: Kernel,
 ) -> Tensor:
-    """As `attend_dense`; which terms are honoured depends on the kernel.
+    """By one call of a kernel for variable lengths on gathered keys; in memory (1, T, H, D).
 
     The keys of a path are neighbours in depth, so the kernel's window acts on depth.
-
-    Args:
-        query: (1, H, T, D).
-        key: (1, K, T, D); K divides H.
-        value: (1, K, T, D).
-        tree: of the T tokens.
-        terms: of the layer.
-        kernel: `flash_attn_kernel()` or `torch_kernel()`.
-
-    Returns:
-        (1, H, T, D), in memory (1, T, H, D).
     """
-    paths = tree.paths(terms.window)
+    paths = tree.paths(arguments.window)
     query_THD, key_PKD, value_PKD = (each[0].transpose(0, 1) for each in (query, key, value))
     if paths.index_P is not None:
         key_PKD = key_PKD.index_select(0, paths.index_P)
         value_PKD = value_PKD.index_select(0, paths.index_P)
-    if not tree.is_cut_by(terms.window):
-        terms = terms._replace(window=None)
-    return kernel(query_THD, key_PKD, value_PKD, paths, terms).transpose(0, 1)[None]
+    if not tree.is_cut_by(arguments.window):
+        arguments = arguments._replace(window=None)
+    return kernel(query_THD, key_PKD, value_PKD, paths, arguments).transpose(0, 1)[None]
 
 
 def flash_attn_kernel(function: Callable[..., Any] | None = None) -> Kernel:
-    """`flash_attn_varlen_func` of flash-attn 2; knows softcap, windows and dropout.
-
-    Args:
-        function: of its signature; by default the installed one.
-    """
+    """`flash_attn_varlen_func` of flash-attn 2, or a function of its signature."""
     call = function or importlib.import_module("flash_attn").flash_attn_varlen_func
 
-    def kernel(query: Tensor, key: Tensor, value: Tensor, paths: Paths, terms: Terms) -> Tensor:
+    def kernel(
+        query: Tensor, key: Tensor, value: Tensor, paths: Paths, arguments: AttentionArguments
+    ) -> Tensor:
         out: Tensor = call(
             query,
             key,
@@ -151,11 +153,11 @@ def flash_attn_kernel(function: Callable[..., Any] | None = None) -> Kernel:
             cu_seqlens_k=paths.key_bounds,
             max_seqlen_q=max(paths.query_lengths),
             max_seqlen_k=max(paths.key_lengths),
-            dropout_p=terms.dropout,
-            softmax_scale=terms.scale,
+            dropout_p=arguments.dropout,
+            softmax_scale=arguments.scale,
             causal=True,
-            window_size=(_tokens_before(terms), 0),
-            softcap=terms.softcap or 0.0,
+            window_size=(-1 if arguments.window is None else arguments.window - 1, 0),
+            softcap=arguments.softcap or 0.0,
         )
         return out
 
@@ -163,14 +165,12 @@ def flash_attn_kernel(function: Callable[..., Any] | None = None) -> Kernel:
 
 
 def torch_kernel(function: Callable[..., Any] | None = None) -> Kernel:
-    """`torch.nn.attention.varlen.varlen_attn`; knows windows.
-
-    Args:
-        function: of its signature; by default torch's.
-    """
+    """`torch.nn.attention.varlen.varlen_attn`, or a function of its signature."""
     call = function or importlib.import_module("torch.nn.attention.varlen").varlen_attn
 
-    def kernel(query: Tensor, key: Tensor, value: Tensor, paths: Paths, terms: Terms) -> Tensor:
+    def kernel(
+        query: Tensor, key: Tensor, value: Tensor, paths: Paths, arguments: AttentionArguments
+    ) -> Tensor:
         out: Tensor = call(
             query,
             key,
@@ -179,8 +179,8 @@ def torch_kernel(function: Callable[..., Any] | None = None) -> Kernel:
             paths.key_bounds,
             max(paths.query_lengths),
             max(paths.key_lengths),
-            scale=terms.scale,
-            window_size=(_tokens_before(terms), 0),
+            scale=arguments.scale,
+            window_size=(-1 if arguments.window is None else arguments.window - 1, 0),
             enable_gqa=query.shape[1] != key.shape[1],
         )
         return out
@@ -188,18 +188,8 @@ def torch_kernel(function: Callable[..., Any] | None = None) -> Kernel:
     return kernel
 
 
-def _tokens_before(terms: Terms) -> int:
-    """How far back a query sees, itself not counted; -1 for all the way."""
-    return -1 if terms.window is None else terms.window - 1
-
-
-HALVES = frozenset({torch.float16, torch.bfloat16})
-FLOATS = HALVES | {torch.float32}
-
-
-@dataclass(frozen=True)
-class Demand:
-    """What a layer asks of a path.
+class Demand(NamedTuple):
+    """What a layer asks of a backend.
 
     Attributes:
         device: its type: "cpu", "cuda", ...
@@ -220,35 +210,28 @@ class Demand:
     has_dropout: bool = False
 
 
-@dataclass(frozen=True)
-class Path:
+class Backend(NamedTuple):
     """One way, and what it can do.
 
     Attributes:
-        name: of the path.
-        attend: takes and gives what `attend_dense` does.
+        name: of the way.
+        attend: see the top of this file.
+        lacks: what a layer may ask and it does not do.
         devices: types of devices; None for all.
         dtypes: of queries, keys and values; None for all.
         head_sizes: the least and the most, after padding.
         multiple: of which head sizes have to be; narrower ones are padded.
         pads_values: whether values have to be as wide as queries; narrower ones are padded.
-        window: whether it knows sliding windows.
-        softcap: whether it knows softcapping.
-        sinks: whether it knows sinks.
-        dropout: whether it knows attention dropout.
     """
 
     name: str
-    attend: Callable[[Tensor, Tensor, Tensor, TreeMask, Terms], Tensor]
+    attend: Callable[[Tensor, Tensor, Tensor, TreeMask, AttentionArguments], Tensor]
+    lacks: tuple[str, ...] = ()
     devices: frozenset[str] | None = None
     dtypes: frozenset[torch.dtype] | None = None
     head_sizes: tuple[int, int] = (1, 2**31)
     multiple: int = 1
     pads_values: bool = False
-    window: bool = True
-    softcap: bool = True
-    sinks: bool = True
-    dropout: bool = True
 
     def can(self, demand: Demand) -> bool:
         """Whether it can do all that is asked."""
@@ -257,86 +240,61 @@ class Path:
             (self.devices is None or demand.device in self.devices)
             and (self.dtypes is None or demand.dtype in self.dtypes)
             and least <= demand.head_size <= most
-            and (self.window or not demand.has_window)
-            and (self.softcap or not demand.has_softcap)
-            and (self.sinks or not demand.has_sinks)
-            and (self.dropout or not demand.has_dropout)
+            and not any(getattr(demand, f"has_{each}") for each in self.lacks)
         )
 
 
-def _attend_flash_attn(
-    query: Tensor, key: Tensor, value: Tensor, tree: TreeMask, terms: Terms
-) -> Tensor:
-    return attend_varlen(query, key, value, tree, terms, _flash_attn())
-
-
-def _attend_torch_varlen(
-    query: Tensor, key: Tensor, value: Tensor, tree: TreeMask, terms: Terms
-) -> Tensor:
-    return attend_varlen(query, key, value, tree, terms, _torch())
-
-
-_flash_attn: Callable[[], Kernel] = cache(flash_attn_kernel)
-_torch: Callable[[], Kernel] = cache(torch_kernel)
-
-PATHS = (
-    Path(
+BACKENDS = (
+    Backend(
         "flash_cpu",
         attend_flash_cpu,
+        lacks=("window", "softcap", "dropout"),
         devices=frozenset({"cpu"}),
         dtypes=FLOATS | {torch.float64},
         pads_values=True,
-        window=False,
-        softcap=False,
-        dropout=False,
     ),
-    Path(
+    Backend(
         "flash_attn",
-        _attend_flash_attn,
+        lambda q, k, v, tree, arguments: attend_varlen(
+            q, k, v, tree, arguments, flash_attn_kernel()
+        ),
+        lacks=("sinks",),
         devices=frozenset({"cuda"}),
         dtypes=HALVES,
         head_sizes=(1, 256),
         pads_values=True,
-        sinks=False,
     ),
-    Path(
+    Backend(
         "torch_varlen",
-        _attend_torch_varlen,
+        lambda q, k, v, tree, arguments: attend_varlen(q, k, v, tree, arguments, torch_kernel()),
+        lacks=("softcap", "sinks", "dropout"),
         devices=frozenset({"cuda"}),
         dtypes=HALVES,
         head_sizes=(1, 256),
         multiple=8,
         pads_values=True,
-        softcap=False,
-        sinks=False,
-        dropout=False,
     ),
-    Path(
+    Backend(
         "flex",
         attend_flex,
+        lacks=("dropout",),
         devices=frozenset({"cuda"}),
         dtypes=FLOATS,
         head_sizes=(16, 256),
-        dropout=False,
     ),
-    Path("per_segment", attend_per_segment),
+    Backend("per_segment", attend_per_segment),
 )
 """In order of preference; the last one can do everything."""
 
 
-def choose_path(demand: Demand, available: Collection[str]) -> Path:
-    """The first path that can do what is asked.
-
-    Args:
-        demand: of the layer.
-        available: names of the paths whose packages are there.
-    """
-    return next(path for path in PATHS if path.name in available and path.can(demand))
+def choose_backend(demand: Demand, available: Collection[str]) -> Backend:
+    """The first backend, of those whose names are available, that can do what is asked."""
+    return next(each for each in BACKENDS if each.name in available and each.can(demand))
 
 
 @cache
-def available_paths() -> frozenset[str]:
-    """Names of the paths that this machine's packages and GPU allow."""
+def available_backends() -> frozenset[str]:
+    """Names of the backends that this machine's packages and GPU allow."""
     names = {"flash_cpu", "per_segment"}
     if torch.cuda.is_available():
         is_ampere = torch.version.hip is None and torch.cuda.get_device_capability() >= (8, 0)
@@ -349,52 +307,11 @@ def available_paths() -> frozenset[str]:
     return frozenset(names)
 
 
-def attend_tree(query: Tensor, key: Tensor, value: Tensor, tree: TreeMask, terms: Terms) -> Tensor:
-    """The attention of a tree's tokens, by the path that suits device, dtype and terms.
-
-    Args:
-        query: (1, H, T, D).
-        key: (1, K, T, D); K divides H.
-        value: (1, K, T, E).
-        tree: of the T tokens.
-        terms: of the layer.
-
-    Returns:
-        (1, H, T, E).
-    """
-    demand = Demand(
-        query.device.type,
-        query.dtype,
-        max(query.shape[-1], value.shape[-1]),
-        has_window=tree.is_cut_by(terms.window),
-        has_softcap=terms.softcap is not None,
-        has_sinks=terms.sinks_H is not None,
-        has_dropout=terms.dropout > 0,
-    )
-    path = choose_path(demand, available_paths())
-    tree = tree.on(query.device)
-    size = value.shape[-1]
-    if path.pads_values:
-        query, key, value = _widen(
-            query, key, value, -(-demand.head_size // path.multiple) * path.multiple
-        )
-    return path.attend(query, key, value, tree, terms)[..., :size]
-
-
-def _widen(query: Tensor, key: Tensor, value: Tensor, size: int) -> tuple[Tensor, ...]:
-    """All of one head size; zeros add nothing to scores, and their values are cut off again."""
-    return tuple(
-        each if each.shape[-1] == size else pad(each, (0, size - each.shape[-1]))
-        for each in (query, key, value)
-    )
-
-
 def _torch_knows_windows() -> bool:
     """The arguments came to `varlen_attn` one by one; remove when torch >= 2.13 is required."""
     if torch.__version__ < "2.10":
         return False
     from torch.nn.attention.varlen import varlen_attn
 
-    return {"scale", "window_size", "enable_gqa"} <= inspect.signature(
-        varlen_attn
-    ).parameters.keys()
+    known = inspect.signature(varlen_attn).parameters.keys()
+    return {"scale", "window_size", "enable_gqa"} <= known

@@ -18,26 +18,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from luthier.modeling.attention.mask import Terms, TreeMask
+from luthier.modeling.attention.mask import AttentionArguments, TreeMask
 
 
 def attend_flash_cpu(
-    query: Tensor, key: Tensor, value: Tensor, tree: TreeMask, terms: Terms
+    query: Tensor, key: Tensor, value: Tensor, tree: TreeMask, arguments: AttentionArguments
 ) -> Tensor:
-    """As `attend_dense`; without softcap, dropout, and windows that cut the tree.
+    """A backend of `backends.py`; of the arguments scale and sinks are honoured.
 
-    Args:
-        query: (1, H, T, D).
-        key: (1, K, T, D); K divides H.
-        value: (1, K, T, D).
-        tree: of the T tokens.
-        terms: scale and sinks are honoured.
-
-    Returns:
-        (1, H, T, D), in memory (1, T, H, D).
+    Values are as wide as queries, and the result is (1, T, H, D) in memory.
     """
     apply: Callable[..., Tensor] = _TreeFlash.apply
-    return apply(query, key, value, terms.sinks_H, tree, terms.scale)
+    return apply(query, key, value, arguments.sinks_H, tree, arguments.scale)
 
 
 class _TreeFlash(torch.autograd.Function):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from luthier.modeling.attention.mask import Terms, TreeMask
+from luthier.modeling.attention.mask import AttentionArguments, TreeMask
 
 BLOCK = 128
 """Tokens of a block, the size that the kernels are tuned for."""
@@ -26,36 +26,27 @@ def attend_flex(
     key: Tensor,
     value: Tensor,
     tree: TreeMask,
-    terms: Terms,
+    arguments: AttentionArguments,
     function: Callable[..., Any] | None = None,
 ) -> Tensor:
-    """As `attend_dense`; without dropout.
+    """A backend of `backends.py`, without dropout.
 
-    Args:
-        query: (1, H, T, D).
-        key: (1, K, T, D); K divides H.
-        value: (1, K, T, E).
-        tree: of the T tokens.
-        terms: of the layer.
-        function: `flex_attention` or its compiled form, which is the default.
-
-    Returns:
-        (1, H, T, E).
+    `function` is `flex_attention` or its compiled form, which is the default.
     """
     call = function or _compiled()
-    window = terms.window if tree.is_cut_by(terms.window) else None
+    window = arguments.window if tree.is_cut_by(arguments.window) else None
     out, aux = call(
         query,
         key,
         value,
-        score_mod=None if terms.softcap is None else _softcap(terms.softcap),
+        score_mod=None if arguments.softcap is None else _softcap(arguments.softcap),
         block_mask=tree.keep(("blocks", window), lambda: block_mask(tree, window)),
-        scale=terms.scale,
+        scale=arguments.scale,
         enable_gqa=query.shape[1] != key.shape[1],
         return_aux=AuxRequest(lse=True),
     )
-    if terms.sinks_H is not None:
-        share = torch.sigmoid(aux.lse - terms.sinks_H.to(aux.lse.dtype)[None, :, None])
+    if arguments.sinks_H is not None:
+        share = torch.sigmoid(aux.lse - arguments.sinks_H.to(aux.lse.dtype)[None, :, None])
         out = out * share[..., None].to(out.dtype)
     attended: Tensor = out
     return attended

@@ -22,20 +22,21 @@ from transformers.modeling_utils import AttentionInterface
 
 from luthier.errors import ModelError
 from luthier.modeling.attention.backends import attend_tree
-from luthier.modeling.attention.mask import Terms, TreeMask
+from luthier.modeling.attention.mask import AttentionArguments, TreeMask
 from luthier.records import Segment
 
 NAME = "luthier_tree"
 PLAIN = "sdpa"
 """What NAME alone stands before; before others it is followed by their name."""
 
-UNKNOWN_TERMS = ("position_bias", "indices", "block_indices", "sinks", "cache")
+UNKNOWN_ARGUMENTS = ("position_bias", "indices", "block_indices", "sinks", "cache")
 """Keyword arguments of attention functions that say what a tree's attention does not do."""
 
 Attended: TypeAlias = tuple[Tensor, Tensor | None]
 """What an attention function gives: (B, T, H, E), and its weights where it has them."""
 
 _open: list[TreeMask] = []
+_untraced: Callable[..., Any] = torch.compiler.disable
 
 
 def install_tree_attention(model: nn.Module) -> None:
@@ -64,7 +65,9 @@ def install_tree_attention(model: nn.Module) -> None:
             "layers cannot be handed a token tree. Use layout: padded."
         )
     for module, config in _configured(model):
-        if _is_attention(type(module)) and not _is_installed(config):
+        forward: Any = inspect.unwrap(type(module).forward)
+        asks = inspect.isfunction(forward) and "get_interface" in forward.__code__.co_names
+        if asks and not _is_installed(config):
             _own_function(type(module), config._attn_implementation)
     for _, config in _configured(model):
         if not _is_installed(config):
@@ -98,10 +101,6 @@ def tree_arguments(segments: Sequence[Segment], device: torch.device) -> Iterato
         yield {"tree": tree}
     finally:
         _open.remove(tree)
-    _check_used(tree)
-
-
-def _check_used(tree: TreeMask) -> None:
     if not tree.num_calls:
         raise ModelError(
             "no attention layer of this model used the token tree. Use layout: padded."
@@ -127,12 +126,6 @@ def _is_installed(config: Any) -> bool:
     return name is not None and name.partition(":")[0] == NAME
 
 
-def _is_attention(kind: type[nn.Module]) -> bool:
-    """Whether modules of a class ask the interface for an attention function."""
-    forward: Any = inspect.unwrap(kind.forward)
-    return inspect.isfunction(forward) and "get_interface" in forward.__code__.co_names
-
-
 def _plain_name(name: str) -> str | None:
     _, separator, plain = name.partition(":")
     return (plain or None) if separator else PLAIN
@@ -142,20 +135,19 @@ def _register(plain: str | None) -> str:
     """Registers the functions that stand before a plain implementation, under the name returned."""
     name = NAME if plain == PLAIN else f"{NAME}:{plain or ''}"
     AttentionInterface.register(name, _attention_before(plain))
-    if plain is None or plain in AttentionMaskInterface._global_mapping:
-        AttentionMaskInterface.register(name, _mask_before(plain or "eager"))
+    known = AttentionMaskInterface._global_mapping
+
+    def make_mask(*inputs: Any, **options: Any) -> Any:
+        if not _open:
+            return known[plain or "eager"](*inputs, **options)
+        _note_window(options.get("local_size"))
+
+    if plain is None or plain in known:
+        AttentionMaskInterface.register(name, make_mask)
     return name
 
 
-def _mask_before(plain: str) -> Callable[..., Any]:
-    def make_mask(*inputs: Any, **options: Any) -> Any:
-        if _open:
-            return _note_window_untraced(options.get("local_size"))
-        return AttentionMaskInterface._global_mapping[plain](*inputs, **options)
-
-    return make_mask
-
-
+@_untraced
 def _note_window(window: int | None) -> None:
     if window is not None:
         _open[-1].windows_asked.add(window)
@@ -172,7 +164,9 @@ def _attention_before(plain: str | None) -> Callable[..., Attended]:
     ) -> Attended:
         tree = options.pop("tree", None)
         if tree is not None:
-            return _attend_untraced(module, query, key, value, attention_mask, tree, options)
+            given = (query, key, value, attention_mask, tree, options)
+            attended: Attended = _attend(module, *given)
+            return attended
         if _open:
             raise ModelError(
                 f"{type(module).__name__} was not handed the token tree; its tokens would see "
@@ -181,23 +175,18 @@ def _attention_before(plain: str | None) -> Callable[..., Attended]:
         function = _own_function(type(module), plain)
         if plain is None or "flash" not in plain:
             return function(module, query, key, value, attention_mask, **options)
-        with _named(module.config, plain):
+        config: Any = module.config
+        name = config._attn_implementation
+        config._attn_implementation_internal = plain  # flash attention looks its own name up
+        try:
             return function(module, query, key, value, attention_mask, **options)
+        finally:
+            config._attn_implementation_internal = name
 
     return attention
 
 
-@contextmanager
-def _named(config: Any, plain: str) -> Iterator[None]:
-    """Flash attention looks its own name up in the configuration."""
-    name = config._attn_implementation
-    config._attn_implementation_internal = plain
-    try:
-        yield
-    finally:
-        config._attn_implementation_internal = name
-
-
+@_untraced
 def _attend(
     module: nn.Module,
     query: Tensor,
@@ -207,7 +196,7 @@ def _attend(
     tree: TreeMask,
     options: dict[str, Any],
 ) -> Attended:
-    """Attends by the tree.
+    """Attends by the tree, where the layer asks nothing that a tree does not know.
 
     Args:
         module: the attention layer.
@@ -221,30 +210,7 @@ def _attend(
     Returns:
         (1, T, H, E), and no attention weights.
     """
-    _check_demands(module, query, key, attention_mask, tree, options)
-    tree.num_calls += 1
-    terms = _terms(module, query, options)
-    if terms.window is not None:
-        tree.windows_used.add(terms.window)
-    kind = query.device.type
-    if torch.is_autocast_enabled(kind) and query.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(kind)
-        query, key, value = (each.to(dtype) for each in (query, key, value))
-    with torch.autocast(kind, enabled=False):
-        out = attend_tree(query, key, value, tree, terms)
-    return out.transpose(1, 2).contiguous(), None
-
-
-def _check_demands(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    attention_mask: Any,
-    tree: TreeMask,
-    options: dict[str, Any],
-) -> None:
     shape = (query.shape[0], query.shape[2], key.shape[2])
-    found = None
     if shape != (1, tree.num_tokens, tree.num_tokens):
         found = f"{shape[0]} x {shape[1]:,} queries for a tree of {tree.num_tokens:,} tokens"
     elif attention_mask is not None:
@@ -252,23 +218,34 @@ def _check_demands(
     elif options.get("is_causal") is False or getattr(module, "is_causal", True) is False:
         found = "sight in both directions"
     else:
-        found = next((name for name in UNKNOWN_TERMS if options.get(name) is not None), None)
-    if found is not None:
+        asked = (name for name in UNKNOWN_ARGUMENTS if options.get(name) is not None)
+        found = next(asked, "")
+    if found:
         raise ModelError(
             f"{type(module).__name__} attends with {found}, which a token tree does not know. "
             "Use layout: padded."
         )
-
-
-def _terms(module: nn.Module, query: Tensor, options: dict[str, Any]) -> Terms:
+    tree.num_calls += 1
     scale, dropout = options.get("scaling"), options.get("dropout")
-    return Terms(
+    arguments = AttentionArguments(
         scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
         window=options.get("sliding_window"),
         softcap=options.get("softcap"),
         sinks_H=options.get("s_aux"),
         dropout=float(dropout) if dropout and module.training else 0.0,
     )
+    if arguments.window is not None:
+        tree.windows_used.add(arguments.window)
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind) and query.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
+        query, key, value = (each.to(dtype) for each in (query, key, value))
+    with torch.autocast(kind, enabled=False):
+        out = attend_tree(query, key, value, tree, arguments)
+    return out.transpose(1, 2).contiguous(), None
+
+
+_own_functions: dict[tuple[type[nn.Module], str | None], Callable[..., Attended]] = {}
 
 
 def _own_function(kind: type[nn.Module], plain: str | None) -> Callable[..., Attended]:
@@ -294,10 +271,3 @@ def _own_function(kind: type[nn.Module], plain: str | None) -> Callable[..., Att
     _own_functions[kind, plain] = found
     function: Callable[..., Attended] = found
     return function
-
-
-_own_functions: dict[tuple[type[nn.Module], str | None], Callable[..., Attended]] = {}
-
-_untraced: Callable[..., Any] = torch.compiler.disable
-_attend_untraced: Callable[..., Attended] = _untraced(_attend)
-_note_window_untraced: Callable[..., None] = _untraced(_note_window)

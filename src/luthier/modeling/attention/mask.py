@@ -15,8 +15,8 @@ from luthier.records import Segment
 Kept = TypeVar("Kept")
 
 
-class Terms(NamedTuple):
-    """The terms of one attention layer.
+class AttentionArguments(NamedTuple):
+    """The arguments of one attention layer.
 
     Attributes:
         scale: of the scores.
@@ -31,15 +31,6 @@ class Terms(NamedTuple):
     softcap: float | None = None
     sinks_H: Tensor | None = None
     dropout: float = 0.0
-
-
-class Rectangle(NamedTuple):
-    """Queries that see all of a stretch of keys: the descendants of a segment and its tokens."""
-
-    query_start: int
-    query_end: int
-    key_start: int
-    key_end: int
 
 
 class Paths(NamedTuple):
@@ -79,7 +70,8 @@ class TreeMask:
     Attributes:
         num_tokens: T.
         depth: the number of tokens of the longest path.
-        rectangles: one for each segment that has descendants.
+        rectangles: first and end of queries, first and end of keys that all of them see: one for
+            each segment that has descendants, which stand right behind it.
         num_calls: how many attention layers have used it.
         windows_asked: the sliding windows that the model wanted masks for.
         windows_used: the sliding windows that its attention layers handed over.
@@ -89,14 +81,25 @@ class TreeMask:
         self.segments = tuple(segments)
         self.device = torch.device(device)
         self.num_tokens = self.segments[-1].end
-        self._depths = _start_depths(self.segments)
-        self._ends = _subtree_ends(self.segments)
+        self._depths: list[int] = []  # tokens that stand before each segment in its sequences
+        self._ends = [segment.end for segment in segments]  # of each segment's last descendant
+        expected = 0
+        for index, (start, end, parent) in enumerate(self.segments):
+            assert start == expected < end, (index, self.segments[index])
+            assert -1 <= parent < index, (index, self.segments[index])
+            above = self.segments[parent] if parent >= 0 else None
+            self._depths.append(0 if above is None else self._depths[parent] + _length(above))
+            expected = end
+        for index in range(len(self.segments) - 1, -1, -1):
+            parent = self.segments[index].parent
+            if parent >= 0:
+                self._ends[parent] = max(self._ends[parent], self._ends[index])
         self.depth = max(
-            depth + segment.end - segment.start
+            depth + _length(segment)
             for depth, segment in zip(self._depths, self.segments, strict=True)
         )
         self.rectangles = tuple(
-            Rectangle(segment.end, end, segment.start, segment.end)
+            (segment.end, end, segment.start, segment.end)
             for segment, end in zip(self.segments, self._ends, strict=True)
             if end > segment.end
         )
@@ -159,40 +162,41 @@ class TreeMask:
         """
         if not self.is_cut_by(window):
             window = None
-        key = ("paths", window, most_queries)
-        return self.keep(key, lambda: self._make_paths(window, most_queries))
 
-    def _make_paths(self, window: int | None, most_queries: int | None) -> Paths:
-        ranges: list[tuple[int, int]] = []
-        query_lengths: list[int] = []
-        key_lengths: list[int] = []
-        for index, segment in enumerate(self.segments):
-            step = most_queries or segment.end - segment.start
-            for start in range(segment.start, segment.end, step):
-                end = min(start + step, segment.end)
-                depth = self._depths[index] + start - segment.start
-                first = 0 if window is None else max(0, depth - window + 1)
-                found = self._path(index, end, first)
-                ranges += found
-                query_lengths.append(end - start)
-                key_lengths.append(sum(stop - begin for begin, stop in found))
-        index_P = torch.cat([torch.arange(*each) for each in ranges])
-        is_plain = len(index_P) == self.num_tokens
-        return Paths(
-            None if is_plain else self._move(index_P),
-            query_lengths,
-            key_lengths,
-            self._bounds(query_lengths),
-            self._bounds(key_lengths),
-        )
+        def make() -> Paths:
+            ranges: list[tuple[int, int]] = []
+            query_lengths: list[int] = []
+            key_lengths: list[int] = []
+            for index, segment in enumerate(self.segments):
+                step = most_queries or _length(segment)
+                for start in range(segment.start, segment.end, step):
+                    end = min(start + step, segment.end)
+                    depth = self._depths[index] + start - segment.start
+                    first = 0 if window is None else max(0, depth - window + 1)
+                    found = self._path(index, end, first)
+                    ranges += found
+                    query_lengths.append(end - start)
+                    key_lengths.append(sum(stop - begin for begin, stop in found))
+            index_P = torch.cat([torch.arange(*each) for each in ranges])
+            bounds = (
+                self._move(torch.tensor([0, *lengths]).cumsum(0).to(torch.int32))
+                for lengths in (query_lengths, key_lengths)
+            )
+            is_plain = len(index_P) == self.num_tokens
+            return Paths(
+                None if is_plain else self._move(index_P), query_lengths, key_lengths, *bounds
+            )
+
+        return self.keep(("paths", window, most_queries), make)
 
     def _path(self, index: int, end: int, first: int) -> list[tuple[int, int]]:
         """Token ranges from depth `first` to token `end` of a segment, joined where they meet."""
         ranges: list[tuple[int, int]] = []
-        while index >= 0 and self._depths[index] + end - self.segments[index].start > first:
-            start = max(
-                self.segments[index].start, self.segments[index].start + first - self._depths[index]
-            )
+        while index >= 0:
+            begin, depth = self.segments[index].start, self._depths[index]
+            if depth + end - begin <= first:
+                break
+            start = max(begin, begin + first - depth)
             if ranges and ranges[-1][0] == end:
                 ranges[-1] = (start, ranges[-1][1])
             else:
@@ -201,36 +205,14 @@ class TreeMask:
             end = self.segments[index].end
         return ranges[::-1]
 
-    def _bounds(self, lengths: Sequence[int]) -> Tensor:
-        return self._move(torch.tensor([0, *lengths]).cumsum(0).to(torch.int32))
-
     def _spread(self, values: Sequence[int]) -> Tensor:
         """(T,): each segment's value at each of its tokens."""
-        lengths = torch.tensor([segment.end - segment.start for segment in self.segments])
+        lengths = torch.tensor([_length(segment) for segment in self.segments])
         return self._move(torch.tensor(values).repeat_interleave(lengths))
 
     def _move(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)
 
 
-def _start_depths(segments: Sequence[Segment]) -> list[int]:
-    """How many tokens stand before each segment in its sequences."""
-    depths: list[int] = []
-    expected = 0
-    for index, (start, end, parent) in enumerate(segments):
-        assert start == expected < end, (index, segments[index])
-        assert -1 <= parent < index, (index, segments[index])
-        above = 0 if parent < 0 else segments[parent].end - segments[parent].start
-        depths.append(above + (depths[parent] if parent >= 0 else 0))
-        expected = end
-    return depths
-
-
-def _subtree_ends(segments: Sequence[Segment]) -> list[int]:
-    """Where the last descendant of each segment ends."""
-    ends = [segment.end for segment in segments]
-    for index in range(len(segments) - 1, -1, -1):
-        parent = segments[index].parent
-        if parent >= 0:
-            ends[parent] = max(ends[parent], ends[index])
-    return ends
+def _length(segment: Segment) -> int:
+    return segment.end - segment.start

@@ -14,19 +14,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from luthier.modeling.attention.backends import (
-    PATHS,
+    BACKENDS,
     Demand,
     attend_dense,
     attend_per_segment,
     attend_tree,
     attend_varlen,
-    available_paths,
-    choose_path,
+    available_backends,
+    choose_backend,
     flash_attn_kernel,
     torch_kernel,
 )
 from luthier.modeling.attention.flash_cpu import attend_flash_cpu
-from luthier.modeling.attention.mask import Terms, TreeMask
+from luthier.modeling.attention.mask import AttentionArguments, TreeMask
 from luthier.records import Segment
 from tests.modeling.attention.forest import apart, attend_and_learn, examples, forests, path_of
 
@@ -124,7 +124,7 @@ WAYS = {
 """Each path's way as far as a CPU can go it."""
 
 TERMS = st.builds(
-    Terms,
+    AttentionArguments,
     scale=st.just(SCALE),
     window=st.none() | st.integers(1, 20),
     softcap=st.sampled_from([None, 1.5]),
@@ -134,57 +134,56 @@ TERMS = st.builds(
 HEADS = st.sampled_from([(4, 4), (4, 2), (4, 1)])
 
 
-def demand_of(tree: TreeMask, terms: Terms, dtype: torch.dtype = torch.float32) -> Demand:
+def demand_of(
+    tree: TreeMask, arguments: AttentionArguments, dtype: torch.dtype = torch.float32
+) -> Demand:
     return Demand(
         "cpu",
         dtype,
         8,
-        has_window=tree.is_cut_by(terms.window),
-        has_softcap=terms.softcap is not None,
-        has_sinks=terms.sinks_H is not None,
+        has_window=tree.is_cut_by(arguments.window),
+        has_softcap=arguments.softcap is not None,
+        has_sinks=arguments.sinks_H is not None,
     )
 
 
 def knows(name: str, demand: Demand) -> bool:
-    path = next(path for path in PATHS if path.name == name)
-    return (
-        (path.window or not demand.has_window)
-        and (path.softcap or not demand.has_softcap)
-        and (path.sinks or not demand.has_sinks)
-    )
+    lacks = next(each.lacks for each in BACKENDS if each.name == name)
+    asked = {each for each in ("window", "softcap", "sinks") if getattr(demand, f"has_{each}")}
+    return not asked & set(lacks)
 
 
 @examples
 @given(forests(), TERMS, HEADS)
-def test_every_path_that_knows_the_terms_is_the_reference(segments, terms, heads):
+def test_every_path_that_knows_the_terms_is_the_reference(segments, arguments, heads):
     tree = TreeMask(segments, CPU)
     shape = dict(zip(("heads", "keys"), heads, strict=True))
-    wanted = attend_and_learn(attend_dense, tree, terms, **shape)
+    wanted = attend_and_learn(attend_dense, tree, arguments, **shape)
 
     for name, attend in WAYS.items():
-        if knows(name, demand_of(tree, terms)):
-            got = attend_and_learn(attend, tree, terms, **shape)
+        if knows(name, demand_of(tree, arguments)):
+            got = attend_and_learn(attend, tree, arguments, **shape)
             assert apart(got, wanted) < ROUNDING, name
 
 
 @examples
 @given(forests(), TERMS)
-def test_the_reference_is_each_sequence_alone(segments, terms):
+def test_the_reference_is_each_sequence_alone(segments, arguments):
     tree = TreeMask(segments, CPU)
     draw = torch.Generator().manual_seed(3)
     query, key, value = (
         torch.randn(1, heads, tree.num_tokens, 8, generator=draw) for heads in (4, 2, 2)
     )
-    if terms.sinks_H is not None:
-        terms = terms._replace(sinks_H=torch.randn(4, generator=draw))
+    if arguments.sinks_H is not None:
+        arguments = arguments._replace(sinks_H=torch.randn(4, generator=draw))
 
-    out = attend_dense(query, key, value, tree, terms)
+    out = attend_dense(query, key, value, tree, arguments)
 
     for index in range(len(segments)):
         path = path_of(segments, index)
         alone = TreeMask([Segment(0, len(path), -1)], CPU)
         inputs = (each[:, :, path] for each in (query, key, value))
-        torch.testing.assert_close(out[:, :, path], attend_dense(*inputs, alone, terms))
+        torch.testing.assert_close(out[:, :, path], attend_dense(*inputs, alone, arguments))
 
 
 def test_the_reference_of_one_sequence_is_torchs_attention():
@@ -196,17 +195,19 @@ def test_the_reference_of_one_sequence_is_torchs_attention():
         query, key, value, is_causal=True, scale=SCALE, enable_gqa=True
     )
 
-    torch.testing.assert_close(attend_dense(query, key, value, tree, Terms(SCALE)), wanted)
+    torch.testing.assert_close(
+        attend_dense(query, key, value, tree, AttentionArguments(SCALE)), wanted
+    )
 
 
 @examples
 @given(forests(), st.sampled_from([None, SINKS]))
 def test_double_precision_stays_double(segments, sinks):
     tree = TreeMask(segments, CPU)
-    terms = Terms(SCALE, sinks_H=sinks)
+    arguments = AttentionArguments(SCALE, sinks_H=sinks)
 
-    wanted = attend_and_learn(attend_dense, tree, terms, dtype=torch.float64)
-    got = attend_and_learn(attend_flash_cpu, tree, terms, dtype=torch.float64)
+    wanted = attend_and_learn(attend_dense, tree, arguments, dtype=torch.float64)
+    got = attend_and_learn(attend_flash_cpu, tree, arguments, dtype=torch.float64)
 
     assert got[0].dtype == torch.float64
     assert apart(got, wanted) < 1e-13
@@ -223,15 +224,15 @@ def test_half_precision_is_near_the_double_one(name, sinks):
         Segment(60, 90, 0),
     ]
     tree = TreeMask(segments, CPU)
-    terms = Terms(SCALE, sinks_H=sinks)
+    arguments = AttentionArguments(SCALE, sinks_H=sinks)
 
-    def in_double(query, key, value, tree, terms):
-        sinks = None if terms.sinks_H is None else terms.sinks_H.double()
-        terms = terms._replace(sinks_H=sinks)
-        return attend_dense(query.double(), key.double(), value.double(), tree, terms)
+    def in_double(query, key, value, tree, arguments):
+        sinks = None if arguments.sinks_H is None else arguments.sinks_H.double()
+        arguments = arguments._replace(sinks_H=sinks)
+        return attend_dense(query.double(), key.double(), value.double(), tree, arguments)
 
-    wanted = attend_and_learn(in_double, tree, terms, dtype=torch.bfloat16)
-    got = attend_and_learn(WAYS[name], tree, terms, dtype=torch.bfloat16)
+    wanted = attend_and_learn(in_double, tree, arguments, dtype=torch.bfloat16)
+    got = attend_and_learn(WAYS[name], tree, arguments, dtype=torch.bfloat16)
 
     # bfloat16 rounds by up to 2^-9; scores, weights, parts and gradients are each rounded once
     assert got[0].dtype == torch.bfloat16
@@ -240,11 +241,11 @@ def test_half_precision_is_near_the_double_one(name, sinks):
 
 @examples
 @given(forests(), TERMS, st.sampled_from([4, 12]))
-def test_values_may_be_narrower_or_wider_than_queries(segments, terms, value_size):
+def test_values_may_be_narrower_or_wider_than_queries(segments, arguments, value_size):
     tree = TreeMask(segments, CPU)
 
-    wanted = attend_and_learn(attend_dense, tree, terms, value_size=value_size)
-    got = attend_and_learn(attend_tree, tree, terms, value_size=value_size)
+    wanted = attend_and_learn(attend_dense, tree, arguments, value_size=value_size)
+    got = attend_and_learn(attend_tree, tree, arguments, value_size=value_size)
 
     assert apart(got, wanted) < ROUNDING
 
@@ -253,19 +254,19 @@ def test_long_segments_are_cut_into_pieces(monkeypatch):
     monkeypatch.setattr("luthier.modeling.attention.backends.MOST_QUERIES", 7)
     tree = TreeMask([Segment(0, 20, -1), Segment(20, 37, 0), Segment(37, 60, 0)], CPU)
 
-    for terms in (Terms(SCALE), Terms(SCALE, window=5, softcap=2.0)):
-        wanted = attend_and_learn(attend_dense, tree, terms)
-        assert apart(attend_and_learn(attend_per_segment, tree, terms), wanted) < ROUNDING
+    for arguments in (AttentionArguments(SCALE), AttentionArguments(SCALE, window=5, softcap=2.0)):
+        wanted = attend_and_learn(attend_dense, tree, arguments)
+        assert apart(attend_and_learn(attend_per_segment, tree, arguments), wanted) < ROUNDING
 
 
 def test_dropout_keeps_the_mean_and_comes_from_the_global_generator():
     tree = TreeMask([Segment(0, 6, -1), Segment(6, 12, 0)], CPU)
     query, key, value = (torch.randn(1, 2, 12, 4) for _ in range(3))
-    kept = attend_tree(query, key, value, tree, Terms(SCALE))
+    kept = attend_tree(query, key, value, tree, AttentionArguments(SCALE))
 
     def dropped(seed):
         torch.manual_seed(seed)
-        return attend_tree(query, key, value, tree, Terms(SCALE, dropout=0.4))
+        return attend_tree(query, key, value, tree, AttentionArguments(SCALE, dropout=0.4))
 
     assert torch.equal(dropped(1), dropped(1))
     assert not torch.equal(dropped(1), dropped(2))
@@ -279,13 +280,13 @@ def test_a_frozen_input_gets_no_gradient():
     query = torch.randn(1, 2, 12, 4, requires_grad=True)
     key, value = torch.randn(1, 2, 12, 4), torch.randn(1, 2, 12, 4)
 
-    attend_tree(query, key, value, tree, Terms(SCALE)).sum().backward()
+    attend_tree(query, key, value, tree, AttentionArguments(SCALE)).sum().backward()
 
     assert query.grad is not None
     assert key.grad is None
 
 
-ALL = frozenset(path.name for path in PATHS)
+ALL = frozenset(path.name for path in BACKENDS)
 HALF = torch.bfloat16
 CASES = [
     ("flash_cpu", Demand("cpu", torch.float32, 64)),
@@ -306,17 +307,17 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "demand"), CASES, ids=str)
 def test_the_first_path_that_can_is_taken(name, demand):
-    assert choose_path(demand, ALL).name == name
+    assert choose_backend(demand, ALL).name == name
 
 
 def test_without_flash_attn_torchs_own_kernel_comes_next():
     plain = Demand("cuda", HALF, 128, has_window=True)
 
-    assert choose_path(plain, ALL - {"flash_attn"}).name == "torch_varlen"
-    assert choose_path(plain, ALL - {"flash_attn", "torch_varlen"}).name == "flex"
-    assert choose_path(plain, {"flash_cpu", "per_segment"}).name == "per_segment"
+    assert choose_backend(plain, ALL - {"flash_attn"}).name == "torch_varlen"
+    assert choose_backend(plain, ALL - {"flash_attn", "torch_varlen"}).name == "flex"
+    assert choose_backend(plain, {"flash_cpu", "per_segment"}).name == "per_segment"
     capped = Demand("cuda", HALF, 128, has_softcap=True)
-    assert choose_path(capped, ALL - {"flash_attn"}).name == "flex"
+    assert choose_backend(capped, ALL - {"flash_attn"}).name == "flex"
 
 
 DEMANDS = st.builds(
@@ -334,34 +335,34 @@ DEMANDS = st.builds(
 @examples
 @given(DEMANDS, st.sets(st.sampled_from(sorted(ALL))))
 def test_some_path_can_do_whatever_is_asked(demand, available):
-    path = choose_path(demand, available | {"per_segment"})
+    path = choose_backend(demand, available | {"per_segment"})
 
     assert path.can(demand)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is there without a GPU")
 def test_a_machine_without_a_gpu_has_two_paths():
-    assert available_paths() == {"flash_cpu", "per_segment"}
+    assert available_backends() == {"flash_cpu", "per_segment"}
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["flash_attn", "torch_varlen", "flex"])
 def test_gpu_paths_are_the_reference(name):
-    if name not in available_paths():
+    if name not in available_backends():
         pytest.skip(f"{name} is not there")
-    path = next(path for path in PATHS if path.name == name)
+    path = next(path for path in BACKENDS if path.name == name)
     segments = [Segment(0, 150, -1), Segment(150, 200, 0), Segment(200, 333, 0)]
     tree = TreeMask(segments, torch.device("cuda"))
 
     def on_gpu(attend):
-        def moved(query, key, value, tree, terms):
+        def moved(query, key, value, tree, arguments):
             inputs = (each.cuda() for each in (query, key, value))
-            return attend(*inputs, tree, terms).cpu()
+            return attend(*inputs, tree, arguments).cpu()
 
         return moved
 
-    for terms in (Terms(0.1), Terms(0.1, window=40)):
-        wanted = attend_and_learn(on_gpu(attend_dense), tree, terms, size=64, dtype=HALF)
-        got = attend_and_learn(on_gpu(path.attend), tree, terms, size=64, dtype=HALF)
+    for arguments in (AttentionArguments(0.1), AttentionArguments(0.1, window=40)):
+        wanted = attend_and_learn(on_gpu(attend_dense), tree, arguments, size=64, dtype=HALF)
+        got = attend_and_learn(on_gpu(path.attend), tree, arguments, size=64, dtype=HALF)
         assert apart(got, wanted) < 2**-6
