@@ -6,7 +6,11 @@ import pytest
 from pydantic import SecretStr
 
 from luthier import secrecy
-from luthier.processes.launching.private import PRIVATE, kept_private, told_in_private
+from luthier.processes.launcher import (
+    PRIVATE,
+    secrets_from_environment,
+    secrets_to_environment,
+)
 from luthier.secrecy import MASK, guard, learn, masked, masked_throughout, names_a_secret
 
 
@@ -123,16 +127,19 @@ def test_words_with_secrets_travel_beside_the_command_line(monkeypatch):
     words = ["run.yaml", "--hub_token", "abc", "--hf-hub-token=abc", "seed=3", "--do_train"]
     words += ["dataset=s3://me:CANARY-pass@bucket/x.json", "hub_token=", "--hub_token"]
 
-    shown, variables = kept_private(["train", *words])
+    shown, variables = secrets_to_environment(["train", *words])
 
     assert "abc" not in " ".join(shown)
     assert "CANARY" not in " ".join(shown)
     assert shown[1] == "run.yaml"
     assert shown[5:7] == ["seed=3", "--do_train"]
     monkeypatch.setenv(PRIVATE, variables[PRIVATE])
-    assert told_in_private(shown[1:]) == words
-    assert told_in_private(["a.yaml"]) == ["a.yaml"]  # the variable is gone
+    assert secrets_from_environment(shown[1:]) == words
+    assert secrets_from_environment(["a.yaml"]) == ["a.yaml"]  # the variable is gone
 
 
 def test_without_secrets_nothing_is_put_into_the_environment():
-    assert kept_private(["train", "a.yaml", "seed=3"]) == (["train", "a.yaml", "seed=3"], {})
+    assert secrets_to_environment(["train", "a.yaml", "seed=3"]) == (
+        ["train", "a.yaml", "seed=3"],
+        {},
+    )

@@ -151,12 +151,12 @@ def hold_a_step() -> None:
 
 def hold_an_evaluation() -> None:
     """Makes the evaluations last."""
-    from luthier.processes.watch.watched import Marks
+    from luthier.processes.watchdog import HeartbeatCallback
 
-    def held(self: Marks, *_: Any, **options: Any) -> None:
+    def held(self: HeartbeatCallback, *_: Any, **options: Any) -> None:
         time.sleep(1)
 
-    Marks.on_prediction_step = held  # type: ignore[method-assign]
+    HeartbeatCallback.on_prediction_step = held  # type: ignore[method-assign]
 
 
 def try_many(

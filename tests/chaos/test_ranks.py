@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from luthier.processes.watch.watch import LOST
+from luthier.processes.watchdog import LOST
 from tests.chaos import ranks, trial
 
 pytestmark = pytest.mark.slow

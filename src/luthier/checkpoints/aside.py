@@ -14,7 +14,7 @@ from luthier.checkpoints.folders import list_checkpoints, sweep
 from luthier.checkpoints.lock import FILE_NAME, OutputLock, last_holder, launch_of
 from luthier.checkpoints.request_files import forget_requests, was_stopped
 from luthier.errors import CheckpointError, Stopped
-from luthier.processes.launched import is_restart, launched_world
+from luthier.processes.environment import distributed_environment, is_restart
 
 MARKS = (
     "adapter_model.safetensors",
@@ -61,7 +61,7 @@ def claimed(arguments: Arguments) -> Iterator[None]:
 
 def keeps_folder(arguments: Arguments) -> bool:
     """Whether this process looks after its machine's output folder for all ranks."""
-    world = launched_world()
+    world = distributed_environment()
     on_each = arguments.training.save_on_each_node and world.local_rank == 0
     return world.rank == 0 or on_each
 

@@ -22,18 +22,20 @@ def run(argv: list[str]) -> int:
         print(help_page())
         return 0
     from luthier.arguments.parse import parse_command_line
-    from luthier.processes.launching.orphan import end_with_parent
-    from luthier.processes.launching.plan import find_launch
-    from luthier.processes.launching.private import told_in_private
+    from luthier.processes.launcher import (
+        end_with_parent,
+        find_launch,
+        secrets_from_environment,
+        start,
+        with_args_file,
+    )
     from luthier.training.preflight import find_problems
 
     end_with_parent()
-    argv = told_in_private(argv)
+    argv = secrets_from_environment(argv)
     arguments = parse_command_line(argv, check=find_problems)
     launch = find_launch(arguments)
     if launch is not None:
-        from luthier.processes.launching.start import start, with_args_file
-
         return start(launch, ["train", *with_args_file(argv)])
     from luthier.training.run import run as run_training
 

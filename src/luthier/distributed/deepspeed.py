@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,7 @@ from luthier.distributed.deepspeed_config import (
 from luthier.distributed.strategy import DEEPSPEED_STAGES, WORDS
 from luthier.errors import ArgumentsError
 from luthier.modeling.sharded import has_shards
-from luthier.processes.launched import launched_world
+from luthier.processes.environment import distributed_environment
 
 _stages: list[int] = []
 """Of the runs that this process has made."""
@@ -43,7 +42,7 @@ def deepspeed_settings(arguments: Arguments) -> Config | None:
     given = arguments.training.deepspeed
     if given is None:
         return None
-    if not launched_world().is_launched:
+    if not distributed_environment().is_launched:
         raise ArgumentsError(
             [
                 "deepspeed: its processes are started by a launcher, and this one was not. Use "
@@ -76,18 +75,6 @@ def deepspeed_settings(arguments: Arguments) -> Config | None:
     if is_offloaded or brings_adam:
         _prepare_to_compile("cpu_adam" if is_offloaded else "fused_adam")
     return config
-
-
-def use_gloo() -> None:
-    """Keeps DeepSpeed on a CPU from its own collectives; called before its group is made.
-
-    They are compiled at the first start (a minute), and they have no time limit: ranks whose peer
-    has died would wait for ever. Without them gloo is used, as in all other runs on a CPU.
-    """
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # it would look for another, and warn of none
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _prepare_to_compile(name: str) -> None:

@@ -32,7 +32,7 @@ from luthier.distributed.fsdp_config import (
 )
 from luthier.errors import ArgumentsError
 from luthier.modeling.device import free_memory
-from luthier.processes.launched import launched_world
+from luthier.processes.environment import distributed_environment
 from luthier.processes.ranks import agree_all
 
 COMPUTED_IN = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -54,7 +54,7 @@ def fsdp_settings(arguments: Arguments, *, on_cpu: bool) -> dict[str, Any]:
         raise ArgumentsError(reading.problems)
     for note in reading.notes:
         console.info(note)
-    sharding, world = reading.sharding, launched_world()
+    sharding, world = reading.sharding, distributed_environment()
     if sharding is not None and not arguments.training.do_train:
         console.info("fsdp has no effect without do_train: every process holds all weights")
         sharding = None

@@ -1,16 +1,18 @@
-"""Signals that ask a process to stop: heard while it works, let pass in its workers."""
+"""Signals that ask a process to stop, heard while it works; and how it ends at once."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 ASKING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 """Ctrl-C; what launchers and schedulers send; a closed terminal; and what SLURM can be told to send
@@ -21,6 +23,12 @@ ONE_MOMENT_S = 2.0
 
 PARTING_S = 120
 """Seconds that a worker lives on after a first SIGTERM."""
+
+LAST_WORDS_S = 5.0
+"""How long the last words may take: a full pipe that nobody reads must not hold a process."""
+
+TERMINATION_S = 5.0
+"""How long a rank that is told to end looks for a lost one first, whose log would be lost too."""
 
 
 class Signals:
@@ -202,3 +210,70 @@ def _in_forked_process() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_forked_process)
+
+
+class LateTermination:
+    """SIGTERM, where nobody else hears it: a launcher sends it to the ranks that are left.
+
+    It ends the process as it does by default, only a moment later, so that the watchdog can say
+    which rank is lost. A handler of the run's own is left in place.
+
+    Attributes:
+        was_asked: whether the signal has come.
+        is_ending: set by who has found a lost rank, and ends this process itself.
+    """
+
+    def __init__(self) -> None:
+        self.was_asked = self.is_ending = False
+        self._pid = os.getpid()
+        self._is_ours = False
+
+    def start(self) -> None:
+        """Begins to hear it; in a main thread only."""
+        self._is_ours = (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        )
+        if self._is_ours:
+            signal.signal(signal.SIGTERM, self._terminate)
+
+    def stop(self) -> None:
+        """Gives the signal back its default."""
+        if self._is_ours and signal.getsignal(signal.SIGTERM) == self._terminate:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() == self._pid:  # not in a worker that was forked
+            self.was_asked = True
+            time.sleep(TERMINATION_S)
+            if self.is_ending:
+                time.sleep(LAST_WORDS_S)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def end_process(exit_code: int, last_words: str, linger_s: float = 0.0) -> NoReturn:
+    """Ends this process and the workers it has started; no cleaning up, nothing waited for.
+
+    Args:
+        exit_code: of the process.
+        last_words: for standard error.
+        linger_s: how long to stay after them.
+    """
+
+    def speak() -> None:  # not through sys.stderr alone, whose lock the main thread may hold
+        data = last_words.encode(errors="replace")
+        with suppress(OSError):
+            while data:
+                data = data[os.write(2, data) :]
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+
+    speaking = threading.Thread(target=speak, daemon=True)
+    speaking.start()
+    speaking.join(LAST_WORDS_S)
+    time.sleep(linger_s)
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(exit_code)

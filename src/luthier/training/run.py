@@ -75,7 +75,13 @@ def run(
         from luthier.modeling.memory import choose_checkpointing
         from luthier.modeling.safe_loading import reading_plain_data
         from luthier.modeling.tokenizer import load_tokenizer
-        from luthier.processes.watch.watched import Watched
+        from luthier.processes.process_group import (
+            check_group,
+            check_launch,
+            join_group,
+            leaving_group,
+        )
+        from luthier.processes.watchdog import Watchdog
         from luthier.stages.stage import STAGES
         from luthier.templates.fit import find_other_ids, fit_chat_template
         from luthier.templates.template import Template
@@ -83,14 +89,13 @@ def run(
         from luthier.training.encoder import fit_template
         from luthier.training.report import write_model_card, write_run_record
         from luthier.training.to_training_arguments import to_training_arguments
-        from luthier.training.world import check_launch, check_world, join_world, membership
 
     disable_progress_bar()
     with (
         reading_plain_data(),
         claimed(arguments),
-        membership(owns_process=owns_process),
-        Watched() as watched,
+        leaving_group(owns_process=owns_process),
+        Watchdog() as watchdog,
         own_runs(arguments.training),
     ):
         check_launch(arguments)
@@ -113,11 +118,11 @@ def run(
                 "do_eval, eval_strategy and eval_on_start away; do_predict alone answers such rows."
             )
         # from here on processes wait for each other, and no longer than ddp_timeout
-        world = join_world(arguments)
+        here = join_group(arguments)
         library = to_training_arguments(arguments)
-        check_world(world, library)
+        check_group(here, library)
         arguments = with_sharding(arguments, library)
-        callbacks = [*callbacks, *watched.begin(arguments)]
+        callbacks = [*callbacks, *watchdog.begin(arguments)]
         identity = identify(
             asked, find_strategy(arguments, library), library.world_size, data.train
         )
@@ -148,7 +153,9 @@ def run(
         write_run_record(folder, noted, data.report, trainer.engine)
         metrics: dict[str, float] = {}
         if training.do_train:
-            with trainer.requests.listening(folder, owns_process=owns_process, heard=watched.hurry):
+            with trainer.requests.listening(
+                folder, owns_process=owns_process, heard=watchdog.hurry
+            ):
                 metrics |= _train(trainer, arguments, checkpoint)
                 trainer.requests.raise_if_asked(trainer.state)
             if arguments.finetuning.plot_loss and console.is_main_process():

@@ -7,7 +7,6 @@ import dataclasses
 import os
 from typing import Any
 
-import torch
 from pydantic import SecretStr
 from transformers import TrainingArguments as LibraryArguments
 
@@ -17,6 +16,7 @@ from luthier.arguments.record import Arguments, facts
 from luthier.distributed.deepspeed import deepspeed_settings
 from luthier.distributed.fsdp import fsdp_settings
 from luthier.errors import ArgumentsError
+from luthier.processes.environment import has_accelerator, is_on_cpu
 
 
 def to_training_arguments(arguments: Arguments) -> LibraryArguments:
@@ -67,17 +67,6 @@ def to_training_arguments(arguments: Arguments) -> LibraryArguments:
         )
         library._n_gpu = 1  # transformers would copy the model to all of them at every step
     return library
-
-
-def is_on_cpu(arguments: Arguments) -> bool:
-    """Whether the run computes on the CPU: it was told to, or nothing else is there."""
-    told = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes", "on")
-    return arguments.training.use_cpu or told or not has_accelerator()
-
-
-def has_accelerator() -> bool:
-    """Whether torch sees a device other than the CPU."""
-    return bool(torch.accelerator.is_available())
 
 
 def _plain(value: Any) -> Any:

@@ -19,8 +19,7 @@ from luthier.checkpoints.request_files import answer, asked, take_up
 from luthier.checkpoints.verify import STATE_ENTRY
 from luthier.errors import Stopped
 from luthier.processes.ranks import num_ranks
-from luthier.processes.signals import Signals
-from luthier.processes.watch.ending import end_process
+from luthier.processes.signals import Signals, end_process
 from luthier.training.callbacks.pace import clock
 
 NOTHING, SAVE, STOP = range(3)

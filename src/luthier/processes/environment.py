@@ -1,10 +1,15 @@
-"""What a launcher has told this process about the others, by its environment."""
+"""The distributed environment: what a launcher said of the processes, what this machine has."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+from luthier.arguments.record import Arguments
+from luthier.collector import resting_collector
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 """What every launcher sets for each of its processes: torchrun, deepspeed, accelerate, ours."""
@@ -17,9 +22,21 @@ OTHER_SIZES = (
 )
 """Where mpirun and srun say how many copies of a command they have started."""
 
+DEVICE_FILES = (
+    "nvidia[0-9]*",
+    "kfd",  # AMD
+    "dxg",  # Windows' subsystem for Linux
+    "dri/renderD*",  # Intel and others
+    "davinci[0-9]*",  # Ascend
+    "accel/accel*",  # Habana
+    "mlu*",  # Cambricon
+    "musa*",  # Moore Threads
+)
+"""What Linux shows under /dev where there is an accelerator."""
+
 
 @dataclass(frozen=True)
-class World:
+class DistributedEnvironment:
     """The processes of a run, seen from one of them.
 
     Attributes:
@@ -35,18 +52,20 @@ class World:
     is_launched: bool = False
 
 
-def launched_world(environment: Mapping[str, str] = os.environ) -> World:
-    """What the launcher said; a world of one where there is none.
+def distributed_environment(
+    environment: Mapping[str, str] = os.environ,
+) -> DistributedEnvironment:
+    """What the launcher said; one process where there is none.
 
-    Only for an environment that `launch_problems` finds nothing wrong with.
+    Only for an environment that `environment_problems` finds nothing wrong with.
     """
     if not all(environment.get(name) for name in NAMES):
-        return World()
+        return DistributedEnvironment()
     rank, world_size, local_rank = (int(environment[name]) for name in NAMES)
-    return World(rank, world_size, local_rank, is_launched=True)
+    return DistributedEnvironment(rank, world_size, local_rank, is_launched=True)
 
 
-def launch_problems(environment: Mapping[str, str] = os.environ) -> Iterator[str]:
+def environment_problems(environment: Mapping[str, str] = os.environ) -> Iterator[str]:
     """What is wrong with what the launcher said.
 
     Processes that do not find each other would each train alone, on the same files.
@@ -90,3 +109,27 @@ def count_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def count_accelerators() -> int:
+    """The accelerators that torch sees; it is imported only where there may be some."""
+    if sys.platform == "linux" and not any(
+        any(Path("/dev").glob(pattern)) for pattern in DEVICE_FILES
+    ):
+        return 0
+    with resting_collector():
+        import torch
+    return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+
+
+def has_accelerator() -> bool:
+    """Whether torch sees a device other than the CPU."""
+    import torch
+
+    return bool(torch.accelerator.is_available())
+
+
+def is_on_cpu(arguments: Arguments) -> bool:
+    """Whether the run computes on the CPU: it was told to, or nothing else is there."""
+    told = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes", "on")
+    return arguments.training.use_cpu or told or not has_accelerator()

@@ -1,4 +1,4 @@
-"""a launcher with processes that only live and die: python -m tests.processes.launching.lives"""
+"""a launcher with processes that only live and die: python -m tests.processes.launcher_lives"""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if deed == "stopped":
 
 def run(folder: Path, deed: str, max_restarts: int = 0, signals: int = 0) -> int:
     """The exit code of a launcher of two processes, which gets signals once both live."""
-    from luthier.processes.launching.agent import run_agent
+    from luthier.processes.agent import run_agent
 
     script = folder / "a rank.py"
     script.write_text(RANK)

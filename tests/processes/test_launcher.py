@@ -9,8 +9,8 @@ from torch.distributed.run import config_from_args, parse_args
 
 from luthier.arguments.parse import parse_dict
 from luthier.errors import ArgumentsError
-from luthier.processes.launched import count_cores
-from luthier.processes.launching.plan import find_launch
+from luthier.processes.environment import count_cores
+from luthier.processes.launcher import find_launch
 
 RUN = {"model_name_or_path": "m", "output_dir": "o", "do_eval": True, "eval_dataset": "d"}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from luthier import cli
-from luthier.processes.launching.start import with_args_file
+from luthier.processes.launcher import with_args_file
 from tests import tiny
 from tests.launched import run_command
 

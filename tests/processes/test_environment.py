@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import pytest
 
-from luthier.processes.launched import World, is_restart, launch_problems, launched_world
+from luthier.processes.environment import (
+    DistributedEnvironment,
+    distributed_environment,
+    environment_problems,
+    is_restart,
+)
 
 
 def test_a_process_without_a_launcher_is_alone():
-    assert launched_world({}) == World(0, 1, 0, is_launched=False)
-    assert list(launch_problems({})) == []
+    assert distributed_environment({}) == DistributedEnvironment(0, 1, 0, is_launched=False)
+    assert list(environment_problems({})) == []
 
 
 def test_a_launcher_says_who_a_process_is():
     environment = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
 
-    assert launched_world(environment) == World(3, 4, 1, is_launched=True)
-    assert list(launch_problems(environment)) == []
+    assert distributed_environment(environment) == DistributedEnvironment(3, 4, 1, is_launched=True)
+    assert list(environment_problems(environment)) == []
 
 
 @pytest.mark.parametrize(
@@ -31,14 +36,14 @@ def test_a_launcher_says_who_a_process_is():
     ],
 )
 def test_what_would_train_several_times_alone_is_a_problem(environment):
-    assert len(list(launch_problems(environment))) == 1
+    assert len(list(environment_problems(environment))) == 1
 
 
 @pytest.mark.parametrize(
     "environment", [{"WORLD_SIZE": "1", "RANK": "0"}, {"SLURM_STEP_NUM_TASKS": "1"}]
 )
 def test_a_world_of_one_needs_no_launcher(environment):
-    assert list(launch_problems(environment)) == []
+    assert list(environment_problems(environment)) == []
 
 
 def test_a_restart_is_told_by_its_count():

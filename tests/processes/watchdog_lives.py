@@ -10,7 +10,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from luthier.processes.watch.watch import Watch
+from luthier.processes.watchdog import Watchdog
 
 DDP_TIMEOUT_S = 10.0
 
@@ -22,7 +22,8 @@ def live(kind: str, num_steps: int = 10_000) -> str:
     """Steps of 50 ms until the end, with the watch of a run."""
     dist.init_process_group("gloo", timeout=timedelta(seconds=DDP_TIMEOUT_S))
     rank = dist.get_rank()
-    watch = Watch(
+    watchdog = Watchdog()
+    watchdog.start(
         dist.distributed_c10d._get_default_store(),
         rank,
         dist.get_world_size(),
@@ -30,21 +31,20 @@ def live(kind: str, num_steps: int = 10_000) -> str:
         "run",
         holds_store=rank == 0,
     )
-    watch.start()
     problem: BaseException | None = None
     try:
-        _work(kind, rank, num_steps, watch)
+        _work(kind, rank, num_steps, watchdog)
     except Exception as raised:
         problem = raised
         raise
     finally:
-        watch.leave(problem)
+        watchdog.leave(problem)
     return "well"
 
 
-def _work(kind: str, rank: int, num_steps: int, watch: Watch) -> None:
+def _work(kind: str, rank: int, num_steps: int, watchdog: Watchdog) -> None:
     for step in range(1, num_steps + 1):
-        watch.pulse.mark(step, "training")
+        watchdog.own.mark(step, "training")
         if step == 20:
             print(READY, file=sys.stderr, flush=True)
             if rank == (0 if "keeps the store" in kind else 1):

@@ -15,7 +15,7 @@ from tests.launched import Ended, run_command
 @pytest.fixture(scope="module")
 def lives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
     folder = tmp_path_factory.mktemp("lives of ranks")
-    words = [sys.executable, "-m", "tests.processes.launching.lives", folder]
+    words = [sys.executable, "-m", "tests.processes.launcher_lives", folder]
     return folder, run_command(words, folder=ROOT)
 
 

@@ -10,9 +10,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from luthier.processes.watch.watch import LOST
+from luthier.processes.watchdog import LOST
 from tests.launched import Ended, Ranks, started_ranks
-from tests.processes.watch import lives
+from tests.processes import watchdog_lives as lives
 
 NUM_RANKS = 3
 

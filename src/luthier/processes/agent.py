@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -29,8 +28,6 @@ LOST = 70
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 """Signals that ask a run to end; the last is what SLURM can be told to send ahead of the end."""
 
-SET_BY_TORCH = (*STOPS, signal.SIGQUIT)
-
 PATIENCE = 2
 """So many of them are passed on; the next one kills the processes."""
 
@@ -47,17 +44,32 @@ def run_agent(words: Sequence[str]) -> int:
     Raises:
         ConnectionError: if the machines do not find each other.
     """
-    with _our_agent():
-        Agent.signals = 0
-        try:
-            torch_run.run(torch_run.parse_args(list(words)))  # type: ignore[no-untyped-call]
-        except ChildFailedError as problem:
-            return _exit_code(problem.failures)
-        except SignalException as problem:
-            return 128 + int(problem.sigval)
-        except (RendezvousError, DistNetworkError, DistStoreError) as problem:
-            reason = str(problem.__cause__ or problem).partition("\n")[0]
-            raise ConnectionError(reason.rstrip(".")) from problem
+    theirs = torch_launcher.LocalElasticAgent
+    handlers = {number: signal.getsignal(number) for number in STOPS}
+    torch_launcher.LocalElasticAgent = Agent  # type: ignore[misc]
+    Agent.signals = 0
+    try:
+        torch_run.run(torch_run.parse_args(list(words)))  # type: ignore[no-untyped-call]
+    except ChildFailedError as problem:
+        first = _first(problem.failures)
+        codes = [first.exitcode, *(each.exitcode for each in problem.failures.values())]
+        chosen = next((code for code in codes if code > 0), None)
+        if first.exitcode > 0:
+            return int(first.exitcode)
+        if Agent.signals:
+            return int(128 + Agent.last if chosen is None else chosen)
+        console.error(f"{_describe(first)}; the others were ended")
+        return LOST
+    except SignalException as problem:
+        return 128 + int(problem.sigval)
+    except (RendezvousError, DistNetworkError, DistStoreError) as problem:
+        reason = str(problem.__cause__ or problem).partition("\n")[0]
+        raise ConnectionError(reason.rstrip(".")) from problem
+    finally:
+        torch_launcher.LocalElasticAgent = theirs  # type: ignore[misc]
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        os.environ.pop("TORCHELASTIC_SIGNALS_TO_HANDLE", None)
     return 0
 
 
@@ -73,7 +85,7 @@ class Agent(LocalElasticAgent):
     last = signal.SIGTERM
 
     def _start_workers(self, worker_group: Any) -> dict[int, Any]:
-        before = {number: signal.getsignal(number) for number in SET_BY_TORCH}
+        before = {number: signal.getsignal(number) for number in (*STOPS, signal.SIGQUIT)}
         started: dict[int, Any] = super()._start_workers(worker_group)
         # torch has set its own handlers, which leave the processes half a minute
         for number, handler in before.items():
@@ -85,17 +97,16 @@ class Agent(LocalElasticAgent):
 
     def _monitor_workers(self, worker_group: Any) -> Any:
         result = super()._monitor_workers(worker_group)
+        left = self._remaining_restarts
         if not result.is_failed():
             return result
-        left = self._remaining_restarts
-        first = _first(result.failures)
         if Agent.signals or any(each.exitcode in FINAL for each in result.failures.values()):
             self._remaining_restarts = 0
         elif left:
-            spec = worker_group.spec
+            most = worker_group.spec.max_restarts
             console.warn(
-                f"{_describe(first)}; all processes are started again "
-                f"({spec.max_restarts - left + 1} of {spec.max_restarts})"
+                f"{_describe(_first(result.failures))}; all processes are started again "
+                f"({most - left + 1} of {most})"
             )
         return result
 
@@ -114,19 +125,6 @@ class Agent(LocalElasticAgent):
                 handler.proc.send_signal(number)
 
 
-def _exit_code(failures: Mapping[int, ProcessFailure]) -> int:
-    """What the run ended with, said if it was not the processes' own choice."""
-    first = _first(failures)
-    codes = [first.exitcode, *(each.exitcode for each in failures.values())]
-    chosen = next((code for code in codes if code > 0), None)
-    if first.exitcode > 0:
-        return int(first.exitcode)
-    if Agent.signals:
-        return int(128 + Agent.last if chosen is None else chosen)
-    console.error(f"{_describe(first)}; the others were ended")
-    return LOST
-
-
 def _first(failures: Mapping[int, ProcessFailure]) -> ProcessFailure:
     return min(failures.values(), key=lambda each: each.timestamp)
 
@@ -136,18 +134,3 @@ def _describe(failure: ProcessFailure) -> str:
     if failure.exitcode < 0:
         return f"{process} was killed by {signal.Signals(-failure.exitcode).name}"
     return f"{process} ended with code {failure.exitcode}"
-
-
-@contextmanager
-def _our_agent() -> Iterator[None]:
-    """In this block torch's launcher makes agents of our class; no handler of it stays behind."""
-    theirs = torch_launcher.LocalElasticAgent
-    handlers = {number: signal.getsignal(number) for number in STOPS}
-    torch_launcher.LocalElasticAgent = Agent  # type: ignore[misc]
-    try:
-        yield
-    finally:
-        torch_launcher.LocalElasticAgent = theirs  # type: ignore[misc]
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        os.environ.pop("TORCHELASTIC_SIGNALS_TO_HANDLE", None)

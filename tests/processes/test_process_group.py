@@ -16,9 +16,9 @@ import luthier
 from luthier.arguments.parse import parse_dict
 from luthier.data.cache import Store, get_or_build, write_shard
 from luthier.errors import ArgumentsError, LaunchError
-from luthier.processes.launched import World
+from luthier.processes.environment import DistributedEnvironment
+from luthier.processes.process_group import check_group, check_launch, join_group
 from luthier.training.to_training_arguments import to_training_arguments
-from luthier.training.world import check_launch, check_world, join_world
 from tests.launched import Ended, run_ranks
 
 RUN = {"model_name_or_path": "m", "output_dir": "o", "do_train": True, "dataset": "d"}
@@ -176,9 +176,9 @@ def test_processes_that_do_not_see_each_other_are_refused(tmp_path):
         parse_dict({**RUN, "output_dir": str(tmp_path), "use_cpu": True})
     )
 
-    check_world(World(), library)
+    check_group(DistributedEnvironment(), library)
     with pytest.raises(LaunchError, match="started 2 processes, but the group of this one has 1"):
-        check_world(World(0, 2, 0, is_launched=True), library)
+        check_group(DistributedEnvironment(0, 2, 0, is_launched=True), library)
 
 
 def test_several_processes_are_not_made_of_the_one_that_calls():
@@ -196,7 +196,7 @@ def test_a_backend_of_other_devices_is_refused_on_a_cpu(monkeypatch):
 
 def test_a_process_without_a_device_of_its_own_is_refused(monkeypatch):
     launched(monkeypatch, WORLD_SIZE="2", RANK="1", LOCAL_RANK="1")
-    monkeypatch.setattr("luthier.training.to_training_arguments.has_accelerator", lambda: True)
+    monkeypatch.setattr("luthier.processes.environment.has_accelerator", lambda: True)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
 
     with pytest.raises(ArgumentsError, match="1 accelerators are visible"):
@@ -212,13 +212,13 @@ def test_a_precision_of_the_launcher_alone_is_refused(monkeypatch):
 
 
 def test_alone_no_group_is_made():
-    assert join_world(parse_dict(RUN)) == World()
+    assert join_group(parse_dict(RUN)) == DistributedEnvironment()
     assert not dist.is_initialized()
 
 
 def test_the_launchers_word_for_the_cpu_becomes_the_arguments_own(monkeypatch, tmp_path):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr("luthier.training.to_training_arguments.has_accelerator", lambda: True)
+    monkeypatch.setattr("luthier.processes.environment.has_accelerator", lambda: True)
 
     library = to_training_arguments(parse_dict({**RUN, "output_dir": str(tmp_path)}))
 
@@ -227,7 +227,7 @@ def test_the_launchers_word_for_the_cpu_becomes_the_arguments_own(monkeypatch, t
 
 
 def test_a_process_that_sees_several_devices_uses_one(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("luthier.training.to_training_arguments.has_accelerator", lambda: True)
+    monkeypatch.setattr("luthier.processes.environment.has_accelerator", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
 
     library = to_training_arguments(parse_dict({**RUN, "output_dir": str(tmp_path)}))

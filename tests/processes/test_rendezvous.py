@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from luthier.processes.restarted import agree
+from luthier.processes.process_group import rendezvous
 from tests.launched import free_port
 
 NUM_RANKS = 4
@@ -27,7 +27,7 @@ def start(store, ranks: range, timeout_s: float, port: int) -> list[int | Except
     def one(rank: int) -> int | Exception | None:
         try:
             timeout = timedelta(seconds=timeout_s)
-            return agree(store.clone(), rank, NUM_RANKS, timeout, lambda: port)
+            return rendezvous(store.clone(), rank, NUM_RANKS, timeout, lambda: port)
         except TimeoutError as problem:
             return problem
 

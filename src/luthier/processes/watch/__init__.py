@@ -1,1 +1,0 @@
-"""Ranks that look after each other: none waits for one that is lost."""
