@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
 
-from luthier.arguments.choices import OPTIMIZERS
+from luthier.arguments.choices import ADAPTERS, OPTIMIZERS
 from luthier.arguments.record import Arguments
 from luthier.modeling.counts import count_layers
 from luthier.modeling.device import is_out_of_memory
@@ -117,7 +117,7 @@ def find_suggestions(
     states = sum(OPTIMIZERS.get(training.optim).state_bytes(each) for each in trained)
     packed = sum(OPTIMIZERS.get(SMALL_OPTIMIZER).state_bytes(each) for each in trained)
     found.append(Suggestion(f"optim: {SMALL_OPTIMIZER} (needs bitsandbytes)", states - packed))
-    if finetuning.finetuning_type != "lora":
+    if not ADAPTERS.get(finetuning.finetuning_type).keeps_apart:
         added = sum(
             4 * USUAL_RANK * (each.in_features + each.out_features)
             for each in bare.modules()

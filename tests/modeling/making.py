@@ -15,4 +15,4 @@ def make_arguments(**values: Any) -> Arguments:
     }
     known = {name for kind in SECTIONS.values() for name in kind.model_fields}
     assert values.keys() <= known, values.keys() - known
-    return Arguments(**parts)
+    return Arguments(**parts, origins=dict.fromkeys(values, "test"))

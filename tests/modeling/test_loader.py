@@ -97,11 +97,6 @@ def test_pickled_weights_are_not_opened(tmp_path: Path):
         load(folder)
 
 
-def test_adapters_go_with_lora_only(llama_folder: Path):
-    with pytest.raises(ModelError, match="lora, not full"):
-        load(llama_folder, finetuning_type="full", adapter_name_or_path="./x")
-
-
 def test_training_nothing_is_an_error(llama_folder: Path):
     with pytest.raises(ModelError, match="no parameter learns"):
         load(llama_folder, finetuning_type="freeze", freeze_trainable_layers=0)

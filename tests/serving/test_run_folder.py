@@ -41,7 +41,6 @@ def test_a_lora_run_is_its_base_with_its_adapter_and_template(tmp_path: Path) ->
         "model_name_or_path": "owner/base",
         "template": "qwen",
         "adapter_name_or_path": [str(run)],
-        "finetuning_type": "lora",
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from luthier.registry import Registry
@@ -37,8 +38,34 @@ class Optimizer:
         return self.numbers * float(parameter.nbytes)
 
 
+@dataclass(frozen=True)
+class Adapter:
+    """What stands behind a value of `finetuning_type`: a file of `modeling/adapters/`.
+
+    It is asked before anything is loaded, so what it needs is imported in its functions.
+
+    Attributes:
+        prepare: (model, arguments, `is_trainable`, the `checkpoint` that a run goes on from) -> the
+            model, or the peft model around it, whose parameters have `requires_grad` exactly where
+            they learn. It raises a ModelError when the arguments do not fit the model.
+        finish: (model, arguments, folder), after the first rank has written a trained model there.
+        needs: the package it comes from.
+        keeps_apart: whether what learns lies beside the model's own weights and in a file of its
+            own: it can be gone on with and merged (`adapter_name_or_path`).
+        trains_all: whether every weight learns.
+        is_sharded: whether it marks parts of weights as it does whole ones.
+    """
+
+    prepare: Callable[..., Any]
+    finish: Callable[[Any, Any, Path], None] | None = None
+    needs: str = ""
+    keeps_apart: bool = False
+    trains_all: bool = False
+    is_sharded: bool = True
+
+
 STAGES: Registry[Any] = Registry("stage", "luthier.stages")
-ADAPTERS: Registry[Any] = Registry("finetuning_type", "luthier.modeling.adapters")
+ADAPTERS: Registry[Adapter] = Registry("finetuning_type", "luthier.modeling.adapters")
 OPTIMIZERS: Registry[Optimizer] = Registry("optim", "luthier.training.optimizers")
 
 ABSENT_STAGES = ("rm", "ppo", "dpo", "kto")

@@ -54,12 +54,14 @@ class FinetuningArguments(Section):
         "For `lora`: modules that are trained whole and saved with the adapter, a comma list. By "
         "default none, and the embeddings when the vocabulary grows.",
         resume="fixed",
+        in_peft="modules_to_save",
         method="lora",
         on_card=True,
     )
     lora_alpha: int | None = knob(
         None,
         "The scale of LoRA: updates count alpha / rank. By default twice `lora_rank`.",
+        in_peft="lora_alpha",
         method="lora",
         on_card=True,
         ge=1,
@@ -67,6 +69,7 @@ class FinetuningArguments(Section):
     lora_dropout: float = knob(
         0.0,
         "The share of LoRA's inputs set to zero in training. By default none.",
+        in_peft="lora_dropout",
         method="lora",
         on_card=True,
         ge=0.0,
@@ -76,6 +79,7 @@ class FinetuningArguments(Section):
         8,
         "The rank of LoRA's matrices: more learns more and costs more. By default 8.",
         resume="fixed",
+        in_peft="r",
         method="lora",
         on_card=True,
         ge=1,
@@ -85,6 +89,7 @@ class FinetuningArguments(Section):
         "The modules that get LoRA, a comma list of their last names. By default all linear ones "
         "but the output head, experts among them.",
         resume="fixed",
+        in_peft="target_modules",
         method="lora",
         on_card=True,
     )
@@ -94,6 +99,7 @@ class FinetuningArguments(Section):
         "default both learn alike.",
         resume="groups",
         method="lora",
+        is_strict=True,
         gt=0.0,
     )
     loraplus_lr_embedding: float = knob(
@@ -106,14 +112,18 @@ class FinetuningArguments(Section):
         False,
         "Whether LoRA is scaled by alpha / sqrt(rank), steadier at high ranks. By default by "
         "alpha / rank.",
+        in_peft="use_rslora",
         method="lora",
+        is_strict=True,
     )
     use_dora: bool = knob(
         False,
         "Whether LoRA learns size and direction of the weights apart (DoRA): better at low ranks, "
         "slower. By default it does not.",
         resume="fixed",
+        in_peft="use_dora",
         method="lora",
+        is_strict=True,
     )
     pissa_init: bool = knob(
         False,
@@ -121,6 +131,7 @@ class FinetuningArguments(Section):
         "saved is a plain LoRA of twice the rank. By default it starts at zero change.",
         resume="fixed",
         method="lora",
+        is_strict=True,
     )
     pissa_iter: int = knob(
         16,
@@ -142,6 +153,7 @@ class FinetuningArguments(Section):
         "one is trained on.",
         resume="fixed",
         method="lora",
+        is_strict=True,
     )
     compute_accuracy: bool = free(
         False,

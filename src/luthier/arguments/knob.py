@@ -48,7 +48,9 @@ class Facts:
         resume: what it may become where a run goes on.
         is_ours: of the section `training`, whether transformers' `TrainingArguments` does not get
             it under its name, because it has none or means something else by it.
+        in_peft: its name in the configuration of peft's adapters.
         method: the `finetuning_type` that it is about; empty where it is about all.
+        is_strict: whether it is refused with another method, where others are told to be idle.
         needs: packages that must be there where it is set; a mapping says which for which value.
         on_card: whether the model card shows it.
         reads: whether its value may be a file or folder that a run reads.
@@ -58,7 +60,9 @@ class Facts:
     status: str = "honoured"
     resume: Resume = "learned"
     is_ours: bool = False
+    in_peft: str = ""
     method: str = ""
+    is_strict: bool = False
     needs: ReadOnly[str, str] | tuple[str, ...] = ()
     on_card: bool = False
     reads: bool = False

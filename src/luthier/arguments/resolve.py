@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from luthier.arguments.record import SECTIONS, Arguments
+from luthier.arguments.record import Arguments, facts
 from luthier.arguments.training import TrainingArguments
 
 
@@ -34,7 +34,8 @@ def resolve(arguments: Arguments) -> Arguments:
     """The same arguments with everything filled in that can be known without a model or data."""
     for infer in INFERENCES:
         for found in infer(arguments):
-            arguments = _with(arguments, found)
+            arguments = arguments.changed(**{found.name: found.value})
+            arguments = replace(arguments, notes=(*arguments.notes, found.line()))
     return replace(arguments, notes=(*arguments.notes, *_idle(arguments)))
 
 
@@ -55,12 +56,6 @@ def resolve_warmup_steps(training: TrainingArguments, max_steps: int) -> tuple[i
         return 0, ""
     count = math.ceil(max_steps * share)
     return count, f"warmup_steps = {count:,} ({name} {share:g} of {max_steps:,} steps)"
-
-
-def _with(arguments: Arguments, found: Inferred) -> Arguments:
-    section = next(key for key, each in SECTIONS.items() if found.name in each.model_fields)
-    changed = getattr(arguments, section).model_copy(update={found.name: found.value})
-    return replace(arguments, **{section: changed}, notes=(*arguments.notes, found.line()))
 
 
 def _lora_alpha(arguments: Arguments) -> Iterator[Inferred]:
@@ -169,9 +164,9 @@ def _idle(arguments: Arguments) -> Iterator[str]:
     data = arguments.data
     if data.packing and data.neat_packing is False and arguments.finetuning.stage != "pt":
         yield "neat_packing = false has no effect: packed conversations never see each other"
-    for prefix in ("lora_", "freeze_trainable_", "freeze_extra_"):
-        names = [name for name in arguments.origins if name.startswith(prefix)]
-        if names and not prefix.startswith(method):
-            yield f"finetuning_type is {method}: {', '.join(names)} have no effect"
+    others = {name for name, known in facts().items() if known.method not in ("", method)}
+    names = [name for name in arguments.origins if name in others]
+    if names:
+        yield f"finetuning_type is {method}: {', '.join(names)} have no effect"
     if "buffer_size" in arguments.origins and not arguments.data.streaming:
         yield "buffer_size has no effect without streaming: all rows are shuffled"

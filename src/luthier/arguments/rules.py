@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from luthier.arguments.choices import ADAPTERS, STAGES
 from luthier.arguments.handed_on import find_misfits
-from luthier.arguments.record import Arguments
+from luthier.arguments.record import Arguments, facts
 
 Purpose: TypeAlias = Literal["train", "chat", "data"]
 """What the arguments are for: a run needs more of them than a chat, or a look at the data."""
@@ -27,6 +28,8 @@ class Rule:
 
 TASKS = frozenset({"do_train", "do_eval", "do_predict", "predict_with_generate"})
 """What a run can be told to do."""
+
+ONLY_WITH_THEIR_METHOD = [name for name, known in facts().items() if known.is_strict]
 
 _NAME = re.compile(r"[a-z]\w+")
 
@@ -90,19 +93,15 @@ def nothing_to_do(arguments: Arguments) -> list[str]:
 # What this version can do
 
 
-@rule("stage")
-def _stage_is_here(arguments: Arguments) -> Iterator[str]:
-    stage = arguments.finetuning.stage
+@rule("stage", "finetuning_type")
+def _what_is_named_is_here(arguments: Arguments) -> Iterator[str]:
+    stage, method = arguments.finetuning.stage, arguments.finetuning.finetuning_type
     if stage == "ppo":
         yield "stage: ppo is not part of this program; use stage: sft, or trl for PPO."
-    elif stage not in ("pt", "sft"):
+    elif stage not in STAGES:
         yield f"stage: {stage} is not in this version yet; use stage: sft or pt."
-
-
-@rule("finetuning_type")
-def _method_is_here(arguments: Arguments) -> Iterator[str]:
-    if arguments.finetuning.finetuning_type == "oft":
-        yield "finetuning_type: oft is not in this version yet; use finetuning_type: lora."
+    if method not in ADAPTERS:
+        yield f"finetuning_type: {method} is not in this version yet; use finetuning_type: lora."
 
 
 # Data
@@ -322,37 +321,26 @@ def _what_needs_all_rows(arguments: Arguments) -> Iterator[str]:
 
 
 @rule("finetuning_type", "adapter_name_or_path")
-def _adapters_are_lora(arguments: Arguments) -> Iterator[str]:
+def _adapters_fit_the_method(arguments: Arguments) -> Iterator[str]:
     method = arguments.finetuning.finetuning_type
-    if arguments.model.adapter_name_or_path and method != "lora":
+    if not arguments.model.adapter_name_or_path or method not in ADAPTERS:
+        return
+    if not ADAPTERS.get(method).keeps_apart:
+        fitting = [name for name in ADAPTERS.names() if ADAPTERS.get(name).keeps_apart]
         yield (
-            f"adapter_name_or_path goes with finetuning_type: lora, not {method}. To go on from a "
-            "merged model, merge the adapter first and name the merged model."
+            f"adapter_name_or_path goes with finetuning_type: {' or '.join(fitting)}, not "
+            f"{method}. To go on from a merged model, merge the adapter first and name the merged "
+            "model."
         )
 
 
-@rule(
-    "finetuning_type",
-    "loraplus_lr_ratio",
-    "use_rslora",
-    "use_dora",
-    "pissa_init",
-    "create_new_adapter",
-)
-def _lora_variants_are_lora(arguments: Arguments) -> Iterator[str]:
-    finetuning = arguments.finetuning
-    method = finetuning.finetuning_type
-    if method == "lora":
-        return
-    for name in (
-        "loraplus_lr_ratio",
-        "use_rslora",
-        "use_dora",
-        "pissa_init",
-        "create_new_adapter",
-    ):
-        if getattr(finetuning, name):
-            yield f"{name} goes with finetuning_type: lora, not {method}; change one of them."
+@rule("finetuning_type", *ONLY_WITH_THEIR_METHOD)
+def _switches_fit_the_method(arguments: Arguments) -> Iterator[str]:
+    method, values = arguments.finetuning.finetuning_type, arguments.flat()
+    for name in ONLY_WITH_THEIR_METHOD:
+        wanted = facts()[name].method
+        if values[name] and wanted != method:
+            yield f"{name} goes with finetuning_type: {wanted}, not {method}; change one of them."
 
 
 @rule("pissa_init", "pissa_convert")
@@ -384,7 +372,9 @@ def _freeze_trains_something(arguments: Arguments) -> Iterator[str]:
 
 @rule("train_from_scratch", "finetuning_type")
 def _scratch_trains_all(arguments: Arguments) -> Iterator[str]:
-    if arguments.model.train_from_scratch and arguments.finetuning.finetuning_type != "full":
+    method = arguments.finetuning.finetuning_type
+    is_partial = method in ADAPTERS and not ADAPTERS.get(method).trains_all
+    if arguments.model.train_from_scratch and is_partial:
         yield (
             "train_from_scratch starts from random weights, which all have to learn; set "
             "finetuning_type: full."

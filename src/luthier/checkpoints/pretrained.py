@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from luthier.checkpoints.folders import files_below
+from luthier.modeling.adapters.file import with_head
 from luthier.modeling.adapters.pissa import as_plain_lora
-from luthier.modeling.adapters.tied import with_head
 
 
 class PretrainedFiles:

@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from luthier import console
+from luthier.arguments.choices import ADAPTERS
 from luthier.arguments.record import Arguments
 from luthier.modeling.sharded import is_sharded
 
@@ -79,7 +80,7 @@ def choose_dtypes(
             return Dtypes(torch.bfloat16, torch.bfloat16)
         if half is not None and training.deepspeed is not None:
             return Dtypes(half, half)
-        if half is None or finetuning.finetuning_type == "full":
+        if half is None or ADAPTERS.get(finetuning.finetuning_type).trains_all:
             return Dtypes(torch.float32, torch.float32)
         return Dtypes(half, torch.float32)
     asked = arguments.model.infer_dtype

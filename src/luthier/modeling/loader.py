@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 from collections.abc import Collection
@@ -24,11 +23,10 @@ from transformers import (
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from luthier import console
+from luthier.arguments.choices import ADAPTERS
 from luthier.arguments.model import ModelArguments
 from luthier.arguments.record import Arguments
 from luthier.errors import MissingPackage, ModelError
-from luthier.modeling.adapters.pissa import start_pissa
-from luthier.modeling.adapters.registry import ADAPTERS
 from luthier.modeling.counts import say_counts
 from luthier.modeling.dtypes import Dtypes, cast_trained, choose_dtypes, held_dtypes
 from luthier.modeling.quirks import (
@@ -108,12 +106,11 @@ def load_model(
     )
     _mend_generation(base)
     arguments, is_grown = _grow(base, tokenizer, arguments, is_trainable=is_trainable)
-    model = _adapt(base, arguments, is_trainable=is_trainable)
+    method = ADAPTERS.get(arguments.finetuning.finetuning_type)
+    model = method.prepare(base, arguments, is_trainable=is_trainable, checkpoint=checkpoint)
     if is_trainable:
         if is_grown and isinstance(model, PeftModel):
             check_rows_learn(model)
-        if arguments.finetuning.pissa_init:
-            start_pissa(model, arguments, checkpoint)
         _check_something_learns(model)
         cast_trained(model, dtypes.trained)
         _upcast(base, model_args)
@@ -261,21 +258,10 @@ def _grow(
     if not is_grown and (asked or not arguments.model.resize_vocab):
         return arguments, is_grown
     names = [name for name in embedding_names(model) if name not in asked]
-    if is_trainable and names and finetuning.finetuning_type == "lora":
+    if is_trainable and names and ADAPTERS.get(finetuning.finetuning_type).keeps_apart:
         added = f"{', '.join(names)}{' as well' if asked else ''}"
         console.info(f"additional_target = {added} (the vocabulary has new tokens)")
-    grown = finetuning.model_copy(update={"additional_target": (*asked, *names)})
-    return dataclasses.replace(arguments, finetuning=grown), is_grown
-
-
-def _adapt(model: PreTrainedModel, arguments: Arguments, *, is_trainable: bool) -> Any:
-    kind = arguments.finetuning.finetuning_type
-    if arguments.model.adapter_name_or_path and kind != "lora":
-        raise ModelError(
-            f"adapter_name_or_path: adapters go with finetuning_type: lora, not {kind}. Leave one "
-            "of the two out."
-        )
-    return ADAPTERS.get(kind)(model, arguments, is_trainable=is_trainable)
+    return arguments.changed(additional_target=(*asked, *names)), is_grown
 
 
 def _check_something_learns(model: nn.Module) -> None:

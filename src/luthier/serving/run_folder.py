@@ -38,7 +38,7 @@ def arguments_of(folder: Path) -> dict[str, Any]:
             base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
             values["model_name_or_path"] = base
         values["adapter_name_or_path"] = [*_merged_before(values), str(folder)]
-        values["finetuning_type"] = "lora"
+        values.pop("finetuning_type", None)  # by default adapters are read
         values.pop("create_new_adapter", None)
     elif (folder / "config.json").exists():
         values["model_name_or_path"] = str(folder)

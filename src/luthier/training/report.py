@@ -15,6 +15,7 @@ import torch
 from huggingface_hub import ModelCardData
 
 from luthier import console
+from luthier.arguments.choices import ADAPTERS
 from luthier.arguments.record import Arguments, facts, public_value
 from luthier.checkpoints.files import write_json, write_whole
 from luthier.checkpoints.identity import versions
@@ -109,7 +110,7 @@ def write_model_card(
     datasets = [_hub_name(name) for name in arguments.data.dataset]
     front = ModelCardData(
         base_model=base,
-        library_name="peft" if method == "lora" else "transformers",
+        library_name=ADAPTERS.get(method).needs or "transformers",
         pipeline_tag="text-generation",
         tags=["luthier", method, arguments.finetuning.stage],
         datasets=datasets or None,

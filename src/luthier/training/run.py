@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier import console
+from luthier.arguments.choices import ADAPTERS
 from luthier.arguments.record import Arguments
 from luthier.checkpoints.aside import claimed
 from luthier.collector import resting_collector
@@ -237,10 +238,7 @@ def _choose_layout(trainer: LuthierTrainer, arguments: Arguments, data: EncodedD
 def _train(
     trainer: LuthierTrainer, arguments: Arguments, checkpoint: Path | None
 ) -> dict[str, float]:
-    from peft import PeftModel
-
     from luthier.checkpoints.resume import announce
-    from luthier.modeling.adapters.file import copy_converted, read_back
     from luthier.modeling.safe_loading import refusing_code
     from luthier.training.ending import take_up_end, take_up_finished, what_is_left
     from luthier.training.report import save_metrics
@@ -260,10 +258,9 @@ def _train(
             metrics = trainer.train(None if checkpoint is None else str(checkpoint)).metrics
     trainer.save_state()
     trainer.save_model()
-    if trainer.is_world_process_zero() and isinstance(trainer.model, PeftModel):
-        read_back(trainer.model, folder)
-        if arguments.finetuning.pissa_convert:
-            console.info(f"as plain LoRA: {copy_converted(folder)}")
+    finish = ADAPTERS.get(arguments.finetuning.finetuning_type).finish
+    if trainer.is_world_process_zero() and finish is not None:
+        finish(trainer.model, arguments, folder)
     if left == "model":
         save_metrics(folder, "train", metrics)
         return metrics

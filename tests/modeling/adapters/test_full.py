@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from luthier.modeling.adapters.registry import ADAPTERS
+from luthier.arguments.choices import ADAPTERS
 from tests import tiny
 from tests.modeling.making import make_arguments
 
 
 def test_every_parameter_learns():
-    model = ADAPTERS.get("full")(
+    model = ADAPTERS.get("full").prepare(
         tiny.make_llama().requires_grad_(False), make_arguments(), is_trainable=True
     )
 

@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from luthier.errors import ModelError
+from luthier.modeling.adapters import low_rank
 from luthier.modeling.loader import load_model
 from luthier.modeling.tokenizer import load_tokenizer
 from tests import tiny
@@ -296,7 +297,7 @@ def test_experts_are_left_out_where_deepspeed_fetches_their_weights(
 ):
     folder = tiny.save(tmp_path, tiny.make_qwen3_moe())
     assert any("experts" in name for name in learning(load(folder)))
-    monkeypatch.setattr("luthier.modeling.adapters.lora.is_deepspeed_zero3_enabled", lambda: True)
+    monkeypatch.setattr(low_rank, "is_deepspeed_zero3_enabled", lambda: True)
 
     names = learning(load(folder))
 
@@ -304,3 +305,30 @@ def test_experts_are_left_out_where_deepspeed_fetches_their_weights(
     assert "cannot be adapted with DeepSpeed ZeRO stage 3" in " ".join(
         capsys.readouterr().err.split()
     )
+
+
+@pytest.mark.parametrize(
+    ("asked", "idle"),
+    [
+        ({}, ""),
+        ({"lora_rank": 4, "lora_target": ("v_proj", "q_proj"), "lora_alpha": 8}, ""),
+        ({"lora_rank": 16, "lora_target": ("all",)}, "lora_rank, lora_target have no effect"),
+        ({"lora_dropout": 0.5, "lora_rank": 4}, "lora_dropout has no effect"),
+        ({"use_dora": True, "additional_target": ("norm",)}, "additional_target, use_dora have"),
+    ],
+)
+def test_settings_that_an_adapter_does_not_take_on_are_told_in_one_line(
+    llama_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    asked: dict[str, object],
+    idle: str,
+):
+    adapter = saved(tmp_path, llama_folder, lora_rank=4, lora_target=("q_proj", "v_proj"))
+    capsys.readouterr()
+
+    load(llama_folder, adapter_name_or_path=str(adapter), **asked)
+
+    told = [line for line in capsys.readouterr().err.splitlines() if "goes on as it is" in line]
+    assert len(told) == bool(idle)
+    assert not idle or f"(rank 4, alpha 8): {idle}" in told[0]

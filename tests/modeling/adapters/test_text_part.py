@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from luthier.arguments.choices import ADAPTERS
 from luthier.errors import ModelError
-from luthier.modeling.adapters.registry import ADAPTERS
 from luthier.modeling.adapters.targets import choose_targets, text_part
 from tests import tiny
 from tests.modeling.making import make_arguments
@@ -37,7 +37,7 @@ def make_seeing() -> Any:
 
 def learning(finetuning_type: str, **values: object) -> set[str]:
     arguments = make_arguments(finetuning_type=finetuning_type, **values)
-    model = ADAPTERS.get(finetuning_type)(make_seeing(), arguments, is_trainable=True)
+    model = ADAPTERS.get(finetuning_type).prepare(make_seeing(), arguments, is_trainable=True)
     return {name for name, each in model.named_parameters() if each.requires_grad}
 
 

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
-
-from transformers import PreTrainedModel
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from luthier import console
+from luthier.arguments.choices import ADAPTERS, Adapter
 from luthier.arguments.record import Arguments
 from luthier.errors import ModelError, suggest
-from luthier.modeling.adapters.registry import ADAPTERS
-from luthier.modeling.adapters.targets import text_part
-from luthier.modeling.counts import LAYER_COUNT_NAMES, count_layers
-from luthier.modeling.vocabulary import embedding_names, is_tied
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _LAYER = re.compile(r"\.(\d+)\.([^.]+)")
 """A layer's number inside a parameter's name, and the module that comes after it."""
 
 
-@ADAPTERS.register("freeze")
-def prepare(model: PreTrainedModel, arguments: Arguments, *, is_trainable: bool) -> Any:
+def prepare(
+    model: PreTrainedModel,
+    arguments: Arguments,
+    *,
+    is_trainable: bool,
+    checkpoint: Path | None = None,
+) -> Any:
     """Marks the chosen modules of the chosen layers, and the extra modules, as learning."""
+    from luthier.modeling.adapters.targets import text_part
+    from luthier.modeling.counts import LAYER_COUNT_NAMES, count_layers
+
     model.requires_grad_(False)
     if not is_trainable:
         return model
@@ -38,7 +45,13 @@ def prepare(model: PreTrainedModel, arguments: Arguments, *, is_trainable: bool)
     else:
         _check("freeze_trainable_modules", modules, ["all", *inside], {})
     _check("freeze_extra_modules", finetuning.freeze_extra_modules, outside, _tied_head(model))
-    layers = choose_layers(_layer_count(model), finetuning.freeze_trainable_layers)
+    num_layers = count_layers(model.config)
+    if num_layers is None:
+        raise ModelError(
+            f"finetuning_type: freeze does not fit {type(model).__name__}: its configuration has "
+            f"none of {', '.join(LAYER_COUNT_NAMES)}. Use lora or full."
+        )
+    layers = choose_layers(num_layers, finetuning.freeze_trainable_layers)
     for name, parameter in model.named_parameters():
         place = _LAYER.search(name)
         if place is not None:
@@ -47,7 +60,6 @@ def prepare(model: PreTrainedModel, arguments: Arguments, *, is_trainable: bool)
         else:
             is_chosen = name.split(".")[-2] in finetuning.freeze_extra_modules
         parameter.requires_grad_(is_chosen and name in names)
-    num_layers = _layer_count(model)
     chosen = f"{', '.join(modules)} of layers {', '.join(map(str, layers))}"
     learning = ([chosen] if layers else []) + list(finetuning.freeze_extra_modules)
     console.info(f"freeze: what learns is {', '.join(learning)} (layers 0 to {num_layers - 1})")
@@ -78,18 +90,10 @@ def choose_layers(num_layers: int, count: int) -> range:
     return range(max(num_layers - count, 0), num_layers)
 
 
-def _layer_count(model: PreTrainedModel) -> int:
-    num_layers = count_layers(model.config)
-    if num_layers is None:
-        raise ModelError(
-            f"finetuning_type: freeze does not fit {type(model).__name__}: its configuration has "
-            f"none of {', '.join(LAYER_COUNT_NAMES)}. Use lora or full."
-        )
-    return num_layers
-
-
 def _tied_head(model: PreTrainedModel) -> dict[str, str]:
     """A head that is the embeddings' own matrix -> by what that is named."""
+    from luthier.modeling.vocabulary import embedding_names, is_tied
+
     if not is_tied(model):
         return {}
     head = model.get_output_embeddings()
@@ -117,3 +121,6 @@ def _check(
         f"{argument}: module {name!r} is not found in this model."
         f"{hint if 'Did you' in hint else ''} Choose from: {', '.join(known)}."
     )
+
+
+ADAPTERS.register("freeze")(Adapter(prepare))

@@ -1,211 +1,48 @@
-"""`lora`: low-rank updates beside the frozen weights, in peft's form (Hu et al. 2021).
-
-With rsLoRA (Kalajdzievski 2023), DoRA (Liu et al. 2024) and PiSSA (Meng et al. 2024).
-"""
+"""`lora`: low-rank updates beside the frozen weights, in peft's form (Hu et al. 2021)."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import shutil
 from pathlib import Path
-from typing import Any
-
-from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
-from safetensors import SafetensorError
-from transformers import PreTrainedModel
-from transformers.integrations import is_deepspeed_zero3_enabled
+from typing import TYPE_CHECKING, Any
 
 from luthier import console
-from luthier.arguments.finetuning import FinetuningArguments
+from luthier.arguments.choices import ADAPTERS, Adapter
 from luthier.arguments.record import Arguments
-from luthier.errors import ModelError
-from luthier.modeling.adapters.pissa import take_apart_again
-from luthier.modeling.adapters.registry import ADAPTERS
-from luthier.modeling.adapters.targets import (
-    are_stored_crosswise,
-    check_saved_modules,
-    choose_targets,
-    saved_modules,
-    text_part,
-)
-from luthier.modeling.adapters.tied import HEAD, adapts_tied, tie_head
-from luthier.modeling.source import check_adapter, hub_options
-from luthier.modeling.vocabulary import embedding_names, is_tied
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CONVERTED_FOLDER = "pissa_converted"
 
 
-@ADAPTERS.register("lora")
-def prepare(model: PreTrainedModel, arguments: Arguments, *, is_trainable: bool) -> Any:
-    """Merges, resumes or makes adapters.
+def prepare(
+    model: PreTrainedModel,
+    arguments: Arguments,
+    *,
+    is_trainable: bool,
+    checkpoint: Path | None = None,
+) -> Any:
+    """Merges, resumes or makes adapters, see `low_rank.py`."""
+    from luthier.modeling.adapters.low_rank import prepare_lora
 
-    Given adapters are merged into the model one after the other; in training the last one is
-    trained on instead, unless `create_new_adapter`. Where merging would be wrong (quantised
-    weights, ZeRO-3, one matrix of embeddings and head) the one adapter that is allowed stays
-    beside the weights.
+    return prepare_lora(model, arguments, is_trainable=is_trainable, checkpoint=checkpoint)
 
-    Returns:
-        The peft model; the plain model when nothing is trained and everything is merged.
+
+def finish(model: Any, arguments: Arguments, folder: Path) -> None:
+    """Reads what was written back, and copies it to where `pissa_convert` has it.
+
+    The adapter of a PiSSA run is a plain LoRA as it is.
     """
-    model.requires_grad_(False)
-    adapters = list(arguments.model.adapter_name_or_path)
-    for adapter in adapters:
-        check_adapter(adapter, arguments.model.adapter_folder)
-    unmerged = _unmerged(model, adapters, arguments, is_trainable=is_trainable)
-    for number, adapter in enumerate(adapters[: len(adapters) - len(unmerged)], start=1):
-        loaded = _load(model, adapter, arguments)
-        if adapts_tied(loaded):
-            if number < len(adapters) or is_trainable:
-                raise ModelError(_cannot_merge("the one matrix of embeddings and head", adapter))
-            console.info(f"adapter {adapter}: beside the weights (embeddings and head are one)")
-            return loaded
-        model = loaded.merge_and_unload(safe_merge=True)
-        console.info(f"adapter {adapter}: merged")
-    if unmerged:
-        peft_model = _load(model, unmerged[0], arguments, is_trainable=is_trainable)
-        doing = "trained on" if is_trainable else "beside the weights"
-        console.info(f"adapter {unmerged[0]}: {doing}")
-        return peft_model
-    return _create(model, arguments) if is_trainable else model
+    from luthier.modeling.adapters.file import CONFIG, FILE, read_back
+
+    read_back(model, folder)
+    if arguments.finetuning.pissa_convert:
+        converted = folder / CONVERTED_FOLDER
+        converted.mkdir(exist_ok=True)
+        for name in (FILE, CONFIG):
+            shutil.copyfile(folder / name, converted / name)
+        console.info(f"as plain LoRA: {converted}")
 
 
-def _unmerged(
-    model: PreTrainedModel, adapters: list[str], arguments: Arguments, *, is_trainable: bool
-) -> list[str]:
-    why = "quantised weights" if getattr(model, "is_quantized", False) else ""
-    why = "DeepSpeed ZeRO-3" if is_deepspeed_zero3_enabled() else why
-    is_new = arguments.finetuning.create_new_adapter
-    if why and (len(adapters) > 1 or (adapters and is_trainable and is_new)):
-        raise ModelError(_cannot_merge(why, adapters[0]))
-    return adapters[-1:] if why or (is_trainable and not is_new) else []
-
-
-def _cannot_merge(why: str, adapter: str) -> str:
-    return (
-        f"adapter_name_or_path: {adapter} cannot be merged into {why}, so it is the only adapter "
-        "that can be given, and the one that is trained on. Leave the others out."
-    )
-
-
-def _load(
-    model: PreTrainedModel, adapter: str, arguments: Arguments, *, is_trainable: bool = False
-) -> PeftModel:
-    options = hub_options(arguments.model)
-    del options["trust_remote_code"]
-    if arguments.model.adapter_folder:
-        options["subfolder"] = arguments.model.adapter_folder
-    if Path(adapter).expanduser().is_dir():
-        adapter = str(Path(adapter).expanduser())
-    try:
-        config = PeftConfig.from_pretrained(adapter, **options)
-        began = str(getattr(config, "init_lora_weights", ""))
-        if began.startswith("pissa"):
-            console.warn(_redrawn(adapter, began))
-            config.init_lora_weights = True
-        if config.is_prompt_learning:
-            raise ValueError(f"it is no LoRA but {config.peft_type.value}, which is not read here")
-        loaded = PeftModel.from_pretrained(
-            model,
-            adapter,
-            config=config,
-            is_trainable=is_trainable,
-            use_safetensors=True,
-            **options,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as problem:
-        raise ModelError(
-            f"adapter_name_or_path: {adapter} does not fit the model: {problem}\n  Give the "
-            "adapter with the base model it was trained on (base_model_name_or_path in its "
-            "adapter_config.json), and the same added tokens."
-        ) from problem
-    if began.startswith("pissa"):
-        take_apart_again(loaded, began, arguments.training.seed)
-    tie_head(loaded)
-    return loaded
-
-
-def _redrawn(adapter: str, started: str) -> str:
-    """What is wrong with an adapter that has the weights taken apart anew."""
-    if started == "pissa":
-        return (
-            f"adapter {adapter} was saved as PiSSA makes it: the weights are taken apart anew, "
-            "which gives what it was trained with up to rounding. A converted one needs nothing of "
-            "that."
-        )
-    return (
-        f"adapter {adapter} was saved as PiSSA makes it, without what it began with, and its fast "
-        f"decomposition ({started}) draws at random: the weights that it is put on now are others "
-        "than those it was trained with, and so is the model. Have it converted to a plain LoRA "
-        "where it was trained (pissa_convert, or peft's path_initial_model_for_weight_conversion)."
-    )
-
-
-def _create(model: PreTrainedModel, arguments: Arguments) -> PeftModel:
-    finetuning = arguments.finetuning
-    rank, alpha = finetuning.lora_rank, finetuning.lora_alpha or 2 * finetuning.lora_rank
-    saved = finetuning.additional_target
-    check_saved_modules(model, saved)
-    chosen = choose_targets(model, finetuning.lora_target, cannot_hold=_no_experts(finetuning))
-    # peft ties what learns only when it meets a name it knows, which gpt2's wte is not
-    ends = tuple(dict.fromkeys((*embedding_names(model), HEAD))) if is_tied(model) else ()
-    ties = _meet(saved, ends)
-    if ties:
-        saved = tuple(dict.fromkeys((*saved, *ends)))
-    targets = [name for name in chosen.modules if not _meet([name], saved)]
-    if _meet(targets, ends) and not finetuning.use_dora:  # whose rows and columns have sizes
-        ties, targets = True, list(dict.fromkeys((*targets, *ends)))
-    part = text_part(model)
-    several = {name: count for name, count in chosen.parameters.items() if count > 1}
-    config = LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
-        inference_mode=False,
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=finetuning.lora_dropout,
-        target_modules=targets,
-        target_parameters=list(chosen.parameters) or None,
-        rank_pattern={name: count * rank for name, count in several.items()},
-        alpha_pattern={
-            name: alpha * (count**0.5 if finetuning.use_rslora else count)
-            for name, count in several.items()
-        },
-        exclude_modules=None if part is None else f"(?!{part.pattern}$).*",
-        fan_in_fan_out=are_stored_crosswise(model, targets),
-        modules_to_save=list(saved) or None,
-        use_rslora=finetuning.use_rslora,
-        use_dora=finetuning.use_dora,
-        ensure_weight_tying=ties,
-    )
-    whole = f"; trained whole: {saved_modules(model, saved)}" if saved else ""
-    places = ", ".join(sorted({*targets, *chosen.parameters}))
-    console.info(f"lora: rank {rank}, alpha {alpha}, on {places}{whole}")
-    if ties:
-        console.info(f"{' and '.join(ends)} are one matrix, and learn as one")
-    if not (targets or chosen.parameters):
-        raise ModelError(
-            f"lora_target: nothing is left that LoRA adapts: {', '.join(saved)} are trained whole "
-            "(additional_target). Name other modules in one of the two."
-        )
-    try:
-        adapted = get_peft_model(model, config)
-    except (TypeError, ValueError) as problem:
-        raise ModelError(
-            f"lora_target, additional_target: {', '.join((*targets, *saved))} cannot be adapted "
-            f"and trained whole together: {problem}"
-        ) from problem
-    tie_head(adapted)
-    return adapted
-
-
-def _meet(names: Iterable[str], others: Collection[str]) -> bool:
-    """Whether any module's name, be it the end of its path, is among others."""
-    return any(name.rpartition(".")[2] in others for name in names)
-
-
-def _no_experts(finetuning: FinetuningArguments) -> str | None:
-    """With what LoRA cannot lie on experts, which are one parameter for all of them."""
-    asked = {
-        "lora_dropout": finetuning.lora_dropout > 0,
-        "use_dora": finetuning.use_dora,
-        "pissa_init": finetuning.pissa_init,
-        # peft 0.21.2 calls a layer out of the order in which DeepSpeed 0.19.8 fetches its weights
-        "DeepSpeed ZeRO stage 3": is_deepspeed_zero3_enabled(),
-    }
-    return next((name for name, is_set in asked.items() if is_set), None)
+ADAPTERS.register("lora")(Adapter(prepare, finish, needs="peft", keeps_apart=True))

@@ -25,11 +25,9 @@ from peft.tuners.lora import Embedding, LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor
 
-from luthier import console
 from luthier.arguments.record import Arguments
 from luthier.errors import CheckpointError
-from luthier.modeling.adapters.file import FILE, names_in_file
-from luthier.modeling.adapters.tied import Transposed
+from luthier.modeling.adapters.file import FILE, Transposed, names_in_file
 from luthier.processes.ranks import gather_objects, rank, share_fate
 
 ADAPTER = "default"
@@ -53,9 +51,6 @@ def start_pissa(model: PeftModel, arguments: Arguments, checkpoint: Path | None)
     Raises:
         CheckpointError: when the checkpoint holds no A0 and B0.
     """
-    if arguments.model.adapter_name_or_path and not arguments.finetuning.create_new_adapter:
-        console.info("pissa_init has no effect: an adapter that was trained before goes on")
-        return
     if checkpoint is not None:
         start = _from_first_rank(lambda: _read_start(model, checkpoint))
     else:
