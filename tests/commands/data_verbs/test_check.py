@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from luthier import cli
-from tests.inspecting.audit.damage import write_damaged
+from tests.inspecting.damage import write_damaged
 
 HEAVY = {"torch", "transformers", "datasets", "peft", "accelerate"}
 

@@ -49,7 +49,7 @@ def run(argv: list[str]) -> int:
         look_for_args_file=False,
     )
 
-    from luthier.inspecting.audit.audit import audit
+    from luthier.inspecting.audit import audit
 
     encoder = None
     if arguments.model.model_name_or_path:

@@ -14,7 +14,7 @@ from luthier.errors import ArgumentsError, DataError, MissingArguments
 if TYPE_CHECKING:
     from luthier.arguments.record import Arguments
     from luthier.data.encode import Encoder
-    from luthier.inspecting.view.pick import PickedRow
+    from luthier.inspecting.view import PickedRow
 
 SUMMARY = "show how rows become tokens, and which are learned: luthier data show CONFIG.yaml"
 
@@ -61,7 +61,7 @@ def run(argv: list[str]) -> int:
         )
 
     from luthier.data.encode import Encoder
-    from luthier.inspecting.view.shown import show_row
+    from luthier.inspecting.view import show_row
     from luthier.training.encoder import load_encoder
 
     encoder = load_encoder(arguments)
@@ -73,14 +73,14 @@ def run(argv: list[str]) -> int:
     rows = [show_row(row, encoder) for row in _pick(arguments, encoder, asked)]
     cutoff_len = arguments.data.cutoff_len
     if asked.html is not None:
-        from luthier.inspecting.view.page import page
+        from luthier.inspecting.view import page
 
         title = f"rows of {', '.join((*arguments.data.dataset, *arguments.data.eval_dataset))}"
         _write(Path(asked.html).expanduser(), page(rows, title, cutoff_len))
         print(f"{len(rows):,} rows: {asked.html}")
         return 0
 
-    from luthier.inspecting.view.terminal import Style, legend, lines
+    from luthier.inspecting.view import Style, legend, lines
 
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -95,7 +95,7 @@ def _pick(arguments: Arguments, encoder: Encoder, asked: Namespace) -> list[Pick
     from luthier.data.catalog import load_catalog
     from luthier.data.pipeline import find_tool_turns
     from luthier.data.reading import DatasetReader
-    from luthier.inspecting.view.pick import pick_by_chance, pick_by_place, pick_first
+    from luthier.inspecting.view import pick_by_chance, pick_by_place, pick_first
 
     data = arguments.data
     catalog = load_catalog(data.dataset_dir, allow_outside=data.allow_outside)

@@ -10,12 +10,11 @@ from luthier.arguments.parse import parse_dict
 from luthier.data.encode import Encoder, EncodingOptions
 from luthier.data.pipeline import load_datasets
 from luthier.data.texts import TextEncoder
-from luthier.inspecting.audit.audit import audit
-from luthier.inspecting.audit.findings import Finding
-from luthier.inspecting.audit.report import AuditReport
+from luthier.inspecting.audit import audit
+from luthier.inspecting.report import AuditReport
 from luthier.records import Text
 from luthier.templates.template import TEMPLATES
-from tests.inspecting.audit.damage import DAMAGES, write_damaged
+from tests.inspecting.damage import DAMAGES, write_damaged
 
 
 def look(*files: Path, tokenizer: Any = None, most: int | None = None, **given: Any) -> AuditReport:
@@ -54,7 +53,7 @@ def test_every_damage_is_found_at_its_line_and_nothing_else(tmp_path, tiny_token
     report = look(tokenizer=tiny_tokenizer, dataset=["rows"], dataset_dir={"rows": entry})
 
     found: dict[int, list[dict[str, Any]]] = {}
-    for shown in map(Finding.as_dict, report.findings):
+    for shown in report.findings.as_dicts():
         found.setdefault(shown["line"], []).append(shown)
         assert shown["mend"]
         assert len(shown["excerpt"]) <= 80
@@ -89,7 +88,7 @@ def test_each_kind_keeps_its_first_rows_and_counts_all(tmp_path):
 
     (kind,) = report.as_dict()["kinds"]
     assert (kind["kind"], kind["column"], kind["count"]) == ("empty", "output", 20)
-    assert [finding.as_dict()["line"] for finding in report.findings] == [1, 2, 3]
+    assert [shown["line"] for shown in report.findings.as_dicts()] == [1, 2, 3]
     assert "... and 17 more (--all shows them)" in "\n".join(report.lines())
 
 
@@ -127,7 +126,7 @@ def test_a_row_whose_headers_have_no_room_is_set_aside_with_what_to_do(tmp_path,
     assert kinds(report, errors=True) == {}
     (kind,) = report.findings.kinds(errors=False)
     assert "longer than cutoff_len" in str(kind)
-    assert "Raise cutoff_len: system text, tools and headers" in kind.as_dict()["mend"]
+    assert "Raise cutoff_len: system text, tools and headers" in kind.findings[0][1].fix
     assert (report.sets[0].num_bad, report.sets[0].num_aside) == (0, 1)
 
 
@@ -152,7 +151,7 @@ def test_long_rows_are_told_as_on_overlong_treats_them(
     assert (one.num_kept, one.lengths.num_cut) == (kept, 2)
     assert report.is_refused(one) is is_refused
     assert report.findings.count(errors=True) == num_errors
-    found = [finding.problem for finding in report.findings if "longer" in finding.problem.reason]
+    found = [problem for problem in report.findings if "longer" in problem.reason]
     assert [problem.origin for problem in found] == [f"{file}:2", f"{file}:4"]
 
 
@@ -174,7 +173,7 @@ def test_rows_to_evaluate_on_are_looked_for_in_the_training_data(tmp_path):
 
     report = look(train, eval_dataset=[str(evaluation)])
 
-    found = {finding.problem.origin: finding.problem for finding in report.findings}
+    found = {problem.origin: problem for problem in report.findings}
     assert found[f"{evaluation}:1"].found == f" (the same as {train}:2)"
     assert "a row to evaluate on that is trained on" in found[f"{evaluation}:1"].reason
     assert "a prompt to evaluate on" in found[f"{evaluation}:2"].reason
@@ -187,7 +186,7 @@ def test_a_misspelt_column_is_named_with_the_one_that_is_meant(tmp_path):
 
     report = look(write(tmp_path / "rows.jsonl", *rows))
 
-    mends = {finding.problem.field: finding.problem.fix for finding in report.findings}
+    mends = {problem.field: problem.fix for problem in report.findings}
     assert "Did you mean 'output'?" in mends["ouput"]
     assert "Did you mean" not in mends["id"]
 
@@ -201,7 +200,7 @@ def test_a_key_of_messages_that_nobody_reads_is_a_note(tmp_path):
 
     report = look(write(tmp_path / "rows.jsonl", *rows))
 
-    notes = {finding.problem.field: finding.problem.found for finding in report.findings}
+    notes = {problem.field: problem.found for problem in report.findings}
     assert notes == {
         "messages[].mood": " (in 2 of 2 rows)",
         "messages[].name": " (in 1 of 2 rows)",
@@ -248,7 +247,7 @@ def test_a_column_that_would_be_read_if_it_were_named_says_how(tmp_path):
 
     report = look(dataset=["mine"], dataset_dir={"mine": entry})
 
-    mends = {finding.problem.field: finding.problem.fix for finding in report.findings}
+    mends = {problem.field: problem.fix for problem in report.findings}
     parts = {"input": "query"} | {name: name for name in marks if name != "id"}
     assert mends.keys() == {*parts, "id"}
     for column, part in parts.items():
@@ -266,7 +265,7 @@ def test_a_named_column_that_is_in_no_row_is_a_note(tmp_path):
 
     report = look(dataset=["mine"], dataset_dir={"mine": entry})
 
-    found = {finding.problem.field: finding.problem for finding in report.findings}
+    found = {problem.field: problem for problem in report.findings}
     assert "stands in no row" in found["sistem_prompt"].reason
     assert "Did you mean 'system_prompt'?" in found["sistem_prompt"].fix
 

@@ -1,0 +1,401 @@
+"""data sets -> what is wrong with their rows, by the rules and readers of training."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from luthier.data.catalog import OPENAI_COLUMNS, Columns, load_catalog
+from luthier.data.check import RowError, RowProblem, show_value
+from luthier.data.encode import OVERLONG, UNLEARNED, Encoder, LeftOut, Outcome
+from luthier.data.formats.messages import KEYS
+from luthier.data.formats.registry import ToolTurns
+from luthier.data.pipeline import find_tool_turns
+from luthier.data.reader import Row
+from luthier.data.reading import Batch, DatasetReader
+from luthier.data.texts import EMPTY, TextEncoder
+from luthier.errors import DataError, suggest
+from luthier.inspecting.report import AuditReport, Findings, Lengths, SetAudit
+from luthier.records import Conversation, Origin, Text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from luthier.arguments.record import Arguments
+
+UNCUT = 1 << 40
+"""A cutoff_len that cuts nothing."""
+
+MOST_COLUMNS = 50
+"""How many columns that are not read are told apart."""
+
+
+class Oddity(NamedTuple):
+    """Something in a text that seldom belongs there, and that training takes as it is."""
+
+    reason: str
+    pattern: re.Pattern[str]
+    fix: str
+
+
+ODDITIES = (
+    Oddity(
+        "a placeholder left in",
+        re.compile(r"\{\{ ?[A-Za-z_][\w .-]{0,40} ?\}\}"),
+        "Put the name or the value there that it stands for.",
+    ),
+    Oddity("a NUL character", re.compile("\0"), "Take it away; texts do not hold it."),
+    Oddity(
+        "control characters",
+        re.compile("[\x01-\x08\x0b\x0e-\x1f\x7f]"),
+        "Take them away; only tabs and line breaks belong in a text.",
+    ),
+    Oddity(
+        "replacement characters",
+        re.compile("\ufffd"),
+        "Letters were lost when the text was decoded; take it from its source again.",
+    ),
+    Oddity(
+        "a byte-order mark in a text",
+        re.compile("\ufeff"),
+        "Take it away; it comes from a file that was read as plain text.",
+    ),
+    Oddity(
+        "UTF-8 that was read as Latin-1",
+        re.compile("â€[™œ\x9d“”¦]|Ã[¤¶¼Ÿ©¨ª§±³]|Â[ °»«]"),
+        "Decode the source as UTF-8.",
+    ),
+)
+
+
+def find_oddities(
+    values: Mapping[str, Any], columns: Sequence[str], oddities: Sequence[Oddity]
+) -> Iterator[RowError]:
+    """The first text of a row, anywhere below `columns`, for each oddity that is in it."""
+    waiting = list(oddities)
+    stack: list[tuple[str, Any]] = [(column, values.get(column)) for column in reversed(columns)]
+    while stack and waiting:
+        field, value = stack.pop()
+        if isinstance(value, list):
+            stack += [(f"{field}[{at}]", one) for at, one in enumerate(value)][::-1]
+        elif isinstance(value, Mapping):
+            stack += [(f"{field}.{key}", one) for key, one in value.items()][::-1]
+        elif isinstance(value, str):
+            for oddity in tuple(waiting):
+                if found := oddity.pattern.search(value):
+                    waiting.remove(oddity)
+                    yield RowError(field, oddity.reason, oddity.fix, f" ({found[0]!r})")
+
+
+class Repeats:
+    """The conversations and texts seen so far, by a hash of what they say.
+
+    Args:
+        before: those of the training data, when this is the data to evaluate on.
+    """
+
+    def __init__(self, before: Repeats | None = None) -> None:
+        self.before = before
+        self._rows: dict[int, Origin | None] = {}
+        self._prompts: dict[int, Origin | None] = {}
+
+    def add(self, record: Conversation | Text) -> RowError | None:
+        """Remembers one, and says where it, or its prompt, stood before."""
+        prompt: int | None = None
+        if isinstance(record, Text):  # without a prompt
+            row = hash(record.content)
+        else:
+            head = (record.system, record.tools, record.messages[:-1])
+            row, prompt = hash((*head, record.messages[-1])), hash(head)
+        found = self._find(row, prompt)
+        self._rows.setdefault(row, record.origin)
+        if prompt is not None:
+            self._prompts.setdefault(prompt, record.origin)
+        return found
+
+    def _find(self, row: int, prompt: int | None) -> RowError | None:
+        if self.before is not None:
+            if row in self.before._rows:
+                return RowError(
+                    "",
+                    "a row to evaluate on that is trained on, too",
+                    "Take it out of one of the two.",
+                    f" (the same as {self.before._rows[row]})",
+                )
+            if prompt in self.before._prompts:
+                return RowError(
+                    "",
+                    "a prompt to evaluate on that is trained on, too",
+                    "Take it out of one of the two, unless the answers are meant to differ.",
+                    f" (as in {self.before._prompts[prompt]})",
+                )
+        if row in self._rows:
+            return RowError(
+                "",
+                "a row that stands twice",
+                "Keep one; with val_size, copies may stand on both sides.",
+                f" (the same as {self._rows[row]})",
+            )
+        if prompt in self._prompts:
+            return RowError(
+                "",
+                "a prompt with different answers",
+                "Keep the better answer, unless both are meant.",
+                f" (as in {self._prompts[prompt]})",
+            )
+        return None
+
+
+def audit(
+    arguments: Arguments, encoder: Encoder | TextEncoder | None, most: int | None
+) -> AuditReport:
+    """Looks at every row of the data sets that the arguments name.
+
+    Args:
+        arguments: which data sets, and how they are read and cut.
+        encoder: how rows are encoded in training; without one, nothing is said about tokens.
+        most: findings of a kind that are kept; None for all.
+    """
+    data = arguments.data
+    report = AuditReport(Findings(most), data.max_bad_rows, is_encoded=encoder is not None)
+    catalog = load_catalog(data.dataset_dir, allow_outside=data.allow_outside)
+    special: list[str] = []
+    turns, measure = ToolTurns(), None
+    if isinstance(encoder, TextEncoder):
+        special = [] if encoder.splits_special else _special(encoder.tokenizer)
+    elif encoder is not None:
+        turns = find_tool_turns(encoder.template)
+        uncut = replace(encoder.options, cutoff_len=UNCUT, on_overlong="truncate")
+        measure = Encoder(encoder.tokenizer, encoder.template, uncut)
+        if not encoder.options.split_special_tokens:
+            special = _special(encoder.tokenizer, *encoder.template.stop_words)
+    oddities = [*ODDITIES]
+    if special:
+        fix = "The tokenizer reads it as the token, not as its letters: take it away, or set "
+        pattern = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+        fix += "split_special_tokens: true."
+        oddities.append(Oddity("a special token in a text", pattern, fix))
+    trained = Repeats()
+    is_cut = arguments.finetuning.stage != "pt"
+    for use, names, repeats in (
+        ("train", data.dataset, trained),
+        ("eval", data.eval_dataset, Repeats(trained)),
+    ):
+        for name in names:
+            found = SetAudit(name, use, Lengths(data.cutoff_len if is_cut else None))
+            report.sets.append(found)
+            try:
+                reader = DatasetReader(arguments, catalog, name, use == "eval", turns)
+                _Look(found, report.findings, reader, encoder, measure, repeats, oddities).run()
+            except DataError as error:
+                problem = RowProblem(name, "", "the data set cannot be read", "", f": {error}")
+                report.findings.add(name, problem, is_error=True)
+                found.is_refused = True
+    return report
+
+
+def _special(tokenizer: PreTrainedTokenizerBase, *stop_words: str) -> list[str]:
+    """Tokens whose text, wherever it stands, is read as one token that is no word."""
+    added = tokenizer.added_tokens_decoder.values()
+    known = {str(token) for token in added if token.special}
+    return sorted(known | {*tokenizer.all_special_tokens, *stop_words})
+
+
+def _meant(column: str, known: Iterable[str]) -> str:
+    near = suggest(column, known)
+    return near if near.startswith(" Did you mean") else ""
+
+
+@dataclass
+class _Look:
+    """A look at one data set."""
+
+    found: SetAudit
+    findings: Findings
+    reader: DatasetReader
+    encoder: Encoder | TextEncoder | None
+    measure: Encoder | None
+    repeats: Repeats
+    oddities: Sequence[Oddity]
+
+    def run(self) -> None:
+        """Takes in what there is to find.
+
+        Raises:
+            DataError: if the data set cannot be read.
+        """
+        found, reader = self.found, self.reader
+        self.seen: set[str] = set()
+        self.unread: dict[str, Row] = {}
+        self.unread_counts: Counter[str] = Counter()
+        found.files = [file.name for file in reader.source.files] or [reader.description.location]
+        for file in reader.source.files:
+            with file.open() as stream:
+                if stream.read(3) == codecs.BOM_UTF8:
+                    fix = "Nothing to mend: it is passed over here, but other programs stumble."
+                    reason = "a byte-order mark at the start of the file"
+                    self.findings.add(found.name, RowProblem(f"{file.name}:1", "", reason, fix))
+        for batch in reader.batches():
+            found.detected = reader.detected
+            found.format = reader.description.formatting or ""
+            found.num_rows += len(batch.rows)
+            self.look_at_values(batch)
+            self.look_at_records(batch)
+        assert reader.reading is not None
+        found.remarks = dict(reader.reading.remarks)
+        self.tell_columns()
+
+    def look_at_values(self, batch: Batch) -> None:
+        """Oddities in texts, and what is never read."""
+        read, tags = self.reader.description.columns_read(), self.reader.description.tags
+        self.columns = [*read.values()]
+        self.keys = {tags.role_tag, tags.content_tag, *KEYS}
+        of_messages = {read[part] for part in ("messages", "other messages") if part in read}
+        for problem in batch.problems:
+            self.leave_out(problem)
+        for row in batch.rows:
+            if not (isinstance(row, Row) and isinstance(row.values, Mapping)):
+                continue
+            self.seen |= row.values.keys()
+            unread = [*map(str, row.values.keys() - self.columns)]
+            for column in of_messages & row.values.keys():
+                listed = row.values[column]
+                keys = {
+                    str(key)
+                    for message in (listed if isinstance(listed, list) else [])
+                    if isinstance(message, Mapping)
+                    for key, value in message.items()
+                    if value is not None
+                }
+                unread += [f"{column}[].{key}" for key in keys - self.keys]
+            for column in unread:
+                if column in self.unread or len(self.unread) < MOST_COLUMNS:
+                    self.unread.setdefault(column, row)
+                    self.unread_counts[column] += 1
+            for oddity in find_oddities(row.values, self.columns, self.oddities):
+                self.note(row.origin, oddity, row.values)
+
+    def tell_columns(self) -> None:
+        """Columns that nobody reads, and those that were named and are not there."""
+        found, description = self.found, self.reader.description
+        for column, row in self.unread.items():
+            known = self.keys if "[]." in column else self.columns
+            fix = f"Nothing is learned from it.{_meant(column.rpartition('[].')[2], known)}"
+            if part := description.part_left_out(column):
+                named = f'"columns": {{"{part}": "{column}"}}'
+                fix += f" To read it, name it in dataset_info.json: {named}."
+            said = f" (in {self.unread_counts[column]:,} of {found.num_rows:,} rows)"
+            self.note(
+                row.origin, RowError(column, "a column that is not read", fix, said), row.values
+            )
+        usual = {*asdict(Columns()).values(), *asdict(OPENAI_COLUMNS).values()}
+        for column in sorted({*description.columns_read().values()} - usual - self.seen):
+            near = suggest(column, self.seen)
+            fix = f'Mend "columns" of {found.name!r}.' + (
+                near if near.startswith(" Did you") else ""
+            )
+            reason = "a column that stands in no row"
+            self.findings.add(found.name, RowProblem(found.files[0], column, reason, fix))
+
+    def look_at_records(self, batch: Batch) -> None:
+        """What stands twice, what says nothing, and how long the others are."""
+        answered = [(at, one) for at, one in batch.conversations if one.messages[-1].content]
+        full = [(at, text) for at, text in batch.texts if text.content.strip()]
+        records: list[tuple[int, Conversation | Text]] = [*batch.conversations, *full]
+        for number, record in records:
+            if repeat := self.repeats.add(record):
+                self.note(record.origin, repeat, batch.values(number))
+        for at, text in batch.texts:
+            if not text.content.strip():
+                self.set_aside(text, EMPTY, batch.values(at))
+        for at, conversation in answered:
+            if conversation.weight == 0:
+                self.set_aside(conversation, UNLEARNED, batch.values(at))
+        if isinstance(self.encoder, TextEncoder):
+            ids = self.encoder.encode([text for _, text in full])
+            for (_, text), one in zip(full, ids, strict=True):
+                self.found.lengths.add(len(one), text.origin)
+                self.found.lengths.num_learned += len(one)
+        elif self.encoder is not None:
+            weighing = [(at, one) for at, one in answered if one.weight != 0]
+            self.encode(self.encoder, weighing, batch)
+
+    def encode(
+        self, encoder: Encoder, answered: Sequence[tuple[int, Conversation]], batch: Batch
+    ) -> None:
+        """Measures the rows uncut, and cuts those that are too long as training does."""
+        assert self.measure is not None
+        lengths, cutoff_len = self.found.lengths, encoder.options.cutoff_len
+        long: list[tuple[int, Conversation, int]] = []
+        outcomes = self.measure.learn([one for _, one in answered])
+        for (number, conversation), outcome in zip(answered, outcomes, strict=True):
+            values = batch.values(number)
+            if isinstance(outcome, RowProblem):
+                self.leave_out(outcome, values)
+            elif isinstance(outcome, LeftOut):
+                self.set_aside(conversation, outcome.reason, values)
+            else:
+                (example,) = outcome
+                num_tokens = len(example.input_ids)
+                lengths.add(num_tokens, conversation.origin)
+                if num_tokens > cutoff_len:
+                    long.append((number, conversation, num_tokens))
+                else:
+                    lengths.num_learned += example.num_units
+        outcomes = encoder.learn([one for _, one, _ in long])
+        for (number, conversation, num_tokens), outcome in zip(long, outcomes, strict=True):
+            self.tell_overlong(
+                conversation, num_tokens, outcome, encoder.options.on_overlong, batch.values(number)
+            )
+
+    def tell_overlong(
+        self,
+        conversation: Conversation,
+        num_tokens: int,
+        outcome: Outcome,
+        on_overlong: str,
+        values: Any,
+    ) -> None:
+        found = self.found
+        parts = outcome if isinstance(outcome, list) else []
+        lost = sum(part.num_cut for part in parts) if parts else num_tokens
+        found.lengths.num_cut += 1
+        found.lengths.num_lost += lost
+        found.lengths.num_learned += sum(part.num_units for part in parts)
+        if isinstance(outcome, RowProblem):
+            self.leave_out(outcome, values)
+            return
+        said, fix = f"{num_tokens:,} tokens", "Raise cutoff_len, or split the row."
+        if len(parts) > 1:
+            said += f" in {len(parts)} parts"
+        if not parts and on_overlong == "truncate":
+            fix = "Raise cutoff_len: system text, tools and headers, which are not cut, fill it."
+        elif not parts:
+            fix = "Raise cutoff_len, or set on_overlong to truncate or split."
+        elif lost:
+            said += f", {lost:,} are cut off"
+        problem = RowError("", OVERLONG, fix, f" ({said})")
+        if not parts and on_overlong == "error":
+            found.is_refused = True
+            self.leave_out(RowProblem.of(conversation.origin, problem, values))
+            return
+        found.num_aside += not parts
+        self.note(conversation.origin, problem, values)
+
+    def set_aside(self, record: Conversation | Text, reason: str, values: Any) -> None:
+        self.found.num_aside += 1
+        fix = "Nothing to mend, if that is meant."
+        self.note(record.origin, RowError("", reason, fix), values)
+
+    def note(self, origin: Origin | None, error: RowError, values: Any) -> None:
+        self.findings.add(self.found.name, RowProblem.of(origin, error, values))
+
+    def leave_out(self, problem: RowProblem, values: Any = None) -> None:
+        self.found.num_bad += 1
+        if values is not None and not problem.excerpt:
+            problem = replace(problem, excerpt=show_value(values))
+        self.findings.add(self.found.name, problem, is_error=True)
