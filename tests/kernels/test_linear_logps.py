@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from luthier.kernels import head_chunks
-from luthier.kernels.linear_logps import linear_logps, linear_nll
+from luthier.kernels import linear_logps as kernel
 
 FORMS = {
     "plain": {},
@@ -18,6 +17,14 @@ FORMS = {
     "soft-capped": {"softcap": 2.0},
     "scaled and soft-capped": {"scale": 1.7, "softcap": 2.5},
 }
+
+
+def linear_nll(hidden, weight, targets, bias=None, **options):
+    return kernel.linear_nll(hidden, weight, targets, bias, kernel.Settings(**options))
+
+
+def linear_logps(hidden, weight, targets, bias=None, **options):
+    return kernel.linear_logps(hidden, weight, targets, bias, kernel.Settings(**options))
 
 
 def make_inputs(
@@ -310,7 +317,7 @@ def test_no_tensor_is_larger_than_the_budget(function):
 
 @given(st.integers(0, 10_000), st.integers(1, 2**20), st.integers(1, 2**27))
 def test_chunks_are_equal_and_within_the_budget(num_reads, bytes_of_row, chunk_bytes):
-    chosen = head_chunks.Settings(chunk_bytes=chunk_bytes)
+    chosen = kernel.Settings(chunk_bytes=chunk_bytes)
 
     rows = chosen.rows_of_chunk(num_reads, bytes_of_row, torch.device("cpu"))
 

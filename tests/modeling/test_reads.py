@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor, nn
 
 from luthier.batching.batch import MicroBatch
-from luthier.kernels import head_chunks
+from luthier.kernels import linear_logps
 from luthier.modeling import reads
 from luthier.modeling.attention.interface import install_tree_attention
 from luthier.modeling.reads import read_logps, read_nll, read_values
@@ -140,7 +140,7 @@ def check_reads(model: nn.Module, label_smoothing: float = 0.0) -> None:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(head_chunks.CHUNK_BYTES, "cpu", 2 * 97 * 4)
+    monkeypatch.setitem(linear_logps.CHUNK_BYTES, "cpu", 2 * 97 * 4)
 
 
 @pytest.mark.usefixtures("small_chunks")

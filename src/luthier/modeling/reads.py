@@ -22,8 +22,15 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from luthier import console
-from luthier.kernels.head_chunks import Figures, Settings, read_products
-from luthier.kernels.linear_logps import Logps, Nll, linear_logps, linear_nll
+from luthier.kernels.linear_logps import (
+    Figures,
+    Logps,
+    Nll,
+    Settings,
+    linear_logps,
+    linear_nll,
+    read_products,
+)
 from luthier.modeling.attention.interface import tree_arguments
 from luthier.modeling.dtypes import autocasting
 from luthier.modeling.sharded import gathering
@@ -410,17 +417,7 @@ def _head_nll(
     head: nn.Module, hidden_NH: Tensor, targets_N: Tensor, num_logits: int, settings: Settings
 ) -> Nll:
     if is_plain_linear(head):
-        return linear_nll(
-            hidden_NH,
-            head.weight,
-            targets_N,
-            bias=head.bias,
-            scale=settings.scale,
-            softcap=settings.softcap,
-            label_smoothing=settings.label_smoothing,
-            with_correct=settings.with_correct,
-            with_entropy=settings.with_entropy,
-        )
+        return linear_nll(hidden_NH, head.weight, targets_N, head.bias, settings)
     return Nll.sum_of(_head_figures(head, hidden_NH, targets_N, num_logits, settings))
 
 
@@ -428,17 +425,7 @@ def _head_logps(
     head: nn.Module, hidden_NH: Tensor, targets_N: Tensor, num_logits: int, settings: Settings
 ) -> Logps:
     if is_plain_linear(head):
-        return linear_logps(
-            hidden_NH,
-            head.weight,
-            targets_N,
-            bias=head.bias,
-            scale=settings.scale,
-            softcap=settings.softcap,
-            label_smoothing=settings.label_smoothing,
-            with_correct=settings.with_correct,
-            with_entropy=settings.with_entropy,
-        )
+        return linear_logps(hidden_NH, head.weight, targets_N, head.bias, settings)
     nll_N, correct_N, entropy_N = _head_figures(head, hidden_NH, targets_N, num_logits, settings)
     return Logps(-nll_N, correct_N, entropy_N)
 
