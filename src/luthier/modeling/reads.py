@@ -1,17 +1,21 @@
-"""What a loss asks of a model, without its logits: likelihoods of targets, values at ends."""
+"""What a loss asks of a model, without its logits: likelihoods of targets, values at ends.
 
-# N reads, n reads of a chunk, R positions (flattened rows), S sequences, V vocabulary, H hidden
+The model's head learns to answer a read in place of making logits: `answering` has its forward
+called with the hidden states of all positions, of which only the sources are gathered.
+"""
+
+# N reads, n reads of a chunk, S sequences, V vocabulary, H hidden
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MethodType
-from typing import Any, Protocol, TypeAlias, TypeGuard, TypeVar
+from typing import Any, TypeAlias, TypeGuard, TypeVar
 
 import torch
 from accelerate.utils import extract_model_from_parallel, is_compiled_module
@@ -22,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from luthier import console
+from luthier.batching.batch import MicroBatch
 from luthier.kernels.linear_logps import (
     Figures,
     Logps,
@@ -35,10 +40,11 @@ from luthier.modeling.attention.interface import tree_arguments
 from luthier.modeling.dtypes import autocasting
 from luthier.modeling.sharded import gathering
 from luthier.processes.ranks import gather_objects, share_fate
-from luthier.records import Segment
 
 Answer: TypeAlias = Callable[[nn.Module, Tensor], Tensor]
 """Head and its input (..., H) -> what it returns in the place of logits."""
+
+Reading = TypeVar("Reading", Nll, Logps)
 
 FORM = "_luthier_logit_form"
 PLAIN_FORWARD = "_luthier_plain_forward"
@@ -47,6 +53,160 @@ PLAIN_FORWARD = "_luthier_plain_forward"
 PROBE_TOKENS = 4
 PROBE_LOGITS = 60.0
 """The probe shows a model logits between minus and plus this, wider than the soft caps in use."""
+
+COPIES_OF_LOGITS = 5
+"""Arrays of the size of a chunk's logits that plain operations and their backward pass hold."""
+
+_answer: ContextVar[Answer | None] = ContextVar("luthier_answer", default=None)
+
+
+def read_nll(
+    model: Any,
+    batch: MicroBatch,
+    *,
+    label_smoothing: float = 0.0,
+    with_accuracy: bool = False,
+    with_entropy: bool = False,
+) -> Nll:
+    """The summed negative log-likelihood of a micro-batch's targets.
+
+    The hidden states of the sources are gathered on their way into the head; head, softmax and
+    loss are then taken over a few of them at a time, with all that the model does to its logits
+    (scales, soft caps). The head gives the result in the place of logits, so wrappers for several
+    devices see it as the output of the model.
+
+    Args:
+        model: a causal language model, bare, with an adapter, compiled or wrapped.
+        batch: padded, or a token tree for a model with tree attention.
+        label_smoothing: share of the target distribution that is spread over the vocabulary.
+        with_accuracy: counts the targets that were the likeliest token.
+        with_entropy: sums the entropies of the predicted distributions.
+    """
+    settings = Settings(
+        label_smoothing=label_smoothing, with_correct=with_accuracy, with_entropy=with_entropy
+    )
+
+    def read(head: nn.Module, hidden_NH: Tensor, num_logits: int, settings: Settings) -> Nll:
+        if is_plain_linear(head):
+            return linear_nll(hidden_NH, head.weight, batch.targets, head.bias, settings)
+        return Nll.sum_of(_head_figures(head, hidden_NH, batch.targets, num_logits, settings))
+
+    return _read(model, batch, settings, read)
+
+
+def read_logps(
+    model: Any,
+    batch: MicroBatch,
+    *,
+    label_smoothing: float = 0.0,
+    with_accuracy: bool = False,
+    with_entropy: bool = False,
+) -> Logps:
+    """The log-probability of each target; arguments as those of `read_nll`."""
+    settings = Settings(
+        label_smoothing=label_smoothing, with_correct=with_accuracy, with_entropy=with_entropy
+    )
+
+    def read(head: nn.Module, hidden_NH: Tensor, num_logits: int, settings: Settings) -> Logps:
+        if is_plain_linear(head):
+            return linear_logps(hidden_NH, head.weight, batch.targets, head.bias, settings)
+        nll_N, *others = _head_figures(head, hidden_NH, batch.targets, num_logits, settings)
+        return Logps(-nll_N, *others)
+
+    return _read(model, batch, settings, read)
+
+
+def read_values(model: Any, batch: MicroBatch, value_head: nn.Module) -> Tensor:
+    """What a value head says of the last token of each sequence.
+
+    Args:
+        model: as of `read_nll`; its own head is not computed.
+        batch: of which `ends` are read.
+        value_head: (S, H) -> (S, 1); its input comes in the dtype of its parameters.
+
+    Returns:
+        (S,) float32.
+    """
+
+    def judge(hidden: Tensor) -> Tensor:
+        dtype = next(value_head.parameters()).dtype
+        values_S1: Tensor = value_head(_gather(hidden, batch.ends).to(dtype))
+        return values_S1.float()
+
+    form = logit_form(model, batch.input_ids)
+    with _forward_arguments(batch) as arguments:
+        if form is None:
+            output = model(**arguments, output_hidden_states=True)
+            return judge(output.hidden_states[-1]).flatten()
+        with answering(model, form, lambda head, hidden: judge(hidden).unsqueeze(0)):
+            values_1S1: Tensor = model(**arguments).logits
+    return values_1S1.flatten()
+
+
+def _read(
+    model: Any,
+    batch: MicroBatch,
+    settings: Settings,
+    read: Callable[[nn.Module, Tensor, int, Settings], Reading],
+) -> Reading:
+    form = logit_form(model, batch.input_ids)
+    if form is None:
+        with _forward_arguments(batch) as arguments:
+            logits_NV = _gather(model(**arguments).logits, batch.sources)
+        return read(nn.Identity(), logits_NV, logits_NV.shape[1], settings)
+    settings = replace(settings, scale=form.scale, softcap=form.softcap)
+    readings: list[Reading] = []
+
+    def answer(head: nn.Module, hidden: Tensor) -> Tensor:
+        hidden_NH = _gather(hidden, batch.sources)
+        readings.append(read(head, hidden_NH, form.num_logits, settings))
+        # cloned, because FSDP2 hangs its gathering on what a module returns, which may be no view
+        return readings[0][0].reshape(1, -1, 1).clone()
+
+    with answering(model, form, answer), _forward_arguments(batch) as arguments:
+        result: Tensor = model(**arguments).logits
+    (reading,) = readings
+    return type(reading)(result.reshape(reading[0].shape), *reading[1:])
+
+
+@contextmanager
+def _forward_arguments(batch: MicroBatch) -> Iterator[dict[str, Any]]:
+    arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+    if batch.segments:
+        with tree_arguments(batch.segments, batch.input_ids.device) as tree:
+            yield arguments | {"position_ids": batch.position_ids, **tree}
+    else:
+        yield arguments | {"attention_mask": batch.attention_mask}
+
+
+def _gather(states: Tensor, positions: Tensor) -> Tensor:
+    # not states[positions], whose backward pass takes three times as long on a CPU
+    return states.flatten(0, -2).index_select(0, positions)
+
+
+def _head_figures(
+    head: nn.Module, hidden_NH: Tensor, targets_N: Tensor, num_logits: int, settings: Settings
+) -> Figures:
+    """Figures of a head of any kind: its own forward, made again for each chunk's gradient."""
+    bytes_of_row = num_logits * torch.float32.itemsize * COPIES_OF_LOGITS
+    rows = settings.rows_of_chunk(len(targets_N), bytes_of_row, hidden_NH.device)
+
+    def figures(hidden_nH: Tensor, targets_n: Tensor) -> Figures:
+        products_1nV = plain_forward(head)(hidden_nH.unsqueeze(0))
+        return read_products(products_1nV.squeeze(0), targets_n, settings)
+
+    chunks: list[Figures] = [
+        checkpoint(figures, hidden_nH, targets_n, use_reentrant=False)
+        for hidden_nH, targets_n in zip(
+            torch.split(hidden_NH, max(rows, 1)), torch.split(targets_N, max(rows, 1)), strict=True
+        )
+    ]
+    nll, correct, entropy = zip(*chunks, strict=True)
+    return Figures(
+        torch.cat(nll),
+        torch.cat(correct) if settings.with_correct else None,
+        torch.cat(entropy) if settings.with_entropy else None,
+    )
 
 
 @dataclass(frozen=True)
@@ -71,9 +231,6 @@ class LogitForm:
         return logits if self.softcap is None else (logits / self.softcap).tanh() * self.softcap
 
 
-_answer: ContextVar[Answer | None] = ContextVar("luthier_answer", default=None)
-
-
 def logit_form(model: Any, input_ids: Tensor) -> LogitForm | None:
     """How a model makes logits of its head's products, found out once per model.
 
@@ -92,20 +249,88 @@ def logit_form(model: Any, input_ids: Tensor) -> LogitForm | None:
     known = vars(base)  # not a table of models, which would keep them alive
     if FORM not in known:
         probe = input_ids[:1, :PROBE_TOKENS]
-        known[FORM] = _agreed(share_fate(partial(_find_form, model, base, probe)))
+        form = share_fate(partial(_find_form, model, base, probe))
+        found = None if form is None else (form.scale, form.softcap, form.num_logits)
+        known[FORM] = form if len(set(gather_objects(found))) == 1 else None
         if known[FORM] is None:
             console.once(
                 f"{type(base).__name__} makes its logits in a way of its own: they are made at "
                 "all positions, which takes memory (tokens x vocabulary)"
             )
-    form: LogitForm | None = known[FORM]
-    return form
+    agreed: LogitForm | None = known[FORM]
+    return agreed
+
+
+def _find_form(model: Any, base: Any, input_ids: Tensor) -> LogitForm | None:
+    if not _heads(base):
+        return None
+    seen: list[Tensor] = []
+
+    def show_probe(head: nn.Module, hidden: Tensor) -> Tensor:
+        products = plain_forward(head)(hidden)
+        probe = torch.linspace(-PROBE_LOGITS, PROBE_LOGITS, products.numel())
+        seen.append(probe.view(products.shape).to(products))
+        return seen[-1]
+
+    training = [module for module in base.modules() if module.training]
+    asked = answering(model, LogitForm(1, None, 0, ()), show_probe)
+    with gathering(base), torch.no_grad(), autocasting(base), asked:
+        try:
+            for module in training:
+                module.training = False  # without dropout, so that looking draws no random number
+            plain = model._orig_mod if is_compiled_module(model) else model
+            logits = plain(input_ids=input_ids, use_cache=False).logits
+        finally:
+            for module in training:
+                module.training = True
+    if len(seen) != 1 or seen[0].shape[:-1].numel() != input_ids.numel():
+        return None
+    for form in _known_forms(base, seen[0].shape[-1]):
+        expected = form.apply(seen[0].float())
+        rounding = 8 * torch.finfo(seen[0].dtype).eps * expected.abs().max().item()
+        if logits.shape == expected.shape and (logits - expected).abs().max() <= rounding:
+            return form
+    return None
+
+
+def _known_forms(base: Any, num_logits: int) -> Iterator[LogitForm]:
+    """What models of transformers 5.23 do to logits and can be kept from by a setting.
+
+    Gemma 2, 3, 3n and 4, NanoChat, PaliGemma: soft cap. Granite divides by `logits_scaling`,
+    HyperCLOVA X multiplies by it. Cohere multiplies by `logit_scale`, Falcon-H1 by
+    `lm_head_multiplier`.
+    """
+    config = base.config.get_text_config()
+    neutral: list[tuple[Any, str, float | None]] = []
+    softcap: float | None = getattr(config, "final_logit_softcapping", None)
+    if softcap is not None:
+        neutral.append((config, "final_logit_softcapping", None))
+    factor = 1.0
+    exponents: tuple[int, ...] = (1,)
+    for owner, name, ways in (
+        (config, "logits_scaling", (-1, 1)),
+        (base, "logit_scale", (1,)),
+        (base.base_model, "lm_head_multiplier", (1,)),
+    ):
+        value = getattr(owner, name, None)
+        if isinstance(value, float | int):
+            neutral.append((owner, name, 1.0))
+            factor, exponents = factor * value, ways
+    for exponent in exponents:
+        yield LogitForm(math.pow(factor, exponent), softcap, num_logits, tuple(neutral))
 
 
 @contextmanager
 def answering(model: Any, form: LogitForm, answer: Answer) -> Iterator[None]:
     """While open, the model's head gives `answer`, and the model leaves it as it is."""
-    _install(_base(model))
+    for head in _heads(_base(model)):
+        own = vars(head).get("forward")
+        if not (isinstance(own, MethodType) and own.__func__ is forward):
+            vars(head).pop(PLAIN_FORWARD, None)
+            if own is not None:
+                vars(head)[PLAIN_FORWARD] = own
+            # bound, so that a copy of the head gets a forward of its own
+            vars(head)["forward"] = MethodType(forward, head)
     changed = [(owner, name, getattr(owner, name)) for owner, name, _ in form.neutral]
     token = _answer.set(answer)
     try:
@@ -115,6 +340,19 @@ def answering(model: Any, form: LogitForm, answer: Answer) -> Iterator[None]:
     finally:
         for owner, name, value in changed:
             setattr(owner, name, value)
+        _answer.reset(token)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def forward(self: nn.Module, hidden: Tensor, *args: Any, **options: Any) -> Tensor:
+    """The forward of a head: an answer while a read is under way, logits otherwise."""
+    answer = _answer.get()
+    if answer is None:
+        return plain_forward(self)(hidden, *args, **options)
+    token = _answer.set(None)  # an answer may call the head itself
+    try:
+        return answer(self, hidden)
+    finally:
         _answer.reset(token)
 
 
@@ -146,310 +384,7 @@ def _base(model: nn.Module) -> Any:
 def _heads(base: Any) -> list[nn.Module]:
     """The modules that are called as the head, whichever adapter is active."""
     head = base.get_output_embeddings()
-    if head is None:
-        return []
+    heads = [] if head is None else [head]
     if isinstance(head, ModulesToSaveWrapper):
         heads = [head.original_module, *head.modules_to_save.values()]
-    else:
-        heads = [head]
     return [extract_model_from_parallel(each) for each in heads]
-
-
-def _install(base: Any) -> None:
-    for head in _heads(base):
-        own = vars(head).get("forward")
-        if isinstance(own, MethodType) and own.__func__ is forward:
-            continue
-        vars(head).pop(PLAIN_FORWARD, None)
-        if own is not None:
-            vars(head)[PLAIN_FORWARD] = own
-        # bound, so that a copy of the head gets a forward of its own
-        vars(head)["forward"] = MethodType(forward, head)
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def forward(self: nn.Module, hidden: Tensor, *args: Any, **options: Any) -> Tensor:
-    """The forward of a head: an answer while a read is under way, logits otherwise."""
-    answer = _answer.get()
-    if answer is None:
-        return plain_forward(self)(hidden, *args, **options)
-    token = _answer.set(None)  # an answer may call the head itself
-    try:
-        return answer(self, hidden)
-    finally:
-        _answer.reset(token)
-
-
-def _find_form(model: Any, base: Any, input_ids: Tensor) -> LogitForm | None:
-    if not _heads(base):
-        return None
-    seen: list[Tensor] = []
-
-    def show_probe(head: nn.Module, hidden: Tensor) -> Tensor:
-        products = plain_forward(head)(hidden)
-        probe = torch.linspace(-PROBE_LOGITS, PROBE_LOGITS, products.numel())
-        seen.append(probe.view(products.shape).to(products))
-        return seen[-1]
-
-    with (
-        gathering(base),
-        _evaluating(base),
-        torch.no_grad(),
-        autocasting(base),
-        answering(model, LogitForm(1, None, 0, ()), show_probe),
-    ):
-        plain = model._orig_mod if is_compiled_module(model) else model
-        logits = plain(input_ids=input_ids, use_cache=False).logits
-    if len(seen) != 1 or seen[0].shape[:-1].numel() != input_ids.numel():
-        return None
-    for form in _known_forms(base, seen[0].shape[-1]):
-        expected = form.apply(seen[0].float())
-        rounding = 8 * torch.finfo(seen[0].dtype).eps * expected.abs().max().item()
-        if logits.shape == expected.shape and (logits - expected).abs().max() <= rounding:
-            return form
-    return None
-
-
-def _agreed(form: LogitForm | None) -> LogitForm | None:
-    """The form, if all ranks have found the same."""
-    found = None if form is None else (form.scale, form.softcap, form.num_logits)
-    return form if len(set(gather_objects(found))) == 1 else None
-
-
-def _known_forms(base: Any, num_logits: int) -> Iterator[LogitForm]:
-    """What models of transformers 5.23 do to logits and can be kept from by a setting.
-
-    Gemma 2, 3, 3n and 4, NanoChat, PaliGemma: soft cap. Granite divides by `logits_scaling`,
-    HyperCLOVA X multiplies by it. Cohere multiplies by `logit_scale`, Falcon-H1 by
-    `lm_head_multiplier`.
-    """
-    config = base.config.get_text_config()
-    neutral: list[tuple[Any, str, float | None]] = []
-    softcap: float | None = getattr(config, "final_logit_softcapping", None)
-    if softcap is not None:
-        neutral.append((config, "final_logit_softcapping", None))
-    factor = 1.0
-    exponents: tuple[int, ...] = (1,)
-    for owner, name, ways in (
-        (config, "logits_scaling", (-1, 1)),
-        (base, "logit_scale", (1,)),
-        (base.base_model, "lm_head_multiplier", (1,)),
-    ):
-        value = getattr(owner, name, None)
-        if isinstance(value, float | int):
-            neutral.append((owner, name, 1.0))
-            factor, exponents = factor * value, ways
-    for exponent in exponents:
-        yield LogitForm(math.pow(factor, exponent), softcap, num_logits, tuple(neutral))
-
-
-@contextmanager
-def _evaluating(base: Any) -> Iterator[None]:
-    """Switches dropout off, so that looking draws no random number."""
-    training = [module for module in base.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-COPIES_OF_LOGITS = 5
-"""Arrays of the size of a chunk's logits that plain operations and their backward pass hold."""
-
-
-class Readable(Protocol):
-    """A micro-batch as far as reading knows it; see `MicroBatch` in `batching/batch.py`."""
-
-    @property
-    def input_ids(self) -> Tensor:
-        """(B, T) int64."""
-        ...
-
-    @property
-    def sources(self) -> Tensor:
-        """(N,) positions in the flattened (B * T) that predict a target; may repeat."""
-        ...
-
-    @property
-    def targets(self) -> Tensor:
-        """(N,) int64."""
-        ...
-
-    @property
-    def ends(self) -> Tensor:
-        """(S,) positions of the last tokens of sequences."""
-        ...
-
-    @property
-    def attention_mask(self) -> Tensor | None:
-        """(B, T) of a rectangle; None for a tree."""
-        ...
-
-    @property
-    def position_ids(self) -> Tensor | None:
-        """(1, T) depths of a tree; None for a rectangle."""
-        ...
-
-    @property
-    def segments(self) -> Sequence[Segment]:
-        """Of a tree; empty for a rectangle."""
-        ...
-
-
-Reading = TypeVar("Reading", Nll, Logps)
-
-
-def read_nll(
-    model: Any,
-    batch: Readable,
-    *,
-    label_smoothing: float = 0.0,
-    with_accuracy: bool = False,
-    with_entropy: bool = False,
-) -> Nll:
-    """The summed negative log-likelihood of a micro-batch's targets.
-
-    The hidden states of the sources are gathered on their way into the head; head, softmax and
-    loss are then taken over a few of them at a time, with all that the model does to its logits
-    (scales, soft caps). The head gives the result in the place of logits, so wrappers for several
-    devices see it as the output of the model.
-
-    Args:
-        model: a causal language model, bare, with an adapter, compiled or wrapped.
-        batch: a rectangle, or a token tree for a model with tree attention.
-        label_smoothing: share of the target distribution that is spread over the vocabulary.
-        with_accuracy: counts the targets that were the likeliest token.
-        with_entropy: sums the entropies of the predicted distributions.
-    """
-    settings = Settings(
-        label_smoothing=label_smoothing, with_correct=with_accuracy, with_entropy=with_entropy
-    )
-    return _read(model, batch, settings, _head_nll)
-
-
-def read_logps(
-    model: Any,
-    batch: Readable,
-    *,
-    label_smoothing: float = 0.0,
-    with_accuracy: bool = False,
-    with_entropy: bool = False,
-) -> Logps:
-    """The log-probability of each target; arguments as those of `read_nll`."""
-    settings = Settings(
-        label_smoothing=label_smoothing, with_correct=with_accuracy, with_entropy=with_entropy
-    )
-    return _read(model, batch, settings, _head_logps)
-
-
-def read_values(model: Any, batch: Readable, value_head: nn.Module) -> Tensor:
-    """What a value head says of the last token of each sequence.
-
-    Args:
-        model: as of `read_nll`; its own head is not computed.
-        batch: of which `ends` are read.
-        value_head: (S, H) -> (S, 1); its input comes in the dtype of its parameters.
-
-    Returns:
-        (S,) float32.
-    """
-
-    def judge(hidden: Tensor) -> Tensor:
-        dtype = next(value_head.parameters()).dtype
-        values_S1: Tensor = value_head(_gather(hidden, batch.ends).to(dtype))
-        return values_S1.float()
-
-    form = logit_form(model, batch.input_ids)
-    with _forward_arguments(batch) as arguments:
-        if form is None:
-            output = model(**arguments, output_hidden_states=True)
-            return judge(output.hidden_states[-1]).flatten()
-        with answering(model, form, lambda head, hidden: judge(hidden).unsqueeze(0)):
-            values_1S1: Tensor = model(**arguments).logits
-    return values_1S1.flatten()
-
-
-def _read(
-    model: Any,
-    batch: Readable,
-    settings: Settings,
-    read: Callable[[nn.Module, Tensor, Tensor, int, Settings], Reading],
-) -> Reading:
-    form = logit_form(model, batch.input_ids)
-    if form is None:
-        with _forward_arguments(batch) as arguments:
-            logits_NV = _gather(model(**arguments).logits, batch.sources)
-        return read(nn.Identity(), logits_NV, batch.targets, logits_NV.shape[1], settings)
-    settings = replace(settings, scale=form.scale, softcap=form.softcap)
-    readings: list[Reading] = []
-
-    def answer(head: nn.Module, hidden: Tensor) -> Tensor:
-        hidden_NH = _gather(hidden, batch.sources)
-        readings.append(read(head, hidden_NH, batch.targets, form.num_logits, settings))
-        # cloned, because FSDP2 hangs its gathering on what a module returns, which may be no view
-        return readings[0][0].reshape(1, -1, 1).clone()
-
-    with answering(model, form, answer), _forward_arguments(batch) as arguments:
-        result: Tensor = model(**arguments).logits
-    (reading,) = readings
-    return type(reading)(result.reshape(reading[0].shape), *reading[1:])
-
-
-@contextmanager
-def _forward_arguments(batch: Readable) -> Iterator[dict[str, Any]]:
-    arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
-    if batch.segments:
-        with tree_arguments(batch.segments, batch.input_ids.device) as tree:
-            yield arguments | {"position_ids": batch.position_ids, **tree}
-    else:
-        yield arguments | {"attention_mask": batch.attention_mask}
-
-
-def _gather(states: Tensor, positions: Tensor) -> Tensor:
-    # not states[positions], whose backward pass takes three times as long on a CPU
-    return states.flatten(0, -2).index_select(0, positions)
-
-
-def _head_nll(
-    head: nn.Module, hidden_NH: Tensor, targets_N: Tensor, num_logits: int, settings: Settings
-) -> Nll:
-    if is_plain_linear(head):
-        return linear_nll(hidden_NH, head.weight, targets_N, head.bias, settings)
-    return Nll.sum_of(_head_figures(head, hidden_NH, targets_N, num_logits, settings))
-
-
-def _head_logps(
-    head: nn.Module, hidden_NH: Tensor, targets_N: Tensor, num_logits: int, settings: Settings
-) -> Logps:
-    if is_plain_linear(head):
-        return linear_logps(hidden_NH, head.weight, targets_N, head.bias, settings)
-    nll_N, correct_N, entropy_N = _head_figures(head, hidden_NH, targets_N, num_logits, settings)
-    return Logps(-nll_N, correct_N, entropy_N)
-
-
-def _head_figures(
-    head: nn.Module, hidden_NH: Tensor, targets_N: Tensor, num_logits: int, settings: Settings
-) -> Figures:
-    """Figures of a head of any kind: its own forward, made again for each chunk's gradient."""
-    bytes_of_row = num_logits * torch.float32.itemsize * COPIES_OF_LOGITS
-    rows = settings.rows_of_chunk(len(targets_N), bytes_of_row, hidden_NH.device)
-
-    def figures(hidden_nH: Tensor, targets_n: Tensor) -> Figures:
-        products_1nV = plain_forward(head)(hidden_nH.unsqueeze(0))
-        return read_products(products_1nV.squeeze(0), targets_n, settings)
-
-    chunks: list[Figures] = [
-        checkpoint(figures, hidden_nH, targets_n, use_reentrant=False)
-        for hidden_nH, targets_n in zip(
-            torch.split(hidden_NH, max(rows, 1)), torch.split(targets_N, max(rows, 1)), strict=True
-        )
-    ]
-    nll, correct, entropy = zip(*chunks, strict=True)
-    return Figures(
-        torch.cat(nll),
-        torch.cat(correct) if settings.with_correct else None,
-        torch.cat(entropy) if settings.with_entropy else None,
-    )

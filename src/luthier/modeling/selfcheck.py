@@ -23,11 +23,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig
 
 from luthier import console
+from luthier.batching.batch import MicroBatch
 from luthier.errors import ModelError
 from luthier.modeling.device import free_memory
 from luthier.modeling.dtypes import Autocast
 from luthier.modeling.memory import USABLE
-from luthier.modeling.reads import Readable, read_logps
+from luthier.modeling.reads import read_logps
 from luthier.modeling.sharded import full_numel, full_shape, gathering, is_sharded, whole
 from luthier.processes.ranks import gather_objects
 
@@ -182,7 +183,7 @@ class SelfCheck:
                 "backward pass, so losses and gradients may be none. bf16 has float32's range."
             )
 
-    def compare(self, batch: Readable) -> tuple[Difference, bool]:
+    def compare(self, batch: MicroBatch) -> tuple[Difference, bool]:
         """The same tokens the way the run computes them.
 
         Args:
@@ -297,10 +298,11 @@ def _probe(
     stand_ins = stand_ins or {}
     stride = -(-sum(map(full_numel, weights)) // PROBED_NUMBERS) or 1
     leaves = [stand_ins.get(id(weight), weight) for weight in weights]
-    sums = [
-        torch.zeros(full_shape(leaf).numel(), dtype=_wide(leaf.dtype), device=leaf.device)[::stride]
-        for leaf in leaves
-    ]
+    sums = []
+    for leaf in leaves:
+        wide = torch.promote_types(leaf.dtype, torch.float32)
+        zeros = torch.zeros(full_shape(leaf).numel(), dtype=wide, device=leaf.device)
+        sums.append(zeros[::stride])
     logps: list[Tensor] = []
     idle = {id(each) for each in model.parameters() if each.requires_grad and leaves}
     with whole_ones, _steady(model), torch.set_grad_enabled(bool(leaves)):
@@ -332,7 +334,11 @@ def _steady(model: nn.Module) -> Iterator[None]:
     """Training mode where something learns, without anything that is drawn at random."""
     modules = list(model.modules())
     modes = [(module, module.training) for module in modules]
-    configs = {id(config): config for module in modules if (config := _config(module))}
+    configs = {
+        id(config): config
+        for module in modules
+        if isinstance(config := vars(module).get("config"), PreTrainedConfig)
+    }
     owners: list[dict[str, Any]] = [vars(each) for each in (*modules, *configs.values())]
     drawn = [
         (owner, name, value)
@@ -354,15 +360,6 @@ def _steady(model: nn.Module) -> Iterator[None]:
             owner[name] = value
         for module, mode in modes:
             module.training = mode
-
-
-def _config(module: nn.Module) -> PreTrainedConfig | None:
-    config = vars(module).get("config")
-    return config if isinstance(config, PreTrainedConfig) else None
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -399,7 +396,11 @@ def in_float32(
     rest, layers = _parts(model)
     stand_ins = {id(each): _copy(each, learns=True) for each in leaves if _is_replaced(each)}
     left = HELD if room is None else min(HELD, room - float32_bytes(model))
-    with ExitStack() as stack, _exact_products():
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    with ExitStack() as stack:
+        matmul.fp32_precision = "ieee"  # no TensorFloat-32, which rounds as float16 does
+        stack.callback(setattr, matmul, "fp32_precision", before)
         stack.enter_context(_swapped(rest, stand_ins))
         for layer in layers:
             left -= _bytes(layer.modules())
@@ -415,14 +416,15 @@ def float32_bytes(model: nn.Module) -> int:
 
 
 def _parts(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
-    layers = list(_layers(model))
+    """What stands beside the layers, and the layers: the children of the outermost lists."""
+
+    def find(module: nn.Module) -> Iterator[nn.Module]:
+        for child in module.children():
+            yield from child if isinstance(child, nn.ModuleList) else find(child)
+
+    layers = list(find(model))
     inside = {module for layer in layers for module in layer.modules()}
     return [module for module in model.modules() if module not in inside], layers
-
-
-def _layers(module: nn.Module) -> Iterator[nn.Module]:
-    for child in module.children():
-        yield from child if isinstance(child, nn.ModuleList) else _layers(child)
 
 
 def _places(modules: Iterable[nn.Module]) -> list[tuple[dict[str, Any], str, Tensor]]:
@@ -485,15 +487,3 @@ def _streamed(layer: nn.Module, stand_ins: StandIns) -> Iterator[None]:
         del layer.forward
         if before is not None:
             layer.forward = before
-
-
-@contextmanager
-def _exact_products() -> Iterator[None]:
-    """No TensorFloat-32, which rounds as float16 does."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
