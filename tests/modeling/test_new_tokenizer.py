@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.data.words import begins_words_at_spaces
+from luthier.data.tokenize import begins_words_at_spaces
 from luthier.errors import DataError
 from luthier.modeling.tokenizer import LEAST, train_tokenizer
 from tests import tiny

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from luthier.data.check import RowError, RowProblem
 from luthier.data.frames import Render, find_frame
-from luthier.data.words import TYPECODE, Ids, TextTokenizer
+from luthier.data.tokenize import TYPECODE, Ids, TextTokenizer
 from luthier.errors import DataError, TemplateError
 from luthier.example import WEIGHT, Example, count_learned
 from luthier.records import (
@@ -170,7 +170,7 @@ class Encoder:
         ]
 
     def turns(self, conversation: Conversation) -> list[Turn]:
-        """The turns that are tokenised; see `luthier.data.words.ContentMarks` for their texts."""
+        """The turns that are tokenised; of their texts see `tokenize.ContentMarks`."""
         return self._turns(self._mark(conversation))
 
     def _learn(

@@ -14,7 +14,7 @@ from luthier.data.formats.text import read_text
 from luthier.data.reader import RawRow, RowOrProblem, parse
 from luthier.data.report import Counts
 from luthier.data.table import Task, read_each
-from luthier.data.words import TYPECODE, Ids, TextTokenizer
+from luthier.data.tokenize import TYPECODE, Ids, TextTokenizer
 from luthier.errors import DataError
 from luthier.example import Example, as_batch, schema
 from luthier.records import Text

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.data.check import RowProblem, show_value
 from luthier.data.encode import Encoder
 from luthier.data.reading import Batch, DatasetReader
-from luthier.data.words import without_marks
+from luthier.data.tokenize import without_marks
 from luthier.errors import DataError, TemplateError
 from luthier.example import Example
 from luthier.records import IGNORE_INDEX, Conversation, Piece

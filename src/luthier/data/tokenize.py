@@ -1,4 +1,4 @@
-"""texts -> token ids, each word tokenised once."""
+"""texts -> token ids by fast tokenization: each word is looked up in a cache of tokens."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import json
 import re
 from array import array
 from collections.abc import Sequence
+from functools import cache
 from itertools import accumulate, pairwise, product
 from typing import TYPE_CHECKING, Any, TypeAlias
 from unicodedata import is_normalized
 
-from luthier.data.vocabulary import LONGEST, Vocabulary, sum_words
+import numpy as np
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,6 +23,12 @@ else:
 
 TYPECODE = "i"
 """Token ids are 32-bit integers here as in the tables that they are written to."""
+
+LONGEST_WORD = 1024
+"""Bytes of the longest word that is kept."""
+
+MOST_WORDS, MOST_IDS = 250_000, 4_000_000
+"""How many are kept, and how many ids of theirs, before all are forgotten; about 50 MB."""
 
 _CHECKED_TEXTS = 32
 _WORDS_A_CALL = 64
@@ -107,7 +114,7 @@ class TextTokenizer:
         self._is_by_word: bool | None = None
         self._reads_alike: bool | None = None
         self._is_checked = self._is_normalising = False
-        self._known: Vocabulary | None = None
+        self._cache: TokenCache | None = None
         self._added: dict[str, int] = {}
         self._added_patterns: list[re.Pattern[str]] = []
         self._stood_for: dict[int, int] = {}
@@ -167,14 +174,24 @@ class TextTokenizer:
 
     def _prepare(self) -> None:
         if self.marks and self.tokenizer.is_fast:
-            self._stood_for = self._add_stand_ins(self.marks)
+            self._add_stand_ins(self.marks)
         self._is_by_word = begins_words_at_spaces(self.tokenizer)
-        if self._is_by_word:
-            self._is_normalising = self.tokenizer.backend_tokenizer.normalizer is not None
-            self._read_added_tokens()
+        if not self._is_by_word:
+            return
+        backend, splits = self.tokenizer.backend_tokenizer, self.tokenizer.split_special_tokens
+        self._is_normalising = backend.normalizer is not None
+        added = backend.get_added_tokens_decoder()
+        added = {at: token for at, token in added.items() if not (splits and token.special)}
+        self._added = {token.content: self._stood_for.get(at, at) for at, token in added.items()}
+        for is_normalised in (False, True):
+            texts = [one.content for one in added.values() if one.normalized is is_normalised]
+            if texts:
+                longest_first = sorted(texts, key=len, reverse=True)
+                either = "|".join(map(re.escape, longest_first))
+                self._added_patterns.append(re.compile(f"({either})"))
 
-    def _add_stand_ins(self, marks: ContentMarks) -> dict[int, int]:
-        """A tokenizer that splits special tokens and knows the stand-ins: whose each one is."""
+    def _add_stand_ins(self, marks: ContentMarks) -> None:
+        """Makes the tokenizer one that splits special tokens and knows the stand-ins."""
         from tokenizers import AddedToken
 
         self.tokenizer = copy.deepcopy(self.tokenizer)
@@ -191,7 +208,8 @@ class TextTokenizer:
         ]
         self.tokenizer.add_tokens(stand_ins)
         numbers = self.tokenizer.convert_tokens_to_ids([one.content for one in stand_ins])
-        return dict(zip(numbers, (at for at, _ in marks.special.values()), strict=True))
+        real = (at for at, _ in marks.special.values())
+        self._stood_for = dict(zip(numbers, real, strict=True))
 
     def _encode_whole(self, texts: Sequence[str]) -> list[Ids]:
         if not texts:
@@ -207,11 +225,12 @@ class TextTokenizer:
             truncation=False,
             verbose=False,
         )
-        found = [array(TYPECODE, ids) for ids in encoded["input_ids"]]
-        if self._stood_for:
-            real = self._stood_for
-            found = [array(TYPECODE, [real.get(one, one) for one in ids]) for ids in found]
-        return found
+        real = self._stood_for
+        if real:
+            return [
+                array(TYPECODE, [real.get(one, one) for one in x]) for x in encoded["input_ids"]
+            ]
+        return [array(TYPECODE, ids) for ids in encoded["input_ids"]]
 
     def _encode_between(self, text: str) -> Ids:
         """The ids of what stands between stand-ins, split: for tokenizers written in Python."""
@@ -224,56 +243,43 @@ class TextTokenizer:
                 ids += self.tokenizer.convert_tokens_to_ids(tokens)
         return array(TYPECODE, ids)
 
-    def _read_added_tokens(self) -> None:
-        added = self.tokenizer.backend_tokenizer.get_added_tokens_decoder()
-        splits = self.tokenizer.split_special_tokens
-        added = {at: token for at, token in added.items() if not (splits and token.special)}
-        self._added = {token.content: self._stood_for.get(at, at) for at, token in added.items()}
-        for is_normalised in (False, True):
-            texts = [one.content for one in added.values() if one.normalized is is_normalised]
-            if texts:
-                longest_first = sorted(texts, key=len, reverse=True)
-                either = "|".join(map(re.escape, longest_first))
-                self._added_patterns.append(re.compile(f"({either})"))
-
     def _encode_by_word(self, texts: Sequence[str]) -> list[Ids]:
-        import numpy
-
-        if self._known is None or self._known.is_full:
-            self._known = Vocabulary()
-            self._known.add(list(self._added), list(self._added.values()), [1] * len(self._added))
+        if self._cache is None or self._cache.is_full:
+            self._cache = TokenCache()
+            self._cache.add(list(self._added), list(self._added.values()), [1] * len(self._added))
         parts = [self._stretches(text) for text in texts]
         stretches = [one for some in parts for one in some]
-        content = "".join(stretches).encode("utf-8", errors="surrogatepass")
-        lengths = [len(one) if one.isascii() else _size(one) for one in stretches]
-        ends = numpy.cumsum(lengths, dtype=numpy.int64)
+        content = _bytes("".join(stretches))
+        lengths = [len(one) if one.isascii() else len(_bytes(one)) for one in stretches]
+        ends = np.cumsum(lengths, dtype=np.int64)
         words = cut_words(content, ends)
         sums = sum_words(content, words)
-        is_kept = numpy.diff(numpy.append(words, len(content))) <= LONGEST
-        numbers = self._known.find(sums)
-        new = numpy.flatnonzero((numbers < 0) & is_kept)
+        word_ends = np.append(words, len(content))[1:]
+        is_kept = word_ends - words <= LONGEST_WORD
+        numbers = self._cache.find(sums)
+        new = np.flatnonzero((numbers < 0) & is_kept)
         if len(new):
-            _, firsts = numpy.unique(sums[0][new], return_index=True)
-            texts_of_new = _texts(content, words, new[firsts])
-            self._known.add(texts_of_new, *self._encode_words(texts_of_new))
-            numbers[new] = self._known.find(sums[:, new])
-        ids, starts = self._known.ids_of(numbers)
-        of_text = numpy.concatenate([[0], ends])[list(accumulate(map(len, parts), initial=0))]
-        at = starts[numpy.searchsorted(words, of_text)].tolist()
+            _, firsts = np.unique(sums[0][new], return_index=True)
+            once = new[firsts]
+            spans = zip(words[once].tolist(), word_ends[once].tolist(), strict=True)
+            unknown = [content[a:b].decode("utf-8", errors="surrogatepass") for a, b in spans]
+            self._cache.add(unknown, *self._encode_words(unknown))
+            numbers[new] = self._cache.find(sums[:, new])
+        ids, starts = self._cache.ids_of(numbers)
+        of_text = np.concatenate([[0], ends])[list(accumulate(map(len, parts), initial=0))]
+        at = starts[np.searchsorted(words, of_text)].tolist()
         found = [array(TYPECODE, ids[a:b].tobytes()) for a, b in pairwise(at)]
-        odd = {*(numpy.searchsorted(of_text, words[~is_kept], "right") - 1).tolist()}
-        odd |= {at for at, text in enumerate(texts) if not text.isascii() and self._is_odd(text)}
-        if odd:
-            whole = self._encode_whole([texts[at] for at in odd])
-            for at, one in zip(odd, whole, strict=True):
-                found[at] = one
+        whole = {*(np.searchsorted(of_text, words[~is_kept], "right") - 1).tolist()}
+        for number, text in enumerate(texts):
+            if not text.isascii() and (
+                (self._is_normalising and not is_normalized("NFC", text))
+                or (_WIDE_SPACE.search(text) and _BESIDE_WIDE_SPACE.search(text))
+            ):
+                whole.add(number)
+        of_whole = self._encode_whole([texts[number] for number in whole])
+        for number, one in zip(whole, of_whole, strict=True):
+            found[number] = one
         return found
-
-    def _is_odd(self, text: str) -> bool:
-        """Whether a text has to be tokenised as a whole."""
-        if self._is_normalising and not is_normalized("NFC", text):
-            return True
-        return bool(_WIDE_SPACE.search(text) and _BESIDE_WIDE_SPACE.search(text))
 
     def _stretches(self, text: str) -> list[str]:
         """The text cut before and behind each added token."""
@@ -290,8 +296,6 @@ class TextTokenizer:
 
     def _encode_words(self, words: list[str]) -> tuple[Any, Any]:
         """The ids of all words, one after the other, and how many each has."""
-        import numpy
-
         backend = self.tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
@@ -299,11 +303,11 @@ class TextTokenizer:
         calls = [words[at : at + _WORDS_A_CALL] for at in range(0, len(words), _WORDS_A_CALL)]
         encodings = backend.encode_batch(calls, is_pretokenized=True, add_special_tokens=False)
         counts = [
-            numpy.bincount(numpy.array(encoding.word_ids, int), minlength=len(call))
+            np.bincount(np.array(encoding.word_ids, int), minlength=len(call))
             for call, encoding in zip(calls, encodings, strict=True)
         ]
-        ids = [numpy.array(encoding.ids, numpy.int32) for encoding in encodings]
-        return numpy.concatenate(ids), numpy.concatenate(counts)
+        ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
+        return np.concatenate(ids), np.concatenate(counts)
 
 
 def cut_words(content: bytes, ends: Any) -> Any:
@@ -316,38 +320,24 @@ def cut_words(content: bytes, ends: Any) -> Any:
     Returns:
         Ascending positions in `content`.
     """
-    import numpy
-
-    space = numpy.zeros(256, bool)
+    space = np.zeros(256, bool)
     space[[9, 10, 11, 12, 13, 28, 29, 30, 31, 32]] = True
-    letters = numpy.frombuffer(content, numpy.uint8)
-    begins = numpy.zeros(len(letters) + 1, bool)
+    letters = np.frombuffer(content, np.uint8)
+    begins = np.zeros(len(letters) + 1, bool)
     is_space = space[letters]
     begins[1:-2] = (letters[1:-1] == 32) & ~is_space[:-2] & ~is_space[2:]
     begins[ends[ends > 0] - 1] = False
     begins[ends] = True
     begins[0] = True
-    return numpy.flatnonzero(begins[:-1])
-
-
-def _texts(content: bytes, words: Any, wanted: Any) -> list[str]:
-    """The texts of the words of these numbers."""
-    ends = [*words[1:].tolist(), len(content)]
-    return [
-        content[start : ends[number]].decode("utf-8", errors="surrogatepass")
-        for number, start in zip(wanted.tolist(), words[wanted].tolist(), strict=True)
-    ]
-
-
-def _size(text: str) -> int:
-    return len(text.encode("utf-8", errors="surrogatepass"))
+    return np.flatnonzero(begins[:-1])
 
 
 def begins_words_at_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a space between characters that are none always begins a word of its own.
 
     Known of byte-level BPE with a splitting pattern before it, and at most NFC before that. Added
-    tokens that take the spaces beside them, or that hold one, speak against it.
+    tokens that take the spaces beside them, or that hold one, speak against it. Then texts with a
+    space in the middle have to split as their halves do.
     """
     from tokenizers.models import BPE
     from tokenizers.normalizers import NFC
@@ -356,9 +346,9 @@ def begins_words_at_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
         return False
     backend = tokenizer.backend_tokenizer
     model, splitter = backend.model, backend.pre_tokenizer
-    if not isinstance(backend.normalizer, NFC | None) or not isinstance(model, BPE):
+    if splitter is None or not isinstance(model, BPE):
         return False
-    if splitter is None:
+    if not isinstance(backend.normalizer, NFC | None):
         return False
     if model.dropout or model.end_of_word_suffix or model.continuing_subword_prefix:
         return False
@@ -372,14 +362,6 @@ def begins_words_at_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
     for token in backend.get_added_tokens_decoder().values():
         if token.lstrip or token.rstrip or token.single_word or _CUT.search(token.content):
             return False
-    return _splits_alike(splitter)
-
-
-_NEIGHBOURS = "aZé1٣一あ.,'-(\"_/’。😀\u0301"
-
-
-def _splits_alike(splitter: Any) -> bool:
-    """Whether texts with a space in the middle split as their halves do."""
 
     def split(text: str) -> list[str]:
         return [word for word, _ in splitter.pre_tokenize_str(text)]
@@ -391,3 +373,112 @@ def _splits_alike(splitter: Any) -> bool:
         split(f"{left} {right}") == halves[left] + halves[f" {right}"]
         for left, right in product(before, behind)
     )
+
+
+_NEIGHBOURS = "aZé1٣一あ.,'-(\"_/’。😀\u0301"
+
+
+class TokenCache:
+    """A table from words, as bytes of a text, to ids, asked for whole arrays of words.
+
+    A word is known by two sums of its bytes, each times a random 64-bit number for its place, so
+    two words are taken for one with a chance below 2^-100. The table is one of open addressing.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sums = np.zeros((2, 1024), np.uint64)
+        self._starts = np.zeros(1025, np.int64)
+        self._ids = np.zeros(4096, np.int32)
+        self._slots = np.full(4096, -1, np.int32)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is time to begin with an empty one."""
+        return self._count > MOST_WORDS or int(self._starts[self._count]) > MOST_IDS
+
+    def find(self, sums: Any) -> Any:
+        """The number of each word, of which `sum_words` gave the sums; -1 where it is not known."""
+        first, second = sums
+        mask = np.uint64(len(self._slots) - 1)
+        places = (first >> _HIGH_BITS) & mask
+        found = np.full(len(first), -1, np.int64)
+        waiting = np.arange(len(first))
+        while len(waiting):
+            numbers = self._slots[places]
+            is_hit = (numbers >= 0) & (self._sums[0][numbers] == first[waiting])
+            is_hit &= self._sums[1][numbers] == second[waiting]
+            found[waiting[is_hit]] = numbers[is_hit]
+            is_open = (numbers >= 0) & ~is_hit
+            waiting, places = waiting[is_open], (places[is_open] + np.uint64(1)) & mask
+        return found
+
+    def add(self, words: Sequence[str], ids: Any, counts: Any) -> None:
+        """Takes in words that are not known.
+
+        Args:
+            words: each once.
+            ids: of all of them, one after the other.
+            counts: how many each has.
+        """
+        encoded = [_bytes(word) for word in words]
+        lengths = np.array([*map(len, encoded)], np.int64)
+        sums = sum_words(b"".join(encoded), np.cumsum(lengths) - lengths)
+        first, count = self._count, self._count + len(words)
+        num_ids = int(self._starts[first])
+        if count >= len(self._sums[0]):
+            self._sums = np.pad(self._sums, ((0, 0), (0, count)))
+            self._starts = np.pad(self._starts, (0, count))
+        if num_ids + len(ids) > len(self._ids):
+            self._ids = np.pad(self._ids, (0, num_ids + len(ids)))
+        self._sums[:, first:count] = sums
+        self._ids[num_ids : num_ids + len(ids)] = ids
+        self._starts[first + 1 : count + 1] = num_ids + np.cumsum(counts, dtype=np.int64)
+        if 3 * count > len(self._slots):
+            self._slots = np.full(1 << (6 * count).bit_length(), -1, np.int32)
+            first = 0
+        slots, mask = self._slots, len(self._slots) - 1
+        places = (self._sums[0][first:count] >> _HIGH_BITS).tolist()
+        for number, place in enumerate(places, first):
+            place &= mask
+            while slots[place] >= 0:
+                place = (place + 1) & mask
+            slots[place] = number
+        self._count = count
+
+    def ids_of(self, numbers: Any) -> tuple[Any, Any]:
+        """The ids of words, one after the other, and where those of each begin; the end is last.
+
+        A word of number -1 gives none.
+        """
+        counts = self._starts[numbers + 1] - self._starts[numbers]
+        counts[numbers < 0] = 0
+        begins = np.concatenate([[0], np.cumsum(counts)])
+        shift = np.repeat(self._starts[numbers] - begins[:-1], counts)
+        return self._ids[shift + np.arange(begins[-1])], begins
+
+
+_HIGH_BITS = np.uint64(40)
+"""Shifts a sum so that the bits are left that depend on all bytes."""
+
+
+def sum_words(content: bytes, starts: Any) -> Any:
+    """The two sums of each word; those of words over `LONGEST_WORD` bytes mean nothing."""
+    if not len(starts):
+        return np.zeros((2, 0), np.uint64)
+    lengths = np.diff(np.append(starts, len(content)))
+    places = np.arange(len(content)) - np.repeat(starts, lengths)
+    np.minimum(places, LONGEST_WORD - 1, out=places)
+    letters = np.frombuffer(content, np.uint8).astype(np.uint64) + np.uint64(1)
+    return np.stack([np.add.reduceat(letters * some[places], starts) for some in _factors()])
+
+
+@cache
+def _factors() -> Any:
+    chance = np.random.default_rng(20240229)
+    odd = chance.integers(1 << 63, size=(2, LONGEST_WORD), dtype=np.uint64) * np.uint64(2)
+    return odd + np.uint64(1)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", errors="surrogatepass")

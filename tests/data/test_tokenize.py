@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from tokenizers import Regex, pre_tokenizers
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
-from luthier.data import vocabulary, words
-from luthier.data.words import TextTokenizer, begins_words_at_spaces
+from luthier.data import tokenize
+from luthier.data.tokenize import TextTokenizer, begins_words_at_spaces
 from tests import tiny
 
 SPLITS = {
@@ -133,8 +133,8 @@ def test_words_are_asked_for_once(tiny_tokenizer, monkeypatch):
 
 
 def test_a_full_vocabulary_begins_anew(tiny_tokenizer, monkeypatch):
-    monkeypatch.setattr(vocabulary, "MOST_WORDS", 20)
-    monkeypatch.setattr(words, "_TEXTS_TOGETHER", 3)
+    monkeypatch.setattr(tokenize, "MOST_WORDS", 20)
+    monkeypatch.setattr(tokenize, "_TEXTS_TOGETHER", 3)
     texts = TextTokenizer(tiny_tokenizer)
     given_texts = [f"word {n} and {n % 7} again" for n in range(200)]
 
@@ -187,7 +187,7 @@ def test_tokenizers_of_another_kind_read_whole_texts(change):
 
 
 def test_a_difference_that_the_first_texts_show_turns_it_off(monkeypatch):
-    monkeypatch.setattr(words, "begins_words_at_spaces", lambda tokenizer: True)
+    monkeypatch.setattr(tokenize, "begins_words_at_spaces", lambda tokenizer: True)
     tokenizer = tiny.make_tokenizer()
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([])
     texts = TextTokenizer(tokenizer)
