@@ -19,7 +19,7 @@ def test_no_name_has_two_statuses():
     assert fields().keys() & LEGACY.keys() == set()
 
 
-@pytest.mark.parametrize("name", [name for name, each in LEGACY.items() if not each.becomes])
+@pytest.mark.parametrize("name", [name for name, each in LEGACY.items() if not each.to])
 def test_the_default_of_an_absent_feature_is_accepted(name):
     parse_dict({**RUN, name: LEGACY[name].default})
 

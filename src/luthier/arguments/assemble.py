@@ -126,7 +126,7 @@ def missing_sentence(names: Iterable[str], is_flags: bool) -> str:
 
 def unknown_sentence(origin: str, name: str, value: Any = None, prefix: str = "") -> str:
     """Says that a name is unknown, with the nearest known ones."""
-    ours = [*fields(), *(old for old, each in LEGACY.items() if each.becomes)]
+    ours = [*fields(), *(old for old, each in LEGACY.items() if each.to)]
     near = [FAMILIAR[name]] if name in FAMILIAR else []
     near = (
         near
@@ -176,7 +176,7 @@ class _Assembly:
         legacy = LEGACY.get(each.name)
         if legacy is None:
             return {each.name: each.value}
-        if legacy.becomes is not None:
+        if legacy.to:
             return self._rename(each, legacy)
         if legacy.part_of is not None:
             if not legacy.is_default(each.value):
@@ -193,7 +193,6 @@ class _Assembly:
         return {}
 
     def _rename(self, each: Given, legacy: Legacy) -> Mapping[str, Any]:
-        assert legacy.becomes is not None
         if isinstance(legacy.default, bool) and str(each.value).lower() not in (*TRUE, *FALSE):
             self.problems.append(
                 f"{each.origin}: {each.name} is {each.value!r}; expected true or false. "
@@ -201,7 +200,9 @@ class _Assembly:
             )
             return {}
         self.notes.append(f"{each.origin}: {each.name} is an old name. {legacy.says}")
-        return {} if legacy.is_default(each.value) else legacy.becomes(each.value)
+        if legacy.is_default(each.value):
+            return {}
+        return {legacy.to: each.value if legacy.value is None else legacy.value}
 
     def take_library_names(self, settings: dict[str, Given]) -> dict[str, Any]:
         """Names that only the installed transformers knows; what nobody knows is a problem."""
