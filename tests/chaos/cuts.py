@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from luthier.checkpoints.request_files import FOLDER
+from luthier.checkpoints.control_files import FOLDER
 from tests.chaos import trial
 
 EVERY = tuple(range(1, 40))

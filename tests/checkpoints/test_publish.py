@@ -7,8 +7,7 @@ import os
 import pytest
 
 from luthier.checkpoints.folders import list_checkpoints, stage_folder, sweep
-from luthier.checkpoints.publish import publish
-from luthier.checkpoints.rotate import rotate
+from luthier.checkpoints.publish import publish, rotate
 from luthier.checkpoints.verify import newest_valid, verify
 from tests.checkpoints import made
 

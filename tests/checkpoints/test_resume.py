@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from luthier.checkpoints import precheck
 from luthier.checkpoints.folders import list_checkpoints
 from luthier.checkpoints.identity import identify
-from luthier.checkpoints.resume import choose_checkpoint, go_on
+from luthier.checkpoints.output_folder import OutputFolder
 from luthier.distributed.strategy import Strategy
 from luthier.errors import ArgumentsError, CheckpointError, NoValidCheckpoint
 from tests.checkpoints import made
@@ -29,7 +28,7 @@ def run(tmp_path):
 
 @pytest.mark.parametrize("word", ["auto", None, True, "true", "AUTO"])
 def test_the_newest_good_one_is_taken_and_what_is_wrong_with_newer_ones_said(run, word, capsys):
-    found = choose_checkpoint(arguments(run, resume_from_checkpoint=word))
+    found = OutputFolder(arguments(run, resume_from_checkpoint=word)).choose_checkpoint()
 
     said = capsys.readouterr().err
     assert found == run / "checkpoint-4"
@@ -40,10 +39,12 @@ def test_the_newest_good_one_is_taken_and_what_is_wrong_with_newer_ones_said(run
 
 def test_one_that_is_named_is_taken_and_no_other_for_it(run):
     asked = arguments(run, resume_from_checkpoint=str(run / "checkpoint-2"))
-    assert choose_checkpoint(asked) == run / "checkpoint-2"
+    assert OutputFolder(asked).choose_checkpoint() == run / "checkpoint-2"
 
     with pytest.raises(NoValidCheckpoint, match=r"optimizer\.pt is missing.*No other is taken"):
-        choose_checkpoint(arguments(run, resume_from_checkpoint=str(run / "checkpoint-10")))
+        OutputFolder(
+            arguments(run, resume_from_checkpoint=str(run / "checkpoint-10"))
+        ).choose_checkpoint()
 
 
 def test_all_damaged_ends_with_a_code_of_its_own_and_names_each(run):
@@ -51,7 +52,7 @@ def test_all_damaged_ends_with_a_code_of_its_own_and_names_each(run):
         (run / f"checkpoint-{step}" / "MANIFEST.json").write_bytes(b"")
 
     with pytest.raises(NoValidCheckpoint) as caught:
-        list(precheck.find_problems_of_checkpoints(arguments(run)))
+        list(OutputFolder(arguments(run)).checkpoint_problems())
 
     assert caught.value.exit_code == 3
     assert all(f"checkpoint-{step}" in str(caught.value) for step in (2, 4, 10))
@@ -59,22 +60,22 @@ def test_all_damaged_ends_with_a_code_of_its_own_and_names_each(run):
 
 def test_words_that_contradict_the_folder_end_the_run(run, tmp_path_factory):
     with pytest.raises(CheckpointError, match="overwrite_output_dir"):
-        choose_checkpoint(arguments(run, resume_from_checkpoint=False))
+        OutputFolder(arguments(run, resume_from_checkpoint=False)).choose_checkpoint()
     empty = tmp_path_factory.mktemp("empty")
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        choose_checkpoint(arguments(empty, resume_from_checkpoint=True))
-    assert choose_checkpoint(arguments(empty, resume_from_checkpoint=False)) is None
-    assert choose_checkpoint(arguments(empty)) is None
+        OutputFolder(arguments(empty, resume_from_checkpoint=True)).choose_checkpoint()
+    assert OutputFolder(arguments(empty, resume_from_checkpoint=False)).choose_checkpoint() is None
+    assert OutputFolder(arguments(empty)).choose_checkpoint() is None
 
 
 def test_a_run_that_starts_anew_goes_on_from_nothing(run):
-    assert choose_checkpoint(arguments(run, overwrite_output_dir=True)) is None
+    assert OutputFolder(arguments(run, overwrite_output_dir=True)).choose_checkpoint() is None
 
 
 def test_a_path_that_is_no_checkpoint_is_refused_at_once(tmp_path):
     wrong = arguments(tmp_path, resume_from_checkpoint=str(tmp_path / "nowhere"))
 
-    assert "is no checkpoint" in next(precheck.find_problems(wrong))
+    assert "is no checkpoint" in next(OutputFolder(wrong).problems())
 
 
 def test_going_on_from_an_earlier_one_leaves_the_later_ones_behind(run, capsys):
@@ -82,9 +83,9 @@ def test_going_on_from_an_earlier_one_leaves_the_later_ones_behind(run, capsys):
     now = identify(asked, Strategy("single"), 1)
 
     with pytest.raises(ArgumentsError, match="examples of a step: 4 then, 8 now"):
-        go_on(asked, now)
+        OutputFolder(asked).resume(now)
     assert len(list_checkpoints(run)) == 3
-    checkpoint, found = go_on(asked, replace(now, examples_per_step=4))
+    checkpoint, found = OutputFolder(asked).resume(replace(now, examples_per_step=4))
 
     assert checkpoint == run / "checkpoint-2"
     assert found.run_id == made.manifest(2).run_id

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 import luthier
-from luthier.checkpoints import space
+from luthier.checkpoints import publish
 from luthier.checkpoints.final import finished_model
 from luthier.checkpoints.manifest import read_manifest
 from luthier.checkpoints.verify import newest_valid, verify
@@ -311,7 +311,7 @@ def test_a_run_without_room_ends_after_so_many_failures_with_the_numbers(
     config, monkeypatch, capsys
 ):
     usage = shutil.disk_usage
-    monkeypatch.setattr(space.shutil, "disk_usage", lambda path: usage(path)._replace(free=1024))
+    monkeypatch.setattr(publish.shutil, "disk_usage", lambda path: usage(path)._replace(free=1024))
 
     with pytest.raises(SaveError, match=r"0 MiB are free and \d+ MiB are needed \(2 of") as caught:
         luthier.train(config | {"max_failed_saves": 2})

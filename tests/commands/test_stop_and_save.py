@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
+from luthier.checkpoints.control_files import answer, asked, take_up
 from luthier.checkpoints.lock import OutputLock
-from luthier.checkpoints.request_files import answer, asked, take_up
 from luthier.cli import main
 
 

@@ -63,7 +63,8 @@ class OutputLock:
     """Keeps other runs out of a folder until it is released or this process is over.
 
     The system's lock on the file decides, which no death leaves behind; processes that are forked
-    from this one do not hold it. Where the file system has no locks, the note in it does.
+    from this one do not hold it, and who only looks shares it. Where the file system has no locks,
+    the note in the file decides. (The package filelock gives none of these three.)
 
     Args:
         folder: the run's; made when absent.
@@ -89,7 +90,7 @@ class OutputLock:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
         is_locked = _try_lock(descriptor)
-        self.previous = _read(self.file)
+        self.previous = last_holder(self.file.parent)
         if is_locked is None:  # no locks here
             is_locked = self.previous is None or self.previous.is_dead is True
         if not is_locked:
@@ -99,8 +100,10 @@ class OutputLock:
                 f"{self.previous or 'another process'}. Name another folder, or end that run; if "
                 f"it is over, delete {self.file}."
             )
-        note = Holder(os.getpid(), socket.gethostname(), boot_id(), _now(), launch)
-        _write(descriptor, json.dumps(asdict(note)) + "\n")
+        since = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        note = Holder(os.getpid(), socket.gethostname(), boot_id(), since, launch)
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, json.dumps(asdict(note)).encode() + b"\n")
         self._descriptor = descriptor
         _held.add(descriptor)
 
@@ -108,7 +111,7 @@ class OutputLock:
         """Lets others in; a second call does nothing."""
         if self._descriptor is not None:
             _held.discard(self._descriptor)
-            _write(self._descriptor, "")
+            os.ftruncate(self._descriptor, 0)
             os.close(self._descriptor)
             self._descriptor = None
 
@@ -123,7 +126,7 @@ def holder(folder: Path) -> Holder | None:
         is_free = _try_lock(descriptor, is_shared=True)
     finally:
         os.close(descriptor)
-    found = _read(folder / FILE_NAME)
+    found = last_holder(folder)
     if is_free is None:
         is_free = found is None or found.is_dead is True
     return None if is_free else found or Holder(0, "an unknown machine", "", "an unknown time")
@@ -131,7 +134,10 @@ def holder(folder: Path) -> Holder | None:
 
 def last_holder(folder: Path) -> Holder | None:
     """Who held a folder last and was cut off, or still holds it."""
-    return _read(folder / FILE_NAME)
+    try:
+        return Holder(**json.loads((folder / FILE_NAME).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def launch_of(environment: Mapping[str, str]) -> str:
@@ -184,20 +190,3 @@ def _try_lock(descriptor: int, *, is_shared: bool = False) -> bool | None:
         except OSError:
             return None
     return False
-
-
-def _read(file: Path) -> Holder | None:
-    try:
-        return Holder(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def _write(descriptor: int, text: str) -> None:
-    os.ftruncate(descriptor, 0)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    os.write(descriptor, text.encode())
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,17 +1,30 @@
-"""A stage with all its files -> a checkpoint under its name, in one move."""
+"""A stage with all its files -> a checkpoint under its name, in one move, where there is room."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+import shutil
+from collections.abc import Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from luthier.checkpoints.folders import files_below, throw_away
+from luthier.checkpoints.folders import files_below, list_checkpoints, step_of, throw_away
 from luthier.checkpoints.manifest import FILE_NAME, FileRecord, Manifest
 from luthier.checkpoints.verify import NUM_THREADS, hash_file
+from luthier.console import gibibytes
+from luthier.errors import SaveError
+
+MARGIN = 1.2
+"""A checkpoint may be so much larger than the one before it, or than its tensors."""
+
+BESIDE_TENSORS, OF_A_TOKEN = 1 << 20, 80
+"""Bytes of states and small files of a checkpoint, and of each token in a tokenizer's files."""
+
+TORCH_WORDS = ("iostream error", "PytorchStreamWriter", "unexpected pos", "file write failed")
+"""How torch's writer says in a RuntimeError that a file could not be written."""
 
 
 class Sealing:
@@ -106,3 +119,98 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def rotate(
+    output_dir: Path,
+    limit: int | None,
+    good: Path | None,
+    best: Collection[Path],
+    *,
+    waits: bool = True,
+) -> None:
+    """Deletes checkpoints until no more than a number are left, by step, the oldest first.
+
+    Before those go the ones of later steps than the last good one: this run has not made them, but
+    went on from before them, since they are damaged.
+
+    Args:
+        output_dir: the run's folder.
+        limit: how many may stay; None keeps all.
+        good: the last good one, which stays whatever the number.
+        best: those of the best model, which stay likewise.
+        waits: whether their room is free when this returns.
+    """
+    if limit is None:
+        return
+    present = list_checkpoints(output_dir)
+    kept = {path.resolve() for path in best}
+    last = None if good is None else step_of(good)
+    if good is not None:
+        kept.add(good.resolve())
+    free = [path for path in present if path.resolve() not in kept]
+    if last is not None:
+        free.sort(key=lambda path: (step_of(path) or 0) < last)
+    for folder in free[: max(len(present) - limit, 0)]:
+        throw_away(folder, waits=waits)
+
+
+def bytes_of_state(model: Any, optimizer: Any, *, only_model: bool, is_sharded: bool) -> int:
+    """Bytes of the tensors that a checkpoint keeps, all ranks together.
+
+    Args:
+        model: unwrapped; of an adapted one only what learns is kept.
+        optimizer: of the same.
+        only_model: whether the checkpoint has no optimizer.
+        is_sharded: whether ranks hold parts of it, and float32 weights beside its moments.
+    """
+    import torch
+    from peft import PeftModel
+
+    is_adapted = isinstance(model, PeftModel)
+    sizes = [
+        (getattr(each, "ds_numel", each.numel()), each.element_size(), each.requires_grad)
+        for each in model.parameters()
+    ]
+    total = int(sum(numel * size for numel, size, learns in sizes if learns or not is_adapted))
+    if only_model:
+        return total
+    if is_sharded:
+        return total + 12 * int(sum(numel for numel, _, learns in sizes if learns))
+    return total + sum(
+        value.numel() * value.element_size()
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    )
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Compares what is free with what is needed.
+
+    Raises:
+        OSError: with the numbers, if there is too little.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"{gibibytes(free)} are free and {gibibytes(needed)} are needed",
+            str(folder),
+        )
+
+
+def is_write_failure(problem: BaseException) -> bool:
+    """Whether an error says that a file could not be written, in whatever library's words."""
+    from safetensors import SafetensorError
+
+    if isinstance(problem, OSError | SafetensorError | SaveError):
+        return True
+    return isinstance(problem, RuntimeError) and any(word in str(problem) for word in TORCH_WORDS)
+
+
+def describe(problem: BaseException) -> str:
+    """One line of what went wrong, without the path of a stage that nobody knows."""
+    if isinstance(problem, OSError) and problem.strerror:
+        return problem.strerror
+    return next(iter(str(problem).splitlines()), type(problem).__name__)

@@ -17,16 +17,17 @@ from luthier.checkpoints.folders import (
 )
 from luthier.checkpoints.hub import push_checkpoint
 from luthier.checkpoints.identity import Identity
-from luthier.checkpoints.publish import Sealing, publish
-from luthier.checkpoints.rotate import rotate
-from luthier.checkpoints.space import (
+from luthier.checkpoints.publish import (
     BESIDE_TENSORS,
     MARGIN,
     OF_A_TOKEN,
+    Sealing,
     bytes_of_state,
     check_space,
     describe,
     is_write_failure,
+    publish,
+    rotate,
 )
 from luthier.checkpoints.subject import Subject
 from luthier.checkpoints.verify import newest_valid

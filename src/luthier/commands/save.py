@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from luthier.checkpoints.request_files import ask, read_request, wait_for_answer
+from luthier.checkpoints.control_files import ask, wait_for_answer
+from luthier.commands.stop import read_request
 from luthier.errors import CheckpointError
 
 SUMMARY = "ask a run for a checkpoint now: luthier save OUTPUT_DIR [--wait]"

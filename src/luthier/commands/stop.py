@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from luthier.checkpoints.request_files import ask, read_request, wait_for_answer
-from luthier.errors import CheckpointError
+from collections.abc import Sequence
+from pathlib import Path
+
+from luthier.checkpoints.control_files import Word, ask, wait_for_answer
+from luthier.errors import ArgumentsError, CheckpointError
 
 SUMMARY = "ask a run to save and stop: luthier stop OUTPUT_DIR [--wait]"
 
@@ -37,3 +40,17 @@ def run(argv: list[str]) -> int:
     else:
         print(f"stopped after step {found['step']:,}: {folder / found['checkpoint']}")
     return 0
+
+
+def read_request(argv: Sequence[str], word: Word) -> tuple[Path, bool]:
+    """The folder that a command names, and whether it is to wait for the answer.
+
+    Raises:
+        ArgumentsError: if the words are others.
+    """
+    words = [each for each in argv if each != "--wait"]
+    if len(words) != 1 or words[0].startswith("-"):
+        raise ArgumentsError(
+            [f"expected one folder, found {' '.join(words) or 'none'}: luthier {word} OUTPUT_DIR"]
+        )
+    return Path(words[0]).expanduser(), "--wait" in argv

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from luthier.arguments.choices import OPTIMIZERS
 from luthier.arguments.record import Arguments, facts
-from luthier.checkpoints import precheck
+from luthier.checkpoints.output_folder import OutputFolder
 from luthier.data.catalog import check_datasets, metric_names
 from luthier.distributed import deepspeed_config, fsdp_config
 from luthier.errors import UnknownName
@@ -25,7 +25,7 @@ def find_problems(arguments: Arguments) -> list[str]:
         CheckpointError: if there is no checkpoint that the run could go on from.
     """
     problems = [problem for check in CHECKS for problem in check(arguments)]
-    return problems or list(precheck.find_problems_of_checkpoints(arguments))
+    return problems or list(OutputFolder(arguments).checkpoint_problems())
 
 
 def find_problems_of_a_chat(arguments: Arguments) -> list[str]:
@@ -103,7 +103,7 @@ CHECKS: tuple[Callable[[Arguments], Iterator[str]], ...] = (
     _template,
     _packages,
     _best_metric,
-    precheck.find_problems,
+    lambda arguments: OutputFolder(arguments).problems(),
     deepspeed_config.find_problems,
     fsdp_config.find_problems,
 )

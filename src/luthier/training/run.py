@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from luthier import console
 from luthier.arguments.choices import ADAPTERS
 from luthier.arguments.record import Arguments
-from luthier.checkpoints.aside import claimed
+from luthier.checkpoints.output_folder import OutputFolder, announce
 from luthier.collector import resting_collector
 from luthier.errors import DataError
 
@@ -67,7 +67,6 @@ def run(
 
         from luthier.checkpoints.hub import push_model
         from luthier.checkpoints.identity import identify
-        from luthier.checkpoints.resume import go_on
         from luthier.data.pipeline import load_datasets
         from luthier.distributed.fsdp import with_sharding
         from luthier.distributed.strategy import find_strategy
@@ -91,10 +90,11 @@ def run(
         from luthier.training.report import write_model_card, write_run_record
         from luthier.training.to_training_arguments import to_training_arguments
 
+    output = OutputFolder(arguments)
     disable_progress_bar()
     with (
         reading_plain_data(),
-        claimed(arguments),
+        output.claimed(),
         leaving_group(owns_process=owns_process),
         Watchdog() as watchdog,
         own_runs(arguments.training),
@@ -129,7 +129,7 @@ def run(
         )
         checkpoint = None
         if training.do_train:
-            checkpoint, identity = go_on(arguments, identity)
+            checkpoint, identity = output.resume(identity)
         model = load_model(
             arguments, tokenizer, is_trainable=training.do_train, checkpoint=checkpoint
         )
@@ -238,7 +238,6 @@ def _choose_layout(trainer: LuthierTrainer, arguments: Arguments, data: EncodedD
 def _train(
     trainer: LuthierTrainer, arguments: Arguments, checkpoint: Path | None
 ) -> dict[str, float]:
-    from luthier.checkpoints.resume import announce
     from luthier.modeling.safe_loading import refusing_code
     from luthier.training.ending import take_up_end, take_up_finished, what_is_left
     from luthier.training.report import save_metrics

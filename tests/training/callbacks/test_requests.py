@@ -12,7 +12,7 @@ import pytest
 from transformers import TrainerCallback
 
 import luthier
-from luthier.checkpoints.request_files import FOLDER, ask
+from luthier.checkpoints.control_files import FOLDER, ask
 from luthier.checkpoints.verify import newest_valid, verify
 from luthier.errors import Stopped
 from tests.chaos.trial import Workshop, differences, log_of

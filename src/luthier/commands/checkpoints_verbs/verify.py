@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from luthier.checkpoints.table import show
+from luthier.commands.checkpoints_verbs.list import show
 
 SUMMARY = "read every file and compare its hash: luthier checkpoints verify FOLDER"
 

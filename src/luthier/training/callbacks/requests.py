@@ -14,8 +14,8 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from luthier import console
+from luthier.checkpoints.control_files import answer, asked, take_up
 from luthier.checkpoints.folders import checkpoint_folder, list_checkpoints
-from luthier.checkpoints.request_files import answer, asked, take_up
 from luthier.checkpoints.verify import STATE_ENTRY
 from luthier.errors import Stopped
 from luthier.processes.ranks import num_ranks

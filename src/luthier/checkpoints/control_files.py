@@ -6,12 +6,12 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from luthier.checkpoints.lock import Holder, holder
-from luthier.errors import ArgumentsError, CheckpointError
+from luthier.errors import CheckpointError
 
 FOLDER = ".requests"
 
@@ -22,20 +22,6 @@ LOOK_EVERY_S = 0.2
 Word: TypeAlias = Literal["save", "stop"]
 
 WORDS: tuple[Word, ...] = ("save", "stop")
-
-
-def read_request(argv: Sequence[str], word: Word) -> tuple[Path, bool]:
-    """The folder that a command names, and whether it is to wait for the answer.
-
-    Raises:
-        ArgumentsError: if the words are others.
-    """
-    words = [each for each in argv if each != "--wait"]
-    if len(words) != 1 or words[0].startswith("-"):
-        raise ArgumentsError(
-            [f"expected one folder, found {' '.join(words) or 'none'}: luthier {word} OUTPUT_DIR"]
-        )
-    return Path(words[0]).expanduser(), "--wait" in argv
 
 
 def ask(output_dir: Path, word: Word) -> Holder:
@@ -78,12 +64,13 @@ def wait_for_answer(output_dir: Path, word: Word) -> dict[str, Any]:
     Raises:
         CheckpointError: if the run ended before it could save.
     """
-    folder = output_dir / FOLDER
+    file = output_dir / FOLDER / (word + ANSWERED)
     while True:
         is_running = holder(output_dir) is not None
-        if not (is_running and word == "stop"):
+        if not is_running or word == "save":
             try:
-                values: dict[str, Any] = json.loads((folder / (word + ANSWERED)).read_bytes())
+                values: dict[str, Any] = json.loads(file.read_bytes())
+                return values
             except FileNotFoundError:
                 if not is_running and word == "stop":
                     return {}
@@ -92,8 +79,6 @@ def wait_for_answer(output_dir: Path, word: Word) -> dict[str, Any]:
                         f"the run in {output_dir} ended before it could {word}. "
                         f"`luthier checkpoints list {output_dir}` shows what it left."
                     ) from None
-            else:
-                return values
         time.sleep(LOOK_EVERY_S)
 
 

@@ -6,8 +6,7 @@ import threading
 
 import pytest
 
-from luthier.checkpoints.lock import OutputLock
-from luthier.checkpoints.request_files import (
+from luthier.checkpoints.control_files import (
     answer,
     ask,
     asked,
@@ -16,6 +15,7 @@ from luthier.checkpoints.request_files import (
     wait_for_answer,
     was_stopped,
 )
+from luthier.checkpoints.lock import OutputLock
 from luthier.errors import CheckpointError
 
 
