@@ -254,13 +254,16 @@ def encode(config: Config) -> tuple[Any, Any]:
     from luthier.arguments.parse import parse_dict
     from luthier.data.pipeline import load_datasets
     from luthier.modeling.tokenizer import load_tokenizer
+    from luthier.stages.sft import SupervisedFineTuning
     from luthier.templates.fit import choose_template, fit_tokenizer
 
     arguments = parse_dict(config)
     tokenizer = load_tokenizer(arguments.model, min_length=arguments.data.cutoff_len)
     template = choose_template(arguments.data, tokenizer)
     fit_tokenizer(tokenizer, template)
-    rows = load_datasets(arguments, template, tokenizer).train
+    stage = SupervisedFineTuning(arguments)
+    stage.fit(tokenizer, template)
+    rows = load_datasets(arguments, stage).train
     assert rows is not None
     return tokenizer, rows.select_columns(["input_ids", "labels"])
 

@@ -98,6 +98,7 @@ def open_stream(file: str, tokenizer: str, workers: int) -> Any:
     from luthier.arguments.parse import parse_dict
     from luthier.data.pipeline import load_datasets
     from luthier.modeling.tokenizer import load_tokenizer
+    from luthier.stages.sft import SupervisedFineTuning
     from luthier.templates.fit import choose_template, fit_tokenizer
 
     arguments = parse_dict(
@@ -116,10 +117,12 @@ def open_stream(file: str, tokenizer: str, workers: int) -> Any:
     loaded = load_tokenizer(arguments.model, min_length=arguments.data.cutoff_len)
     template = choose_template(arguments.data, loaded)
     fit_tokenizer(loaded, template)
+    stage = SupervisedFineTuning(arguments)
+    stage.fit(loaded, template)
     import datasets  # noqa: F401  is there before anything is measured
 
     loaded("so is the tokenizer")
-    return lambda: load_datasets(arguments, template, loaded).train
+    return lambda: load_datasets(arguments, stage).train
 
 
 def stream(file: str, tokenizer: str, workers: int) -> dict[str, Any]:

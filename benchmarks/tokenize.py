@@ -95,6 +95,7 @@ def encode(rows: str, tokenizer: str, workers: int, cache: str) -> dict[str, Any
     from luthier.arguments.parse import parse_dict
     from luthier.data.pipeline import load_datasets
     from luthier.modeling.tokenizer import load_tokenizer
+    from luthier.stages.sft import SupervisedFineTuning
     from luthier.templates.fit import choose_template, fit_tokenizer
 
     arguments = parse_dict(
@@ -111,13 +112,15 @@ def encode(rows: str, tokenizer: str, workers: int, cache: str) -> dict[str, Any
     loaded = load_tokenizer(arguments.model, min_length=arguments.data.cutoff_len)
     template = choose_template(arguments.data, loaded)
     fit_tokenizer(loaded, template)
+    stage = SupervisedFineTuning(arguments)
+    stage.fit(loaded, template)
     import datasets  # noqa: F401  both sides have it before the clock starts
 
     clock = Clock()
-    found = load_datasets(arguments, template, loaded).train
+    found = load_datasets(arguments, stage).train
     value = clock.value()
     clock = Clock()
-    load_datasets(arguments, template, loaded)
+    load_datasets(arguments, stage)
     warm = clock.value()["wall"]
     assert found is not None
     return value | {"rows": len(found), "warm": warm, "ids": hash_of(found["input_ids"])}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -18,6 +19,8 @@ from transformers import (
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
+
+from luthier.stages.stage import STAGES, Stage
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
@@ -144,6 +147,13 @@ def make_gpt2(vocab_size: int = 400, seed: int = 0, **overrides: object) -> GPT2
     }
     torch.manual_seed(seed)
     return GPT2LMHeadModel(GPT2Config(**(settings | overrides)))
+
+
+def make_stage(arguments: Any, tokenizer: PreTrainedTokenizerFast, template: Any = None) -> Stage:
+    """The stage of the arguments, ready to encode."""
+    stage = STAGES.get(arguments.finetuning.stage)(arguments)
+    stage.fit(tokenizer, template)
+    return stage
 
 
 def save(

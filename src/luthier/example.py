@@ -130,9 +130,22 @@ def schema(
     )
 
 
-def as_batch(examples: Sequence[Example]) -> pyarrow.RecordBatch:
-    """Examples as a record batch of `schema`, with the numbers that any of them has."""
+def as_batch(
+    examples: Sequence[Example],
+    origins: Sequence[str] | None = None,
+    rows: Sequence[int] | None = None,
+) -> pyarrow.RecordBatch:
+    """Examples as a record batch of `schema`, with the numbers that any of them has.
+
+    Args:
+        examples: in order.
+        origins: where their rows stand; by default as the examples say.
+        rows: the numbers of their rows; by default as the examples say.
+    """
     import pyarrow
+
+    origins = [each.origin for each in examples] if origins is None else origins
+    rows = [each.row for each in examples] if rows is None else rows
 
     of_tokens = sorted({name for each in examples for name in each.token_numbers})
     of_sequences = sorted({name for each in examples for name in each.sequence_numbers})
@@ -144,8 +157,8 @@ def as_batch(examples: Sequence[Example]) -> pyarrow.RecordBatch:
         lists_of([each.lengths if each.is_packed else None for each in examples], int32),
         pyarrow.array([len(each.input_ids) for each in examples], int32),
         pyarrow.array([each.num_units for each in examples], int32),
-        pyarrow.array([each.origin for each in examples], pyarrow.string()),
-        pyarrow.array([each.row if each.row >= 0 else None for each in examples], pyarrow.int64()),
+        pyarrow.array(origins, pyarrow.string()),
+        pyarrow.array([row if row >= 0 else None for row in rows], pyarrow.int64()),
         *(lists_of([each.token_numbers.get(n) for each in examples], float32) for n in of_tokens),
         *(
             lists_of([each.sequence_numbers.get(n) for each in examples], float32)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.data.best_fit import best_fit
+from luthier.data.pack import best_fit
 
 lengths_lists = st.lists(st.integers(1, 50), max_size=60)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.data.blocks import BlockOptions, cut_blocks
+from luthier.data.pack import BlockOptions, cut_blocks
 from luthier.errors import DataError
 from luthier.example import Example
 from luthier.records import IGNORE_INDEX

@@ -2,7 +2,7 @@
 
 import pytest
 
-from luthier.data.origins import MOST_NAMED, join_origins
+from luthier.data.pack import MOST_NAMED, join_origins
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,9 @@ def load(rows: Path, **settings: object) -> EncodedDatasets:
             **settings,
         }
     )
-    return load_datasets(arguments, TEMPLATES.get("chatml"), tiny.make_tokenizer())
+    return load_datasets(
+        arguments, tiny.make_stage(arguments, tiny.make_tokenizer(), TEMPLATES.get("chatml"))
+    )
 
 
 def sequences(dataset, column: str) -> list[list[int]]:

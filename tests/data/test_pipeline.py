@@ -12,15 +12,17 @@ import datasets
 import pytest
 
 from luthier.arguments.data import DataArguments
+from luthier.arguments.finetuning import FinetuningArguments
 from luthier.arguments.model import ModelArguments
 from luthier.arguments.training import TrainingArguments
-from luthier.data import reader
+from luthier.data import reader, shards
 from luthier.data.formats.registry import ToolTurns
-from luthier.data.pipeline import EncodedDatasets, find_tool_turns, load_datasets
-from luthier.data.table import Work
+from luthier.data.pipeline import EncodedDatasets, load_datasets
+from luthier.data.road import Encoding
 from luthier.errors import DataError
 from luthier.example import schema
 from luthier.records import IGNORE_INDEX
+from luthier.stages.sft import find_tool_turns
 from luthier.templates.fit import choose_template
 from luthier.templates.template import TEMPLATES
 from tests import tiny
@@ -57,8 +59,10 @@ def load(
         model=ModelArguments(model_name_or_path="tiny", cache_dir=str(folder / "cache")),
         data=DataArguments(**({"dataset": "rows", "dataset_dir": str(folder)} | given)),
         training=TrainingArguments(output_dir="out", do_train=True, **training),
+        finetuning=FinetuningArguments(),
     )
-    return load_datasets(arguments, template, tokenizer or tiny.make_tokenizer())  # type: ignore[arg-type]
+    stage = tiny.make_stage(arguments, tokenizer or tiny.make_tokenizer(), template)
+    return load_datasets(arguments, stage)  # type: ignore[arg-type]
 
 
 def origins(dataset: datasets.Dataset) -> list[str]:
@@ -377,16 +381,16 @@ def test_a_row_is_held_out_of_all_sets_it_is_drawn_from(folder, names, strategy,
 def _load_slowly(folder: Path, **given: Any) -> None:
     """As `load`, in small shards each of which takes a while."""
     reader.LEAST_BYTES = reader.MOST_BYTES = 200
-    Work.make = _make_slowly  # type: ignore[method-assign]
+    shards.make_shard = _make_slowly
     load(folder, **given)
 
 
-def _make_slowly(self: Work, task: Any, target: Path) -> Any:
+def _make_slowly(encoding: Encoding, task: Any, target: Path) -> Any:
     time.sleep(0.1)
-    return _MAKE(self, task, target)
+    return _MAKE(encoding, task, target)
 
 
-_MAKE = Work.make
+_MAKE = shards.make_shard
 
 
 @pytest.mark.parametrize("workers", [1, 2])

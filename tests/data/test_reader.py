@@ -13,8 +13,8 @@ import pytest
 from luthier.data import reader, sources
 from luthier.data.catalog import DatasetDescription
 from luthier.data.reader import DataFile, RawRow, Row, parse
+from luthier.data.shards import Task
 from luthier.data.sources import HubAccess, Source
-from luthier.data.table import Task
 from luthier.errors import DataError
 
 ROWS = [{"text": f"é {n}" + ' "a", b\n' * (n % 3), "n": str(n)} for n in range(23)]

@@ -8,11 +8,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from luthier.arguments.parse import parse_dict
 from luthier.data.catalog import DatasetDescription, load_catalog
-from luthier.data.formats.registry import Reading
 from luthier.data.reader import Row
+from luthier.data.road import read_records
 from luthier.data.sources import Source
-from luthier.data.table import read_rows
+from luthier.stages.stage import STAGES
 from luthier.templates.template import TEMPLATES
 from tests.templates.battery import join
 
@@ -46,7 +47,8 @@ def test_a_tables_nulls_are_no_keys_of_calls_and_tools(tmp_path: Path, template,
     description: DatasetDescription = load_catalog({"user": entry}).describe("user")
 
     read = list(Source(description, in_place=is_streamed).rows())
-    conversations, problems = read_rows(read, Reading(description))
+    stage = STAGES.get("sft")(parse_dict({"dataset": ["user"]}, purpose="data"))
+    conversations, problems = read_records(read, stage, stage.reading(description))
 
     assert not problems
     for (_, conversation), row, other in zip(conversations, rows, ("title", "miles"), strict=True):

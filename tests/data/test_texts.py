@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from luthier.arguments.parse import parse_dict
 from luthier.data.pipeline import EncodedDatasets, load_datasets
-from luthier.data.texts import find_bos
 from luthier.errors import DataError
-from luthier.records import IGNORE_INDEX, Text
+from luthier.records import IGNORE_INDEX
+from luthier.stages.pt import find_bos
 from tests import tiny
 
 TEXTS = ("The luthier carves.", "A string sings:\nspruce.", "Warm the glue.")
@@ -38,7 +38,7 @@ def load(dataset: Path, cache: Path, tokenizer=None, **settings: object) -> Enco
             **settings,
         }
     )
-    return load_datasets(arguments, None, tokenizer or tiny.make_tokenizer(), Text)
+    return load_datasets(arguments, tiny.make_stage(arguments, tokenizer or tiny.make_tokenizer()))
 
 
 def write_lines(folder: Path, texts: tuple[str, ...] = TEXTS, column: str = "text") -> Path:
@@ -267,8 +267,8 @@ def test_two_processes_encode_what_one_does(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_shard_is_full_at_some_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("luthier.data.packing.TOKENS_OF_A_SHARD", 32)
-    monkeypatch.setattr("luthier.data.packing.TOKENS_TOGETHER", 16)
+    monkeypatch.setattr("luthier.data.pack.TOKENS_OF_A_SHARD", 32)
+    monkeypatch.setattr("luthier.data.pack.TOKENS_TOGETHER", 16)
 
     train = load(write_lines(tmp_path, TEXTS * 4), tmp_path / "cache").train
 

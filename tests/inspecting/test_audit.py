@@ -7,25 +7,22 @@ from typing import Any
 import pytest
 
 from luthier.arguments.parse import parse_dict
-from luthier.data.encode import Encoder, EncodingOptions
 from luthier.data.pipeline import load_datasets
-from luthier.data.texts import TextEncoder
 from luthier.inspecting.audit import audit
 from luthier.inspecting.report import AuditReport
-from luthier.records import Text
+from luthier.stages.stage import STAGES
 from luthier.templates.template import TEMPLATES
+from tests import tiny
 from tests.inspecting.damage import DAMAGES, write_damaged
 
 
 def look(*files: Path, tokenizer: Any = None, most: int | None = None, **given: Any) -> AuditReport:
     values = {"dataset": [str(file) for file in files], "dataset_dir": "."} | given
     arguments = parse_dict(values, purpose="data")
-    encoder: Encoder | TextEncoder | None = None
-    if tokenizer is not None and arguments.finetuning.stage == "pt":
-        encoder = TextEncoder(tokenizer)
-    elif tokenizer is not None:
-        encoder = Encoder(tokenizer, TEMPLATES.get("chatml"), EncodingOptions.of(arguments))
-    return audit(arguments, encoder, most)
+    stage = STAGES.get(arguments.finetuning.stage)(arguments)
+    if tokenizer is not None:
+        stage.fit(tokenizer, TEMPLATES.get("chatml"))
+    return audit(arguments, stage, most)
 
 
 def write(path: Path, *rows: Any) -> Path:
@@ -233,7 +230,9 @@ def test_texts_are_looked_at_as_stage_pt_learns_them(tmp_path, tiny_tokenizer, e
     }
     trained = {"model_name_or_path": "unused", "output_dir": str(tmp_path), "do_train": True}
     trained |= {"cache_dir": str(tmp_path / "cache"), "cutoff_len": 64}
-    (learned,) = load_datasets(parse_dict(given | trained), None, tiny_tokenizer, Text).report.sets
+    arguments = parse_dict(given | trained)
+    found = load_datasets(arguments, tiny.make_stage(arguments, tiny_tokenizer))
+    (learned,) = found.report.sets
     (found,) = report.sets
     assert (found.num_rows, found.num_kept) == (learned.num_read, learned.num_kept)
     assert found.lengths.num_learned == found.lengths.total() == learned.num_tokens

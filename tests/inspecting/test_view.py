@@ -28,6 +28,7 @@ from luthier.inspecting.view import (
     show_row,
 )
 from luthier.records import IGNORE_INDEX, Conversation, Message, Origin
+from luthier.stages.stage import STAGES
 from luthier.templates.template import TEMPLATES
 
 TEXT = st.text("ab é漢😀\n<>&", min_size=1, max_size=12)
@@ -168,7 +169,8 @@ def reader(tmp_path: Path) -> DatasetReader:
     rows[2] = '{"instruction": "q3"}'
     file.write_text("\n".join(rows))
     arguments = parse_dict({"dataset": [str(file)]}, purpose="data")
-    return DatasetReader(arguments, load_catalog({}), str(file))
+    stage = STAGES.get("sft")(arguments)
+    return DatasetReader(arguments, load_catalog({}), str(file), stage)
 
 
 def test_the_first_rows_are_shown_with_those_that_are_wrong(reader):

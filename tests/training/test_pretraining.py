@@ -17,7 +17,6 @@ from luthier.data.pipeline import load_datasets
 from luthier.errors import ArgumentsError
 from luthier.modeling.attention.interface import install_tree_attention
 from luthier.modeling.reads import read_logps
-from luthier.records import Text
 from luthier.stages.stage import STAGES
 from tests import tiny
 from tests.data.test_texts import write_lines
@@ -65,7 +64,7 @@ def test_a_document_in_a_block_has_the_loss_it_has_alone(layout, tmp_path: Path)
             "cache_dir": str(tmp_path / "cache"),
         }
     )
-    train = load_datasets(arguments, None, tiny.make_tokenizer(), Text).train
+    train = load_datasets(arguments, tiny.make_stage(arguments, tiny.make_tokenizer())).train
     model = tiny.make_llama().eval()
     alone = [
         model(input_ids=ids[None], labels=ids[None]).loss.item()

@@ -25,6 +25,7 @@ from luthier import console
 from luthier.errors import DataError
 
 if TYPE_CHECKING:
+    import datasets
     from transformers import PreTrainedTokenizerBase
 
 SKEW_S = 60.0
@@ -80,7 +81,7 @@ def _hash_of_code() -> str:
     """A hash of the modules between a row and its ids, so that none of their changes is missed."""
     package = Path(__file__).parent.parent
     modules = [package / "records.py", package / "example.py"]
-    for room in ("data", "templates"):
+    for room in ("data", "stages", "templates"):
         modules += sorted((package / room).rglob("*.py"))
     digest = hashlib.sha256()
     for module in modules:
@@ -161,6 +162,14 @@ class Published:
     def files(self) -> list[Path]:
         """The shards' paths, in order."""
         return [self.folder / shard.name for shard in self.shards]
+
+    def open(self, key: str) -> datasets.Dataset:
+        """The rows of all shards, on disk, under the hash of all that they were made from."""
+        import datasets
+        from datasets.table import MemoryMappedTable, concat_tables
+
+        tables = [MemoryMappedTable.from_file(str(file)) for file in self.files]
+        return datasets.Dataset(concat_tables(tables), fingerprint=key[:32])
 
     @property
     def size(self) -> int:

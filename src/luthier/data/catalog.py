@@ -16,6 +16,7 @@ from luthier.data.files import Found, find_files, is_inside
 from luthier.data.reader import READERS, SampleBy, file_name
 from luthier.data.tokenized import is_written
 from luthier.errors import DataError, suggest
+from luthier.records import Conversation, Record, Text
 from luthier.secrecy import learn, masked
 
 if TYPE_CHECKING:
@@ -382,8 +383,12 @@ def metric_names(names: Sequence[str]) -> list[str]:
     return short if len({*short}) == len(names) else [masked(name) for name in names]
 
 
-def check_datasets(data_args: DataArguments) -> list[str]:
+def check_datasets(data_args: DataArguments, record: type[Record] = Conversation) -> list[str]:
     """What can be known to be wrong with the data before anything slow is imported.
+
+    Args:
+        data_args: names of the data sets.
+        record: what the stage reads.
 
     Returns:
         One text a problem: names nobody knows, wrong descriptions, absent files.
@@ -401,7 +406,7 @@ def check_datasets(data_args: DataArguments) -> list[str]:
     for name in dict.fromkeys((*data_args.dataset, *data_args.eval_dataset)):
         try:
             description = catalog.describe(name)
-            check_readable(description)
+            check_readable(description, record)
             if description.place == "file":
                 description.find_files()
             elif description.place == "cloud":
@@ -411,12 +416,14 @@ def check_datasets(data_args: DataArguments) -> list[str]:
     return problems
 
 
-def check_readable(description: DatasetDescription) -> None:
-    """Refuses descriptions that no stage can read yet.
+def check_readable(description: DatasetDescription, record: type[Record]) -> None:
+    """Refuses descriptions of other records than the one that a stage reads.
 
     Raises:
         DataError: naming the data set.
     """
+    if record not in (Conversation, Text):
+        return
     if description.ranking:
         raise DataError(
             f'data set {description.name!r}: "ranking" is true, its rows hold a chosen and a '

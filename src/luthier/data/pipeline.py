@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from luthier import console
 from luthier.data.cache import (
-    Published,
     Store,
     cache_root,
     get_or_build,
@@ -20,7 +19,6 @@ from luthier.data.cache import (
 )
 from luthier.data.catalog import (
     Catalog,
-    check_datasets,
     check_readable,
     load_catalog,
     metric_names,
@@ -29,29 +27,24 @@ from luthier.data.check import check_budget, refuse_weights
 from luthier.data.encode import OVERLONG
 from luthier.data.formats.detect import NUM_LOOKED_AT
 from luthier.data.mixing import column_of, draw_rows, mix, place_drawn, split
-from luthier.data.packing import pack
+from luthier.data.pack import pack
 from luthier.data.reader import Row
 from luthier.data.report import DataReport, SetReport, nothing_left
-from luthier.data.routes import Route, choose_route, find_tool_turns
+from luthier.data.road import Encoding, Purpose, Road
+from luthier.data.shards import Task, make_shards
 from luthier.data.sources import HubAccess, Source
 from luthier.data.streaming.load import load_stream
 from luthier.data.streaming.stream import Stream
-from luthier.data.table import Purpose, Task, make_shards, read_rows
 from luthier.data.tokenized import Tokenized, is_written
 from luthier.errors import DataError
 from luthier.example import WEIGHTS
-from luthier.records import Conversation, Record
 from luthier.secrecy import masked
 
 if TYPE_CHECKING:
     import datasets
-    from transformers import PreTrainedTokenizerBase
 
     from luthier.arguments.data import DataArguments
     from luthier.arguments.record import Arguments
-    from luthier.templates.chat_template import Renders
-
-__all__ = ["EncodedDatasets", "check_datasets", "find_tool_turns", "load_datasets", "read_rows"]
 
 PROMPT_COLUMNS = ["input_ids", "labels", "origin"]
 
@@ -75,32 +68,25 @@ class EncodedDatasets:
     folders: list[Path] = field(default_factory=list)
 
 
-def load_datasets(
-    arguments: Arguments,
-    template: Renders | None,
-    tokenizer: PreTrainedTokenizerBase,
-    reads: type[Record] = Conversation,
-) -> EncodedDatasets:
+def load_datasets(arguments: Arguments, road: Road) -> EncodedDatasets:
     """Reads, checks, encodes, mixes and splits the data sets of a run.
 
     Args:
         arguments: names of the data sets and how they are used.
-        template: renders conversations; None for texts.
-        tokenizer: fitted to the template.
-        reads: the record that the stage learns from.
+        road: of the stage, which has taken its tokenizer and template.
 
     Raises:
         DataError: if a data set cannot be read as described, has too many wrong rows, or nothing
             is left of it.
     """
-    route = choose_route(arguments, template, tokenizer, reads)
-    loader = _Loader(arguments, route, tokenizer)
+    assert road.tokenizer is not None, "fit() comes first"
+    loader = _Loader(arguments, road)
     path = arguments.data.tokenized_path
     if path is None:
         return loader.load()
     kept = Tokenized(Path(path).expanduser(), loader.ingredients())
     if kept.is_written():
-        sets, report = kept.read(len(tokenizer), needs_prompts=loader.answers)
+        sets, report = kept.read(len(road.tokenizer), needs_prompts=loader.answers)
         found = EncodedDatasets(**sets, report=report, folders=[kept.folder])
     else:
         found = loader.load()
@@ -114,16 +100,15 @@ def load_datasets(
 class _Loader:
     """The data sets of one run; each is encoded once for a purpose."""
 
-    def __init__(
-        self, arguments: Arguments, route: Route, tokenizer: PreTrainedTokenizerBase
-    ) -> None:
-        self.route = route
+    def __init__(self, arguments: Arguments, road: Road) -> None:
+        assert road.tokenizer is not None
+        self.road = road
         self.arguments, self.data = arguments, arguments.data
         self.seed = arguments.training.seed
         self.catalog = _load_catalog(self.data)
         self.report = DataReport()
         self.answers = arguments.training.predict_with_generate
-        self._tokenizer_hash = hash_of_tokenizer(tokenizer)
+        self._tokenizer_hash = hash_of_tokenizer(road.tokenizer)
         self._encoded: dict[tuple[str, Purpose, bool], datasets.Dataset] = {}
         self._keys: dict[tuple[str, Purpose], str] = {}
         self._hashes: dict[str, dict[str, str]] = {}
@@ -150,7 +135,7 @@ class _Loader:
                     console.info("val_size 1 is a number of rows: one is kept for evaluation")
                 rows = self._number_rows(data.dataset, sets)
                 train, kept = split(rows[order], data.val_size, self.seed)
-                if self.route.keeps_order:
+                if self.road.keeps_order:
                     train, kept = numpy.sort(train), numpy.sort(kept)
                 once = order[kept][numpy.sort(numpy.unique(order[kept], return_index=True)[1])]
                 if len(once) < len(kept):
@@ -185,7 +170,7 @@ class _Loader:
 
     def _stream(self, found: EncodedDatasets) -> None:
         """Opens the training sets; their rows are read as training goes."""
-        streamed = load_stream(self.arguments, self.catalog, self.route, self.report.sets)
+        streamed = load_stream(self.arguments, self.catalog, self.road, self.report.sets)
         found.train = streamed.train
         if streamed.eval is not None:
             found.eval[""] = streamed.eval
@@ -198,7 +183,7 @@ class _Loader:
         draws = data.val_size or data.mix_strategy != "concat"
         return {
             "tokenizer": self._tokenizer_hash,
-            **self.route.ingredients(),
+            **self.road.settings(),
             "max_samples": data.max_samples,
             "mix_strategy": data.mix_strategy if len(data.dataset) > 1 else "concat",
             "interleave_probs": list(data.interleave_probs),
@@ -271,8 +256,8 @@ class _Loader:
         return numpy.repeat(of_set, [*map(len, sets)]) * (numbers.max() + 1) + numbers
 
     def _pack(self, dataset: datasets.Dataset, names: Sequence[str], part: str) -> datasets.Dataset:
-        """The same rows, packed as the route does it."""
-        packer = self.route.packer(is_trained=part == "train")
+        """The same rows, packed as the stage does it."""
+        packer = self.road.packer(is_trained=part == "train")
         if packer is None:
             return dataset
         for name in names:
@@ -330,11 +315,9 @@ class _Loader:
         if (name, purpose, allow_prompts) in self._encoded:
             return self._encoded[name, purpose, allow_prompts]
         description = self.catalog.describe(name)
-        check_readable(description)
+        check_readable(description, self.road.record)
         model, data = self.arguments.model, self.data
-        token = model.hf_hub_token.get_secret_value() if model.hf_hub_token else None
-        hub = HubAccess(model.cache_dir, token, data.preprocessing_num_workers)
-        source = Source(description, hub)
+        source = Source(description, HubAccess.of(model, data.preprocessing_num_workers))
         if source.told:
             console.once(f"data set {masked(name)!r}: {source.told}")
         report = SetReport(name=masked(name), purpose=purpose, hashes=source.hashes())
@@ -343,7 +326,7 @@ class _Loader:
                 "description": asdict(replace(description, name="", location="", home=None)),
                 "files": report.hashes,
                 "rows": [data.max_samples, description.num_samples and self.seed],
-                "encoding": self.route.encoding(),
+                "encoding": self.road.fingerprint(),
                 "purpose": [purpose, allow_prompts],
                 "tokenizer": self._tokenizer_hash,
             }
@@ -361,7 +344,7 @@ class _Loader:
         self._say(report)
         self._keys[name, purpose] = report.key
         self._hashes[name], self._num_in_files[name] = report.hashes, report.num_in_files
-        encoded = self._open(published, report)
+        encoded = published.open(report.key)
         self._encoded[name, purpose, allow_prompts] = encoded
         return encoded
 
@@ -391,14 +374,6 @@ class _Loader:
                 "tokens."
             )
 
-    def _open(self, published: Published, report: SetReport) -> datasets.Dataset:
-        """The examples on disk."""
-        import datasets
-        from datasets.table import MemoryMappedTable, concat_tables
-
-        tables = [MemoryMappedTable.from_file(str(file)) for file in published.files]
-        return datasets.Dataset(concat_tables(tables), fingerprint=report.key[:32])
-
     def _draw(self, name: str, encoded: datasets.Dataset) -> Any:
         """The places of the examples that are used: all, or as `num_samples` draws their rows."""
         import numpy
@@ -417,12 +392,13 @@ class _Loader:
         """Makes the shards that are missing; gives the report."""
         first = islice(source.rows(), NUM_LOOKED_AT)
         values = [row.values for row in first if isinstance(row, Row)]
-        description, report.detected = self.route.detect(source.description, values)
+        description, report.detected = self.road.detect(source.description, values)
         report.format = description.formatting or ""
         purpose: Purpose = "learn" if report.purpose == "learn" else "answer"
-        work = self.route.work(description, purpose, allow_prompts=allow_prompts)
+        reading = self.road.reading(description, needs_answer=not allow_prompts)
+        encoding = Encoding(self.road, reading, purpose)
         num_workers = self.data.preprocessing_num_workers or 1
-        make_shards(work, self._tasks(source, report), store, num_workers)
+        make_shards(encoding, self._tasks(source, report), store, num_workers)
         for number in sorted(store.shards):
             report.add(store.shards[number].counts)
         return asdict(report)

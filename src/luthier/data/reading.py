@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.data.catalog import Catalog, check_readable
 from luthier.data.check import RowProblem
-from luthier.data.formats.detect import NUM_LOOKED_AT, detect_format
-from luthier.data.formats.registry import Reading, ToolTurns
-from luthier.data.formats.text import detect_text
+from luthier.data.formats.detect import NUM_LOOKED_AT
+from luthier.data.formats.registry import Reading
 from luthier.data.reader import Row, RowOrProblem
+from luthier.data.road import Road, read_records
 from luthier.data.sources import HubAccess, Source
-from luthier.data.table import read_rows
-from luthier.data.texts import read_texts
 from luthier.errors import DataError
-from luthier.records import Conversation, Text
 
 if TYPE_CHECKING:
     from luthier.arguments.record import Arguments
@@ -32,15 +29,13 @@ class Batch:
 
     Attributes:
         rows: in order.
-        conversations: those that are one, each with the number of its row in the batch.
+        records: those that are one, each with the number of its row in the batch.
         problems: why the others are none.
-        texts: what rows are where the stage learns texts, as conversations.
     """
 
     rows: Sequence[RowOrProblem]
-    conversations: Sequence[tuple[int, Conversation]]
+    records: Sequence[tuple[int, Any]]
     problems: Sequence[RowProblem]
-    texts: Sequence[tuple[int, Text]] = ()
 
     def values(self, number: int) -> Any:
         """What stands in a row; None where it could not be parsed."""
@@ -56,8 +51,8 @@ class DatasetReader:
         arguments: how data sets are read; of the rows, the first `max_samples` are.
         catalog: what names stand for.
         name: the data set.
+        road: of the stage.
         is_evaluated: whether it is one to evaluate on.
-        tool_turns: how calls and what tools answered are written.
 
     Attributes:
         source: its files.
@@ -72,18 +67,17 @@ class DatasetReader:
     arguments: Arguments
     catalog: Catalog
     name: str
+    road: Road
     is_evaluated: bool = False
-    tool_turns: ToolTurns = field(default_factory=ToolTurns)
     detected: str = ""
     reading: Reading | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.description = self.catalog.describe(self.name)
-        check_readable(self.description)
-        model, data = self.arguments.model, self.arguments.data
-        token = model.hf_hub_token.get_secret_value() if model.hf_hub_token else None
-        hub = HubAccess(model.cache_dir, token, data.preprocessing_num_workers)
-        self.source = Source(self.description, hub)
+        check_readable(self.description, self.road.record)
+        data = self.arguments.data
+        access = HubAccess.of(self.arguments.model, data.preprocessing_num_workers)
+        self.source = Source(self.description, access)
         self.detected = self.source.told
 
     def batches(self) -> Iterator[Batch]:
@@ -96,18 +90,11 @@ class DatasetReader:
         together = list(islice(rows, BATCH_SIZE))
         if not together:
             raise DataError(f"data set {self.name!r}: there are no rows.")
-        is_text = self.arguments.finetuning.stage == "pt"
-        if is_text or self.description.formatting is None:
-            values = [row.values for row in together[:NUM_LOOKED_AT] if isinstance(row, Row)]
-            detect = detect_text if is_text else detect_format
-            self.description, detected = detect(self.description, values)
-            self.detected = "; ".join(filter(None, (self.detected, detected)))
+        values = [row.values for row in together[:NUM_LOOKED_AT] if isinstance(row, Row)]
+        self.description, detected = self.road.detect(self.description, values)
+        self.detected = "; ".join(filter(None, (self.detected, detected)))
         is_prompt = self.is_evaluated and self.arguments.training.predict_with_generate
-        self.reading = Reading(self.description, not is_prompt, self.tool_turns)
+        self.reading = self.road.reading(self.description, needs_answer=not is_prompt)
         while together:
-            if is_text:
-                texts, problems = read_texts(together, self.description.columns.prompt or "text")
-                yield Batch(together, (), problems, texts)
-            else:
-                yield Batch(together, *read_rows(together, self.reading))
+            yield Batch(together, *read_records(together, self.road, self.reading))
             together = list(islice(rows, BATCH_SIZE))

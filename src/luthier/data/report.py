@@ -10,6 +10,7 @@ from typing import Any
 from luthier.data.check import NUM_LISTED, RowProblem
 from luthier.data.encode import OVERLONG
 from luthier.errors import DataError
+from luthier.example import Example
 
 
 @dataclass
@@ -73,6 +74,23 @@ class Counts:
     def leave_out(self, reason: str, count: int = 1) -> None:
         """Counts a row that is right and not used."""
         self.left_out[reason] = self.left_out.get(reason, 0) + count
+
+    def keep(self, examples: Sequence[Example], *, is_asked: bool) -> None:
+        """Counts what a row gave; `is_asked` where examples are prompts, their labels apart."""
+        num_cut = sum(each.num_cut for each in examples)
+        num_tokens = sum(len(each.input_ids) for each in examples)
+        num_learned = sum(each.num_units for each in examples)
+        self.num_kept += len(examples)
+        self.num_tokens += num_tokens
+        self.num_learned += num_learned
+        if num_cut:
+            self.num_rows_cut += 1
+            self.num_tokens_cut += num_cut
+        if len(examples) > 1:
+            self.num_rows_split += 1
+            self.num_parts += len(examples)
+        num_all = num_tokens + num_cut + (num_learned if is_asked else 0)
+        self.longest = max(self.longest, num_all)
 
     @property
     def num_skipped(self) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier.data.cache import cache_root, hash_of_file
 from luthier.data.catalog import DatasetDescription, is_offline
@@ -28,6 +28,9 @@ from luthier.errors import DataError
 from luthier.records import Origin
 from luthier.secrecy import masked
 
+if TYPE_CHECKING:
+    from luthier.arguments.model import ModelArguments
+
 
 @dataclass(frozen=True)
 class HubAccess:
@@ -42,6 +45,12 @@ class HubAccess:
     cache_dir: str | None = None
     token: str | None = None
     num_workers: int | None = None
+
+    @classmethod
+    def of(cls, model: ModelArguments, num_workers: int | None = None) -> HubAccess:
+        """That of a configuration."""
+        token = model.hf_hub_token
+        return cls(model.cache_dir, token.get_secret_value() if token else None, num_workers)
 
 
 class Source:

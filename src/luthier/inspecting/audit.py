@@ -13,14 +13,14 @@ from luthier.data.catalog import OPENAI_COLUMNS, Columns, load_catalog
 from luthier.data.check import RowError, RowProblem, show_value
 from luthier.data.encode import OVERLONG, UNLEARNED, Encoder, LeftOut, Outcome
 from luthier.data.formats.messages import KEYS
-from luthier.data.formats.registry import ToolTurns
-from luthier.data.pipeline import find_tool_turns
 from luthier.data.reader import Row
 from luthier.data.reading import Batch, DatasetReader
-from luthier.data.texts import EMPTY, TextEncoder
 from luthier.errors import DataError, suggest
 from luthier.inspecting.report import AuditReport, Findings, Lengths, SetAudit
 from luthier.records import Conversation, Origin, Text
+from luthier.stages.pt import EMPTY, PreTraining, TextEncoder
+from luthier.stages.sft import SupervisedFineTuning
+from luthier.stages.stage import Stage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -150,25 +150,25 @@ class Repeats:
         return None
 
 
-def audit(
-    arguments: Arguments, encoder: Encoder | TextEncoder | None, most: int | None
-) -> AuditReport:
+def audit(arguments: Arguments, stage: Stage, most: int | None) -> AuditReport:
     """Looks at every row of the data sets that the arguments name.
 
     Args:
         arguments: which data sets, and how they are read and cut.
-        encoder: how rows are encoded in training; without one, nothing is said about tokens.
+        stage: reads and encodes rows; nothing is said about tokens where it has no tokenizer.
         most: findings of a kind that are kept; None for all.
     """
     data = arguments.data
+    encoder: Encoder | TextEncoder | None = None
+    if stage.tokenizer is not None and isinstance(stage, (PreTraining, SupervisedFineTuning)):
+        encoder = stage.encoder
     report = AuditReport(Findings(most), data.max_bad_rows, is_encoded=encoder is not None)
     catalog = load_catalog(data.dataset_dir, allow_outside=data.allow_outside)
     special: list[str] = []
-    turns, measure = ToolTurns(), None
+    measure = None
     if isinstance(encoder, TextEncoder):
         special = [] if encoder.splits_special else _special(encoder.tokenizer)
     elif encoder is not None:
-        turns = find_tool_turns(encoder.template)
         uncut = replace(encoder.options, cutoff_len=UNCUT, on_overlong="truncate")
         measure = Encoder(encoder.tokenizer, encoder.template, uncut)
         if not encoder.options.split_special_tokens:
@@ -189,7 +189,7 @@ def audit(
             found = SetAudit(name, use, Lengths(data.cutoff_len if is_cut else None))
             report.sets.append(found)
             try:
-                reader = DatasetReader(arguments, catalog, name, use == "eval", turns)
+                reader = DatasetReader(arguments, catalog, name, stage, use == "eval")
                 _Look(found, report.findings, reader, encoder, measure, repeats, oddities).run()
             except DataError as error:
                 problem = RowProblem(name, "", "the data set cannot be read", "", f": {error}")
@@ -303,13 +303,15 @@ class _Look:
 
     def look_at_records(self, batch: Batch) -> None:
         """What stands twice, what says nothing, and how long the others are."""
-        answered = [(at, one) for at, one in batch.conversations if one.messages[-1].content]
-        full = [(at, text) for at, text in batch.texts if text.content.strip()]
-        records: list[tuple[int, Conversation | Text]] = [*batch.conversations, *full]
+        conversations = [(at, one) for at, one in batch.records if isinstance(one, Conversation)]
+        texts = [(at, one) for at, one in batch.records if isinstance(one, Text)]
+        answered = [(at, one) for at, one in conversations if one.messages[-1].content]
+        full = [(at, text) for at, text in texts if text.content.strip()]
+        records: list[tuple[int, Conversation | Text]] = [*conversations, *full]
         for number, record in records:
             if repeat := self.repeats.add(record):
                 self.note(record.origin, repeat, batch.values(number))
-        for at, text in batch.texts:
+        for at, text in texts:
             if not text.content.strip():
                 self.set_aside(text, EMPTY, batch.values(at))
         for at, conversation in answered:

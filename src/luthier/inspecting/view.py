@@ -104,7 +104,7 @@ def pick_by_place(readers: Sequence[DatasetReader], places: Sequence[str]) -> li
 
 
 def _rows(name: str, batch: Batch) -> Iterator[PickedRow]:
-    conversations = dict(batch.conversations)
+    conversations = dict(batch.records)
     problems = {problem.origin: problem for problem in batch.problems}
     for number, row in enumerate(batch.rows):
         if isinstance(row, RowProblem):

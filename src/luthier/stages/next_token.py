@@ -21,6 +21,7 @@ class NextToken(Stage):
     """
 
     def __init__(self, arguments: Arguments) -> None:
+        super().__init__(arguments)
         self.label_smoothing = arguments.training.label_smoothing_factor
         self.computes_accuracy = arguments.finetuning.compute_accuracy
         if self.computes_accuracy:

@@ -2,13 +2,107 @@
 
 from __future__ import annotations
 
-from luthier.records import Conversation
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from luthier.data.encode import UNLEARNED, Encoder, Outcome
+from luthier.data.formats.detect import detect_format
+from luthier.data.formats.fields import refuse_media
+from luthier.data.formats.registry import FORMATS, Reading, ToolTurns
+from luthier.data.pack import RowPacker
+from luthier.data.report import Counts
+from luthier.data.road import Encoding
+from luthier.errors import TemplateError
+from luthier.records import Conversation, Message, Origin
 from luthier.stages.next_token import NextToken
 from luthier.stages.stage import STAGES
+from luthier.templates.chat_template import Renders
+from luthier.templates.fit import kind_of
+from luthier.templates.template import Template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from luthier.data.catalog import DatasetDescription
+
+ONLY_ASKED = "no answer, only generated from"
 
 
 @STAGES.register("sft")
 class SupervisedFineTuning(NextToken):
-    """Learns the answers of conversations."""
+    """Learns the answers of conversations; with `packing` several of them share an example."""
 
     record = Conversation
+
+    def fit(self, tokenizer: PreTrainedTokenizerBase, template: Renders | None) -> None:
+        assert template is not None
+        super().fit(tokenizer, template)
+        self.encoder = Encoder(tokenizer, template, self.options)
+        self.tool_turns = find_tool_turns(template)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return super().fingerprint() | {"tool_turns": asdict(self.tool_turns)}
+
+    def settings(self) -> dict[str, Any]:
+        options = asdict(self.options) | {"packing": bool(self.data.packing)}
+        switches = ("packing", "split_special_tokens")  # left out where they are off
+        said = {name: value for name, value in options.items() if value or name not in switches}
+        return {"template": self.encoder.template.fingerprint(), **said}
+
+    def detect(
+        self, description: DatasetDescription, rows: Sequence[Any]
+    ) -> tuple[DatasetDescription, str]:
+        if description.formatting is not None or not rows:
+            return description, ""
+        return detect_format(description, rows)
+
+    def read(self, values: Mapping[str, Any], reading: Reading, origin: Origin) -> Conversation:
+        refuse_media(values, reading.description)
+        return FORMATS.get(reading.description.formatting or "alpaca")(values, reading, origin)
+
+    def passes_over(self, record: Conversation, encoding: Encoding, counts: Counts) -> bool:
+        if record.weight == 0:
+            counts.leave_out(UNLEARNED)
+            return True
+        is_learned = encoding.purpose == "learn"
+        if is_learned and not encoding.reading.needs_answer and not record.messages[-1].content:
+            counts.remarks[ONLY_ASKED] = counts.remarks.get(ONLY_ASKED, 0) + 1
+            return True
+        if isinstance(self.template, Template):
+            kind = kind_of(record, self.template)
+            counts.kinds[kind] = counts.kinds.get(kind, 0) + 1
+        return False
+
+    def examples(self, records: Sequence[Conversation]) -> list[Outcome]:
+        return self.encoder.learn(records)
+
+    def prompts(self, records: Sequence[Conversation]) -> list[Outcome]:
+        return self.encoder.ask(records)
+
+    def packer(self, *, is_trained: bool) -> RowPacker | None:
+        """Only what is trained on is packed: a mean over tokens is the same without."""
+        return RowPacker(self.data.cutoff_len) if self.data.packing and is_trained else None
+
+
+def find_tool_turns(template: Renders) -> ToolTurns:
+    """How a template writes calls and what tools answered.
+
+    Templates that wrap an observation in `<tool_response>` get each content wrapped on its own;
+    for others the contents stand on lines of their own, as they do for a template that refuses to
+    show them.
+    """
+    probe = Conversation(
+        (
+            Message("user", "question"),
+            Message("function", '{"name": "find", "arguments": {}}'),
+            Message("observation", "found"),
+        )
+    )
+    try:
+        texts = [piece.content for piece in template.prompt(probe)]
+    except TemplateError:
+        texts = []
+    is_wrapped = any(isinstance(text, str) and "<tool_response>\nfound" in text for text in texts)
+    separator = "\n</tool_response>\n<tool_response>\n" if is_wrapped else "\n"
+    return ToolTurns(separator, template.takes_text_beside_calls)

@@ -1,13 +1,12 @@
-"""What a stage tells the run: the records it learns from, its loss as a sum, and its metrics."""
+"""What a stage tells the run: from rows to examples, its loss as a sum, and its metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from luthier.arguments.record import Arguments
-from luthier.records import Record
+from luthier.data.road import Road
 from luthier.registry import Registry
 
 if TYPE_CHECKING:
@@ -33,26 +32,23 @@ class Loss:
     metrics: Mapping[str, Sum] = field(default_factory=dict)
 
 
-class Stage:
+class Stage(Road):
     """One kind of training; made of the run's arguments, of which it reads its own.
+
+    How rows become examples it says as `Road`; how examples are learned it says here.
 
     A module of this room registers one with `@STAGES.register("name")`. It imports nothing heavy
     before a loss is taken, so its names are known before anything is loaded.
 
     Attributes:
-        record: what a row of data has to be.
         train_metrics: the names in `Loss.metrics` of a step of training.
         eval_metrics: those of an evaluation; a curve is drawn of each.
         derived_metrics: those that `derive` adds to an evaluation.
     """
 
-    record: ClassVar[type[Record]]
     train_metrics: tuple[str, ...] = ()
     eval_metrics: tuple[str, ...] = ()
     derived_metrics: tuple[str, ...] = ()
-
-    def __init__(self, arguments: Arguments) -> None:
-        pass
 
     def loss(self, model: Any, batch: MicroBatch) -> Loss:
         """Runs the model on the micro-batch and sums the loss over its units.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from luthier.arguments.record import Arguments
-from luthier.data.encode import Encoder, EncodingOptions
-from luthier.data.texts import TextEncoder
+from luthier.records import Text
+from luthier.stages.stage import STAGES, Stage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,22 +15,19 @@ if TYPE_CHECKING:
     from luthier.templates.fit import Fitted
 
 
-def load_encoder(arguments: Arguments) -> Encoder | TextEncoder:
-    """Encodes rows as a run of these arguments does: tokenizer, template and options are its.
-
-    Returns:
-        The encoder of conversations, or that of texts where the stage learns them.
+def load_stage(arguments: Arguments) -> Stage:
+    """The stage, with tokenizer and template as a run of these arguments has them.
 
     Raises:
         LuthierError: if there is no tokenizer to read, or the template does not fit it.
     """
     from luthier.modeling.tokenizer import load_tokenizer
 
+    stage = STAGES.get(arguments.finetuning.stage)(arguments)
     tokenizer = load_tokenizer(arguments.model, min_length=arguments.data.cutoff_len)
     template, _ = fit_template(arguments, tokenizer)
-    if template is None:
-        return TextEncoder(tokenizer, splits_special=arguments.model.split_special_tokens)
-    return Encoder(tokenizer, template, EncodingOptions.of(arguments))
+    stage.fit(tokenizer, template)
+    return stage
 
 
 def fit_template(
@@ -46,6 +43,6 @@ def fit_template(
     """
     from luthier.templates.fit import choose_template, fit_tokenizer
 
-    is_text = arguments.finetuning.stage == "pt"
+    is_text = STAGES.get(arguments.finetuning.stage).record is Text
     template = None if is_text else choose_template(arguments.data, tokenizer)
     return template, fit_tokenizer(tokenizer, template)

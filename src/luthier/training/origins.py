@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import datasets
 
 from luthier.batching.streamed import StreamedTable
-from luthier.data.origins import place
+from luthier.data.pack import place
 
 ORIGIN, ROW = "origin", "row"
 """Columns of encoded sets that say where an example stands."""

@@ -12,6 +12,7 @@ from luthier.distributed import deepspeed_config, fsdp_config
 from luthier.errors import UnknownName
 from luthier.modeling.source import check_model, check_tokenizer
 from luthier.optional import is_installed, missing
+from luthier.records import Conversation
 from luthier.stages.stage import STAGES
 from luthier.templates.fit import find_template
 
@@ -46,7 +47,9 @@ def _model(arguments: Arguments) -> Iterator[str]:
 
 
 def _data(arguments: Arguments) -> Iterator[str]:
-    yield from check_datasets(arguments.data)
+    stage = arguments.finetuning.stage
+    record = STAGES.get(stage).record if stage in STAGES else Conversation
+    yield from check_datasets(arguments.data, record)
 
 
 def _template(arguments: Arguments) -> Iterator[str]:

@@ -108,7 +108,8 @@ def run(
         template, fitted = fit_template(arguments, tokenizer)
         for note in fitted.notes:
             console.info(note)
-        data = load_datasets(arguments, template, tokenizer, stage.record)
+        stage.fit(tokenizer, template)
+        data = load_datasets(arguments, stage)
         if isinstance(template, Template):
             notes = fit_chat_template(tokenizer, template, data.report.kinds())
             for note in filter(None, (notes, find_other_ids(tokenizer, template))):

@@ -41,7 +41,7 @@ def load(folder: Path, dataset: Any, **given: Any) -> EncodedDatasets:
         "cutoff_len": 64,
     }
     arguments = parse_dict(config | given)
-    return load_datasets(arguments, TEMPLATES.get("chatml"), TOKENIZER)
+    return load_datasets(arguments, tiny.make_stage(arguments, TOKENIZER, TEMPLATES.get("chatml")))
 
 
 def open_stream(folder: Path, dataset: Any, **given: Any) -> Stream:

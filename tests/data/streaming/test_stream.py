@@ -118,9 +118,9 @@ def test_going_on_encodes_one_chunk_and_reads_one_window(folder, monkeypatch):
     state = one.state_behind(2500)
     other = open_stream(folder, file, buffer_size=100)
     encoded, read = Counter(), Counter()
-    encode, following = type(other.encoding)._encode, order.Mixture.next
+    encode, following = type(other.encoding).encode, order.Mixture.next
     monkeypatch.setattr(
-        type(other.encoding), "_encode",
+        type(other.encoding), "encode",
         lambda self, rows: encoded.update(n=len(rows)) or encode(self, rows),
     )  # fmt: skip
     monkeypatch.setattr(order.Mixture, "next", lambda self: read.update(n=1) or following(self))

@@ -51,12 +51,15 @@ def run(argv: list[str]) -> int:
 
     from luthier.inspecting.audit import audit
 
-    encoder = None
     if arguments.model.model_name_or_path:
-        from luthier.training.encoder import load_encoder
+        from luthier.training.encoder import load_stage
 
-        encoder = load_encoder(arguments)
-    report = audit(arguments, encoder, None if "--all" in flags else NUM_SHOWN)
+        stage = load_stage(arguments)
+    else:
+        from luthier.stages.stage import STAGES
+
+        stage = STAGES.get(arguments.finetuning.stage)(arguments)
+    report = audit(arguments, stage, None if "--all" in flags else NUM_SHOWN)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     if "--json" in flags:

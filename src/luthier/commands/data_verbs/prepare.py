@@ -70,14 +70,9 @@ def _prepare(words: list[str]) -> tuple[list[Path], Path]:
 
     from luthier.data.cache import cache_root
     from luthier.data.pipeline import load_datasets
-    from luthier.modeling.tokenizer import load_tokenizer
-    from luthier.stages.stage import STAGES
-    from luthier.training.encoder import fit_template
+    from luthier.training.encoder import load_stage
 
-    tokenizer = load_tokenizer(arguments.model, min_length=arguments.data.cutoff_len)
-    template, _ = fit_template(arguments, tokenizer)
-    reads = STAGES.get(arguments.finetuning.stage).record
-    found = load_datasets(arguments, template, tokenizer, reads)
+    found = load_datasets(arguments, load_stage(arguments))
     for folder in found.folders:
         print(folder)
     return found.folders, cache_root(arguments.model.cache_dir)

@@ -13,8 +13,8 @@ from luthier.errors import ArgumentsError, DataError, MissingArguments
 
 if TYPE_CHECKING:
     from luthier.arguments.record import Arguments
-    from luthier.data.encode import Encoder
     from luthier.inspecting.view import PickedRow
+    from luthier.stages.stage import Stage
 
 SUMMARY = "show how rows become tokens, and which are learned: luthier data show CONFIG.yaml"
 
@@ -60,17 +60,17 @@ def run(argv: list[str]) -> int:
             ]
         )
 
-    from luthier.data.encode import Encoder
     from luthier.inspecting.view import show_row
-    from luthier.training.encoder import load_encoder
+    from luthier.stages.sft import SupervisedFineTuning
+    from luthier.training.encoder import load_stage
 
-    encoder = load_encoder(arguments)
-    if not isinstance(encoder, Encoder):
+    stage = load_stage(arguments)
+    if not isinstance(stage, SupervisedFineTuning):
         raise DataError(
             "stage: pt learns texts, and this shows conversations. `luthier data check` names the "
             "bad rows and counts tokens, `luthier data prepare` encodes them."
         )
-    rows = [show_row(row, encoder) for row in _pick(arguments, encoder, asked)]
+    rows = [show_row(row, stage.encoder) for row in _pick(arguments, stage, asked)]
     cutoff_len = arguments.data.cutoff_len
     if asked.html is not None:
         from luthier.inspecting.view import page
@@ -91,17 +91,15 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def _pick(arguments: Arguments, encoder: Encoder, asked: Namespace) -> list[PickedRow]:
+def _pick(arguments: Arguments, stage: Stage, asked: Namespace) -> list[PickedRow]:
     from luthier.data.catalog import load_catalog
-    from luthier.data.pipeline import find_tool_turns
     from luthier.data.reading import DatasetReader
     from luthier.inspecting.view import pick_by_chance, pick_by_place, pick_first
 
     data = arguments.data
     catalog = load_catalog(data.dataset_dir, allow_outside=data.allow_outside)
-    tool_turns = find_tool_turns(encoder.template)
     readers = [
-        DatasetReader(arguments, catalog, name, is_evaluated, tool_turns)
+        DatasetReader(arguments, catalog, name, stage, is_evaluated)
         for names, is_evaluated in ((data.dataset, False), (data.eval_dataset, True))
         for name in names
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -11,7 +12,6 @@ from luthier import console
 from luthier.errors import ArgumentsError, MissingArguments
 
 if TYPE_CHECKING:
-    from luthier.data.corpus import Corpus
     from luthier.data.reader import SampleBy
 
 SUMMARY = "learn a vocabulary: luthier tokenizer train FILE ... --vocab_size N --output FOLDER"
@@ -52,11 +52,9 @@ def run(argv: list[str]) -> int:
 
     from luthier.modeling.tokenizer import train_tokenizer
 
-    corpora = [_open(name, words.sample_by) for name in words.files]
-    size = _Size()
-    tokenizer = train_tokenizer(size.count(corpora), words.vocab_size)
-    for name, corpus in zip(words.files, corpora, strict=True):
-        counts = corpus.counts
+    texts = _Texts(words.files, words.sample_by)
+    tokenizer = train_tokenizer(iter(texts), words.vocab_size)
+    for name, counts in zip(words.files, texts.counts, strict=True):
         console.info(f"{name}: {counts.num_kept:,} texts of {counts.num_read:,} rows")
         for problem in counts.problems[:3]:
             console.warn(f"skipped: {problem}")
@@ -66,7 +64,7 @@ def run(argv: list[str]) -> int:
             f"the texts have no more than {len(tokenizer):,} tokens to learn; vocab_size was "
             f"{words.vocab_size:,}"
         )
-    console.info(f"{len(tokenizer):,} tokens, learned from {size.bytes:,} bytes: {words.output}")
+    console.info(f"{len(tokenizer):,} tokens, learned from {texts.bytes:,} bytes: {words.output}")
     if not (words.output / "config.json").exists():
         console.info(
             "to begin from scratch, put a model's config.json beside it; its vocab_size is made to "
@@ -99,27 +97,40 @@ def _check(words: Namespace) -> None:
         raise ArgumentsError([f"luthier tokenizer train: {one}" for one in problems])
 
 
-def _open(name: str, sample_by: SampleBy) -> Corpus:
-    from dataclasses import replace
+class _Texts:
+    """The texts of data sets, and what became of their rows.
 
-    from luthier.data.catalog import load_catalog
-    from luthier.data.corpus import Corpus
-    from luthier.data.sources import Source
+    Attributes:
+        bytes: of the texts so far.
+        counts: of the rows of each data set.
+    """
 
-    description = load_catalog("data").describe(name)
-    source = Source(replace(description, sample_by=sample_by))
-    if source.told:
-        console.info(f"{name}: {source.told}")
-    return Corpus(source)
+    def __init__(self, names: list[str], sample_by: SampleBy) -> None:
+        from luthier.arguments.parse import parse_dict
+        from luthier.data.catalog import load_catalog
+        from luthier.data.reading import DatasetReader
+        from luthier.data.report import Counts
+        from luthier.stages.stage import STAGES
 
+        arguments = parse_dict({"stage": "pt", "dataset": names}, purpose="data")
+        catalog = replace(load_catalog("data"), sample_by=sample_by)
+        stage = STAGES.get("pt")(arguments)
+        self.bytes = 0
+        self.readers = [DatasetReader(arguments, catalog, name, stage) for name in names]
+        self.counts = [Counts() for _ in names]
+        for name, reader in zip(names, self.readers, strict=True):
+            if reader.detected:
+                console.info(f"{name}: {reader.detected}")
 
-class _Size:
-    """Counts the bytes of texts as they pass."""
-
-    bytes = 0
-
-    def count(self, corpora: list[Corpus]) -> Iterator[str]:
-        for corpus in corpora:
-            for text in corpus.texts():
-                self.bytes += len(text.encode())
-                yield text
+    def __iter__(self) -> Iterator[str]:
+        """Every text that is not blank."""
+        for reader, counts in zip(self.readers, self.counts, strict=True):
+            for batch in reader.batches():
+                counts.num_read += len(batch.rows)
+                for problem in batch.problems:
+                    counts.skip(problem)
+                for _, text in batch.records:
+                    if text.content and not text.content.isspace():
+                        counts.num_kept += 1
+                        self.bytes += len(text.content.encode())
+                        yield text.content

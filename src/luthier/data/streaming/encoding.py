@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from luthier.data.check import refuse_weights
 from luthier.data.reader import Row, RowOrProblem, parse
@@ -15,21 +14,12 @@ from luthier.example import WEIGHTS, as_batch
 if TYPE_CHECKING:
     import pyarrow
 
-    from luthier.data.packing import Packer
+    from luthier.data.pack import Packer
+    from luthier.data.road import Encoding
     from luthier.data.streaming.held_out import HeldOut
     from luthier.data.streaming.order import Drawn
 
 KEPT_FOR_EVALUATION = "kept for evaluation"
-
-
-class Encodes(Protocol):
-    """Makes examples of rows of one data set."""
-
-    def encode(
-        self, rows: Sequence[RowOrProblem], first: int, counts: Counts
-    ) -> pyarrow.RecordBatch:
-        """Their examples; the column `row` numbers the rows, the first of which has `first`."""
-        ...
 
 
 class EncodedRows(NamedTuple):
@@ -45,32 +35,23 @@ class EncodedRows(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Encoding:
+class MixedEncoding:
     """How the rows of a stream are encoded; it goes to other processes.
 
     Attributes:
         names: of the data sets, for messages.
-        works: one for each data set.
+        encodings: one for each data set.
         packer: puts examples together; None where each is one.
         held_out: rows that are not trained on.
     """
 
     names: tuple[str, ...]
-    works: tuple[Encodes, ...]
+    encodings: tuple[Encoding, ...]
     packer: Packer | None = None
     held_out: HeldOut | None = None
 
     def encode(self, rows: Sequence[Drawn]) -> EncodedRows:
         """The examples of the rows, in their order."""
-        was_enabled = gc.isenabled()
-        gc.disable()  # rows hold no cycles, and looking for them takes a third of the time
-        try:
-            return self._encode(rows)
-        finally:
-            if was_enabled:
-                gc.enable()
-
-    def _encode(self, rows: Sequence[Drawn]) -> EncodedRows:
         import numpy
         import pyarrow
 
@@ -82,7 +63,7 @@ class Encoding:
         for (number, is_again), members in groups.items():
             counted = Counts()
             kept, parsed = self._read(number, members, rows, counted)
-            batch = self.works[number].encode(parsed, 0, counted)
+            batch = self.encodings[number].encode(parsed, 0, counted)
             if WEIGHTS in batch.schema.names:
                 refuse_weights(self.names[number], "streaming")
             tables.append(pyarrow.Table.from_batches([batch]))

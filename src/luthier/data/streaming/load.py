@@ -12,8 +12,9 @@ from luthier.data.catalog import Catalog, check_readable
 from luthier.data.formats.detect import NUM_LOOKED_AT
 from luthier.data.reader import Row
 from luthier.data.report import SetReport
+from luthier.data.road import Encoding
 from luthier.data.sources import HubAccess, Source
-from luthier.data.streaming.encoding import Encoding
+from luthier.data.streaming.encoding import MixedEncoding
 from luthier.data.streaming.held_out import HeldOut, columns_of, content_of
 from luthier.data.streaming.order import Drawn, Mixture, Windows
 from luthier.data.streaming.stream import ROWS_OF_A_CHUNK, Stream, StreamOptions
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
 
     from luthier.arguments.record import Arguments
     from luthier.data.catalog import DatasetDescription
-    from luthier.data.routes import Route
-    from luthier.data.table import Purpose
+    from luthier.data.road import Purpose, Road
 
 EVAL_ROWS, EVAL_ROWS_READ = 4096, 100_000
 """With a share as `val_size`: the most rows that are evaluated on, and that are read for it."""
@@ -48,20 +48,20 @@ class Streamed:
 
 
 def load_stream(
-    arguments: Arguments, catalog: Catalog, route: Route, reports: list[SetReport]
+    arguments: Arguments, catalog: Catalog, road: Road, reports: list[SetReport]
 ) -> Streamed:
     """Opens the data sets to train on; of each only the first rows are read.
 
     Args:
         arguments: names of the data sets and how they are used.
         catalog: what the names stand for.
-        route: the way of the stage from rows to examples.
+        road: of the stage.
         reports: takes one for each data set, which fills as training goes.
 
     Raises:
         DataError: if a data set cannot be read as described, or has no rows.
     """
-    sets = _Sets(arguments, catalog, route)
+    sets = _Sets(arguments, catalog, road)
     reports += sets.reports
     data, training = arguments.data, arguments.training
     held_out = sets.find_held_out() if data.val_size else None
@@ -72,10 +72,10 @@ def load_stream(
         cutoff_len=data.cutoff_len,
         allows_overlong=data.on_overlong != "error",
     )
-    encoding = Encoding(
+    encoding = MixedEncoding(
         data.dataset,
-        sets.works("learn"),
-        route.packer(is_trained=True),
+        sets.encodings("learn"),
+        road.packer(is_trained=True),
         held_out.rule if held_out else None,
     )
     found = Streamed(Stream(sets.windows, encoding, sets.reports, options, sets.settings()))
@@ -83,10 +83,14 @@ def load_stream(
         console.info(line)
     if held_out:
         console.info(held_out.line)
-        encoding = Encoding(data.dataset, sets.works("learn"), route.packer(is_trained=False))
+        encoding = MixedEncoding(
+            data.dataset, sets.encodings("learn"), road.packer(is_trained=False)
+        )
         found.eval = _encode(held_out.rows, encoding)
         if training.predict_with_generate:
-            found.predict = _encode(held_out.rows, Encoding(data.dataset, sets.works("answer")))
+            found.predict = _encode(
+                held_out.rows, MixedEncoding(data.dataset, sets.encodings("answer"))
+            )
     return found
 
 
@@ -102,30 +106,27 @@ class _Held:
 class _Sets:
     """The data sets of a stream."""
 
-    def __init__(self, arguments: Arguments, catalog: Catalog, route: Route) -> None:
-        self.data, self.route = arguments.data, route
+    def __init__(self, arguments: Arguments, catalog: Catalog, road: Road) -> None:
+        self.data, self.road = arguments.data, road
         training = arguments.training
         self.seed = (training.seed if training.data_seed is None else training.data_seed) % 2**64
         self.is_shuffled = not (
             arguments.finetuning.disable_shuffling
             or training.train_sampling_strategy == "sequential"
         )
-        token = arguments.model.hf_hub_token
-        access = HubAccess(
-            arguments.model.cache_dir, token.get_secret_value() if token is not None else None
-        )
+        access = HubAccess.of(arguments.model)
         self.descriptions: list[DatasetDescription] = []
         self.sources: list[Source] = []
         self.reports: list[SetReport] = []
         for name in self.data.dataset:
             description = catalog.describe(name)
-            check_readable(description)
+            check_readable(description, road.record)
             source = Source(description, access, in_place=True)
             first = list(islice(source.rows(), NUM_LOOKED_AT))
             if not first:
                 raise DataError(f"data set {name!r}: there are no rows.")
             values = [row.values for row in first if isinstance(row, Row)]
-            description, detected = route.detect(description, values)
+            description, detected = road.detect(description, values)
             report = SetReport(
                 name=masked(name), format=description.formatting or "", detected=detected
             )
@@ -134,10 +135,10 @@ class _Sets:
             self.sources.append(source)
             self.reports.append(report)
 
-    def works(self, purpose: Purpose) -> tuple[Any, ...]:
+    def encodings(self, purpose: Purpose) -> tuple[Encoding, ...]:
         """How rows of each are encoded."""
         return tuple(
-            self.route.work(one, purpose, allow_prompts=False) for one in self.descriptions
+            Encoding(self.road, self.road.reading(one), purpose) for one in self.descriptions
         )
 
     def mixture(self) -> Mixture:
@@ -232,7 +233,7 @@ class _Sets:
         return _Held(list(kept.values()), HeldOut(columns, contents=frozenset(kept)), line)
 
 
-def _encode(rows: Sequence[Drawn], encoding: Encoding) -> datasets.Dataset:
+def _encode(rows: Sequence[Drawn], encoding: MixedEncoding) -> datasets.Dataset:
     """The examples of some rows as a data set in memory."""
     import datasets
     import pyarrow

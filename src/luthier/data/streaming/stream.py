@@ -21,7 +21,7 @@ from luthier import console
 from luthier.data.check import NUM_LISTED, check_budget, is_over_budget
 from luthier.data.encode import OVERLONG
 from luthier.data.report import Counts, SetReport, nothing_left
-from luthier.data.streaming.encoding import EncodedRows, Encoding
+from luthier.data.streaming.encoding import EncodedRows, MixedEncoding
 from luthier.data.streaming.order import Drawn, Windows
 from luthier.data.workers import start_pool
 from luthier.errors import DataError
@@ -84,7 +84,7 @@ class Stream:
     def __init__(
         self,
         begin: Callable[[], Windows],
-        encoding: Encoding,
+        encoding: MixedEncoding,
         reports: Sequence[SetReport],
         options: StreamOptions,
         settings: dict[str, Any],
@@ -339,10 +339,10 @@ def _shown(value: Any) -> str:
     return "unset" if value is None or value == [] else str(value)
 
 
-_encoding: Encoding | None = None
+_encoding: MixedEncoding | None = None
 
 
-def _keep(encoding: Encoding) -> None:
+def _keep(encoding: MixedEncoding) -> None:
     global _encoding
     _encoding = encoding
 

@@ -8,25 +8,27 @@ from typing import Any
 import pyarrow
 import pytest
 
+from luthier.arguments.parse import parse_dict
 from luthier.data.cache import Store
 from luthier.data.catalog import Columns, DatasetDescription
-from luthier.data.encode import Encoder, EncodingOptions
-from luthier.data.formats.registry import Reading
 from luthier.data.reader import Parsed, Row, RowChunk
 from luthier.data.report import Counts
-from luthier.data.table import Task, Work, make_shards, read_rows
+from luthier.data.road import Encoding, read_records
+from luthier.data.shards import Task, make_shards
 from luthier.errors import DataError
 from luthier.records import IGNORE_INDEX, Origin
+from luthier.stages.stage import STAGES
 from luthier.templates.template import TEMPLATES
+from tests import tiny
 
 
-def work(tokenizer: Any, purpose: Any = "learn", **options: Any) -> Work:
+def work(tokenizer: Any, purpose: Any = "learn", **options: Any) -> Encoding:
     named = Columns(train="train", weight="weight")
     description = DatasetDescription("rows", "file", "rows.json", "sharegpt", columns=named)
-    encoder = Encoder(
-        tokenizer, TEMPLATES.get("chatml"), EncodingOptions(**({"cutoff_len": 40} | options))
-    )
-    return Work(encoder, Reading(description), purpose, batch_size=4)
+    given = {"dataset": ["rows"], "cutoff_len": 40, "preprocessing_batch_size": 4} | options
+    arguments = parse_dict(given, purpose="data")
+    stage = tiny.make_stage(arguments, tokenizer, TEMPLATES.get("chatml"))
+    return Encoding(stage, stage.reading(description), purpose)
 
 
 def row(number: int, *marks: Any, **columns: Any) -> Row:
@@ -45,7 +47,7 @@ def tasks(rows: list[Row], size: int = 5) -> list[Task]:
     ]
 
 
-def make(folder: Path, given: Work, rows: list[Row], workers: int = 1) -> tuple[Any, Counts]:
+def make(folder: Path, given: Encoding, rows: list[Row], workers: int = 1) -> tuple[Any, Counts]:
     folder.mkdir()
     store = Store(folder)
     make_shards(given, tasks(rows), store, workers)
@@ -146,7 +148,9 @@ def test_rows_with_images_are_refused_one_by_one_and_those_without_are_read():
     )
     rows = [row(1, images=["a.png"]), row(2, images=[]), row(3), row(4, images="b.png")]
 
-    found, problems = read_rows(rows, Reading(description))
+    stage = STAGES.get("sft")(parse_dict({"dataset": ["seen"]}, purpose="data"))
+
+    found, problems = read_records(rows, stage, stage.reading(description))
 
     assert [number for number, _ in found] == [1, 2]
     assert [(problem.origin, problem.field) for problem in problems] == [

@@ -1,0 +1,427 @@
+"""examples -> fewer, fuller ones: documents cut into blocks, rows side by side, cached."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, count, islice, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from luthier.data.cache import Store, get_or_build, write_shard
+from luthier.data.report import Packing
+from luthier.errors import DataError
+from luthier.example import Example, as_batch, count_learned, read_examples, schema
+from luthier.records import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    import datasets
+    import numpy
+    from numpy.typing import NDArray
+
+    Tokens: TypeAlias = NDArray[numpy.int32]
+else:
+    Tokens = Any
+
+TOKENS_TOGETHER = 1 << 22
+"""Tokens that are read, and written, at a time."""
+
+TOKENS_OF_A_SHARD = 1 << 26
+
+MOST_NAMED = 32
+"""So many places of the rows of an example are listed; of more, the rest is counted."""
+
+
+class Packer(Protocol):
+    """A way to make blocks of a data set."""
+
+    @property
+    def size(self) -> int:
+        """The most tokens of a block."""
+
+    def ingredients(self) -> dict[str, Any]:
+        """What decides about the blocks beside the rows."""
+
+    def blocks(self, dataset: datasets.Dataset) -> Iterator[Example]:
+        """They, in order."""
+
+    def line(self, packing: Packing) -> str:
+        """What the console says."""
+
+
+@dataclass(frozen=True)
+class BlockOptions:
+    """How documents become blocks.
+
+    Attributes:
+        cutoff_len: the most tokens of a block.
+        is_packed: whether documents share blocks; otherwise each begins one of its own.
+        is_isolated: whether each document, or part of one, is a sequence of its own, with
+            positions from 0 on. Otherwise a block is one stretch of the stream of all documents.
+        overlap: how many tokens before the cut a later part (or block of the stream) repeats.
+            They are context there and not learned again.
+        bos: the token that every sequence begins with; None where the tokenizer wants none.
+    """
+
+    cutoff_len: int
+    is_packed: bool = True
+    is_isolated: bool = True
+    overlap: int = 0
+    bos: int | None = None
+
+    def __post_init__(self) -> None:
+        least = self.overlap + (self.bos is not None) + 1
+        if self.cutoff_len < least:
+            raise DataError(
+                f"cutoff_len {self.cutoff_len:,} leaves no room for new tokens: document_overlap "
+                f"and BOS take {least - 1:,} of each block. Raise cutoff_len."
+            )
+
+
+@dataclass(frozen=True)
+class DocumentPacker:
+    """Documents, cut where a block ends."""
+
+    options: BlockOptions
+
+    @property
+    def size(self) -> int:
+        """`cutoff_len`."""
+        return self.options.cutoff_len
+
+    def ingredients(self) -> dict[str, Any]:
+        """The options."""
+        return asdict(self.options)
+
+    def blocks(self, dataset: datasets.Dataset) -> Iterator[Example]:
+        """Of documents in the order of the data set."""
+        return cut_blocks(_documents(dataset), self.options)
+
+    def line(self, packing: Packing) -> str:
+        """Says how documents stand in blocks."""
+        counted = (
+            f"{packing.num_rows:,} documents -> {packing.num_blocks:,} "
+            f"{'blocks' if self.options.is_packed else 'examples'} of up to {self.size:,} tokens"
+        )
+        num_cut = packing.num_sequences - packing.num_rows
+        if not self.options.is_packed:
+            cut = f", long ones cut into {num_cut:,} further parts, nothing lost" if num_cut else ""
+            return f"packing off: {counted}{cut}"
+        filled = f"{packing.fill:.1%} filled".replace("%", " %")
+        if not self.options.is_isolated:
+            return f"packing: {counted}, {filled}; attention reaches across documents"
+        return (
+            f"packing: {counted}, {filled}; each of the {packing.num_sequences:,} documents and "
+            "parts sees itself only"
+        )
+
+
+@dataclass(frozen=True)
+class RowPacker:
+    """Whole conversations side by side, by best fit."""
+
+    size: int
+
+    def ingredients(self) -> dict[str, Any]:
+        """The size."""
+        return {"best_fit": self.size}
+
+    def blocks(self, dataset: datasets.Dataset) -> Iterator[Example]:
+        """Of rows with ids and labels, none longer than a block."""
+        import numpy
+
+        lengths = dataset.with_format("numpy")["num_tokens"][:].tolist()
+        groups = best_fit(lengths, self.size)
+        table = dataset.with_format("arrow")
+        waiting = iter(groups)
+        while together := list(islice(waiting, max(TOKENS_TOGETHER // self.size, 1))):
+            found = _placed(table[[number for group in together for number in group]])
+            for group in together:
+                members = list(islice(found, len(group)))
+                yield Example(
+                    numpy.concatenate([each.input_ids for each in members]),
+                    numpy.concatenate([each.labels for each in members]),
+                    sum(each.num_units for each in members),
+                    tuple(len(each.input_ids) for each in members),
+                    is_packed=True,
+                    origin=join_origins(each.origin for each in members),
+                )
+
+    def line(self, packing: Packing) -> str:
+        """Says what a step counts now."""
+        rows = packing.num_rows / max(packing.num_blocks, 1)
+        return (
+            f"packing: {packing.num_rows:,} conversations -> {packing.num_blocks:,} blocks of up "
+            f"to {self.size:,} tokens, {packing.fill:.1%} filled; a step counts blocks, of about "
+            f"{rows:.1f} conversations that do not see each other (nothing is padded without "
+            "packing either; then a step counts conversations)"
+        ).replace("%", " %")
+
+
+def pack(
+    root: Path,
+    key: str,
+    name: str,
+    dataset: datasets.Dataset,
+    packer: Packer,
+    *,
+    overwrite: bool = False,
+) -> tuple[datasets.Dataset, Packing, Path]:
+    """The blocks of a data set, from the cache or made.
+
+    Args:
+        root: the cache.
+        key: the hash of the data set and of the packer's ingredients.
+        name: the part of the run's data.
+        dataset: the rows.
+        packer: makes the blocks.
+        overwrite: whether to make them again.
+
+    Returns:
+        The blocks; what became of the rows; the folder with the blocks.
+    """
+    import pyarrow
+
+    def build(store: Store) -> dict[str, Any]:
+        packing = Packing(name, num_rows=len(dataset), size=packer.size)
+        blocks = packer.blocks(dataset)
+        batches = iter(lambda: list(islice(blocks, max(TOKENS_TOGETHER // packer.size, 1))), [])
+
+        def write(path: Path) -> dict[str, Any]:
+            """As many batches as a shard holds."""
+            before = packing.num_tokens
+            with (
+                pyarrow.OSFile(str(path), "wb") as file,
+                pyarrow.ipc.new_stream(file, schema()) as stream,
+            ):
+                for together in chain([first or []], batches):
+                    stream.write_batch(as_batch(together))
+                    packing.num_blocks += len(together)
+                    packing.num_sequences += sum(len(block.lengths) for block in together)
+                    packing.num_tokens += sum(len(block.input_ids) for block in together)
+                    packing.num_learned += sum(block.num_units for block in together)
+                    if packing.num_tokens - before >= TOKENS_OF_A_SHARD:
+                        break
+            return {}
+
+        for number in count():
+            first = next(batches, None)
+            if first is None and number:
+                break
+            store.add(write_shard(store.folder, number, write))
+        return asdict(packing)
+
+    published = get_or_build(root, key, build, overwrite=overwrite)
+    packing = Packing(**(published.report | {"name": name, "was_cached": published.was_there}))
+    return published.open(key), packing, published.folder
+
+
+def _documents(dataset: datasets.Dataset) -> Iterator[Example]:
+    """The rows in order, as many at a time as have `TOKENS_TOGETHER`."""
+    import numpy
+
+    lengths = dataset.with_format("numpy")["num_tokens"][:]
+    groups = numpy.cumsum(lengths, dtype=numpy.int64) // TOKENS_TOGETHER
+    limits = [0, *(numpy.flatnonzero(numpy.diff(groups)) + 1).tolist(), len(lengths)]
+    table = dataset.with_format("arrow")
+    for start, end in pairwise(limits):
+        yield from _placed(table[start:end])
+
+
+def _placed(table: Any) -> Iterator[Example]:
+    """The examples of a table, those of a JSON array named by their row, too."""
+    for example in read_examples(table):
+        origin = place(example.origin, example.row) if example.row >= 0 else example.origin
+        yield replace(example, origin=origin)
+
+
+def cut_blocks(documents: Iterable[Example], options: BlockOptions) -> Iterator[Example]:
+    """Blocks that hold every token of the documents, in their order, once as something new.
+
+    Without BOS and overlap, blocks of the stream are `stream[n * cutoff_len :][:cutoff_len]`; only
+    the last is short. Isolated blocks are as full, but for a last token that would stand alone:
+    nothing comes before it, so nothing would be learned from it. (Of three that are left, one or
+    the other would, so they begin the next block where only two fit.)
+
+    Args:
+        documents: tokens of texts, EOS at their end and no BOS before them, none empty; they are
+            drawn one by one, and only the current one is kept.
+        options: lengths, isolation and overlap.
+    """
+    if options.is_isolated or not options.is_packed:
+        return _cut_isolated(documents, options)
+    return _cut_stream(documents, options)
+
+
+def _cut_isolated(documents: Iterable[Example], options: BlockOptions) -> Iterator[Example]:
+    growing = _Growing(options)
+    num_bos = int(options.bos is not None)
+    for document in documents:
+        tokens, start = document.input_ids, 0
+        while start < len(tokens):
+            rest = len(tokens) - start
+            context = min(options.overlap, start)
+            room = growing.room - num_bos - context
+            fewest = min(rest, 1 if num_bos or context else 2)
+            if rest == 3 and fewest == 2 and not options.overlap:  # in two, one would stand alone
+                fewest = 3
+            if room < fewest and growing.size:
+                yield growing.close()
+                continue
+            taken = min(rest, max(room, 1))
+            is_next_alone = rest - taken == 1 and not (num_bos or options.overlap)
+            if is_next_alone and taken > fewest:
+                taken -= 1
+            growing.begin(document.origin)
+            growing.add(tokens[start - context : start], is_new=False)
+            growing.add(tokens[start : start + taken], is_new=True)
+            start += taken
+        if not options.is_packed:
+            yield growing.close()
+    if growing.size:
+        yield growing.close()
+
+
+def _cut_stream(documents: Iterable[Example], options: BlockOptions) -> Iterator[Example]:
+    growing = _Growing(options)
+    context: Tokens | None = None
+    for document in documents:
+        tokens, start = document.input_ids, 0
+        while start < len(tokens):
+            if not growing.size:
+                growing.begin(document.origin)
+                if context is not None:
+                    growing.add(context, is_new=False)
+            else:
+                growing.origins.append(document.origin)
+            taken = min(growing.room, len(tokens) - start)
+            growing.add(tokens[start : start + taken], is_new=True)
+            start += taken
+            if not growing.room:
+                block = growing.close()
+                context = block.input_ids[len(block.input_ids) - options.overlap :]
+                yield block
+    if growing.size:
+        yield growing.close()
+
+
+class _Growing:
+    """A block on its way."""
+
+    def __init__(self, options: BlockOptions) -> None:
+        import numpy
+
+        self.options = options
+        self.bos = numpy.array([] if options.bos is None else [options.bos], numpy.int32)
+        self._clear()
+
+    def _clear(self) -> None:
+        self.pieces: list[tuple[Tokens, bool]] = []
+        self.lengths: list[int] = []
+        self.size = 0
+        self.origins: list[str] = []
+
+    @property
+    def room(self) -> int:
+        """How many more tokens the block takes."""
+        return self.options.cutoff_len - self.size
+
+    def begin(self, origin: str) -> None:
+        """Begins a sequence, with BOS where the tokenizer wants it."""
+        self.origins.append(origin)
+        self.lengths.append(0)
+        self.add(self.bos, is_new=False)
+
+    def add(self, tokens: Tokens, *, is_new: bool) -> None:
+        """Tokens of the sequence that was begun last."""
+        self.pieces.append((tokens, is_new))
+        self.lengths[-1] += len(tokens)
+        self.size += len(tokens)
+
+    def close(self) -> Example:
+        """The block; the next one is empty."""
+        import numpy
+
+        input_ids = numpy.concatenate([tokens for tokens, _ in self.pieces], dtype=numpy.int32)
+        labels = input_ids.copy()
+        at = 0
+        for tokens, is_new in self.pieces:
+            if not is_new:
+                labels[at : at + len(tokens)] = IGNORE_INDEX
+            at += len(tokens)
+        block = Example(
+            input_ids,
+            labels,
+            count_learned(labels, self.lengths),
+            tuple(self.lengths),
+            is_packed=True,
+            origin=join_origins(self.origins),
+        )
+        self._clear()
+        return block
+
+
+def best_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Groups of at most `size` tokens, by best fit decreasing (Johnson 1974): 11/9 of the fewest.
+
+    The longest come first, each into the fullest group that has room for it, of equals into the
+    one that was opened last.
+
+    Args:
+        lengths: none above `size`.
+        size: the most tokens of a group.
+
+    Returns:
+        Numbers of the lengths; ascending in a group, and groups by the first number in them.
+    """
+    groups: list[list[int]] = []
+    by_room: dict[int, list[int]] = {}
+    rooms: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda each: -lengths[each]):
+        length = lengths[number]
+        assert length <= size, (length, size)
+        at = bisect_left(rooms, length)
+        if at < len(rooms):
+            room = rooms[at]
+            group = by_room[room].pop()
+            if not by_room[room]:
+                del by_room[room], rooms[at]
+            groups[group].append(number)
+        else:
+            room, group = size, len(groups)
+            groups.append([number])
+        room -= length
+        if room:
+            if room not in by_room:
+                by_room[room] = []
+                insort(rooms, room)
+            by_room[room].append(group)
+    return sorted(map(sorted, groups))
+
+
+def place(origin: str, row: int) -> str:
+    """Where a row stands; in a JSON array, whose rows may all be on one line, by its number, too.
+
+    Args:
+        origin: `file:line`.
+        row: its number in the data set, from 0.
+    """
+    is_array = origin.rpartition(":")[0].endswith(".json")
+    return f"{origin} (row {row + 1:,})" if is_array else origin
+
+
+def join_origins(origins: Iterable[str]) -> str:
+    """Several places `file:line` as one text: `rows.jsonl:3, 17, 40; other.jsonl:2`.
+
+    Args:
+        origins: each once or several times; files and lines come in the order of their first.
+    """
+    distinct = list(dict.fromkeys(origins))
+    lines: dict[str, list[str]] = {}
+    for origin in distinct[:MOST_NAMED]:
+        file, _, line = origin.rpartition(":")
+        lines.setdefault(file, []).append(line)
+    named = [f"{file}:{', '.join(of)}" if file else ", ".join(of) for file, of in lines.items()]
+    more = len(distinct) - MOST_NAMED
+    return "; ".join(named) + (f" and {more:,} more" if more > 0 else "")
