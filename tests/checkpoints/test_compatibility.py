@@ -10,7 +10,7 @@ import pytest
 
 from luthier.arguments.parse import parse_dict
 from luthier.checkpoints.compatibility import Changes, compare, compare_files
-from luthier.checkpoints.identity import Identity, fingerprint, settings_of
+from luthier.checkpoints.fingerprint import RunFingerprint, hash_examples, settings_of
 from luthier.checkpoints.manifest import FileRecord, Manifest
 
 GIVEN = {
@@ -24,13 +24,13 @@ GIVEN = {
 }
 
 
-def identity(**values: object) -> Identity:
+def identity(**values: object) -> RunFingerprint:
     settings = settings_of(parse_dict(GIVEN | values))
     data = {"fingerprint": "f", "rows": 7}
-    return Identity(settings, 42, 1, "single", 8, data, run_id="one")
+    return RunFingerprint(settings, 42, 1, "single", 8, data, run_id="one")
 
 
-def checkpoint(then: Identity) -> Manifest:
+def checkpoint(then: RunFingerprint) -> Manifest:
     """Of a run; with its optimizer, beside which random numbers are written."""
     return replace(then.manifest(5, 10), files={"rng_state_0.pth": FileRecord(1, "")})
 
@@ -239,9 +239,9 @@ def rows(*texts: list[int]) -> datasets.Dataset:
 def test_the_fingerprint_knows_content_and_order_and_not_the_file():
     one, two, three = [1, 2], [3, 4, 5], [6]
 
-    whole = fingerprint(rows(one, two, three))
+    whole = hash_examples(rows(one, two, three))
 
     assert whole["rows"] == 3
-    assert whole == fingerprint(rows(three, two, one).select([2, 1, 0]))
+    assert whole == hash_examples(rows(three, two, one).select([2, 1, 0]))
     others = [rows(one, three, two), rows(one, two), rows([1, 9], two, three)]
-    assert all(fingerprint(each) != whole for each in others)
+    assert all(hash_examples(each) != whole for each in others)

@@ -14,7 +14,7 @@ from luthier.arguments.generating import GeneratingArguments
 from luthier.arguments.model import ModelArguments
 from luthier.arguments.record import Arguments
 from luthier.arguments.training import TrainingArguments
-from luthier.checkpoints.identity import versions
+from luthier.checkpoints.fingerprint import versions
 from luthier.training.report import save_metrics, write_model_card, write_run_record
 
 

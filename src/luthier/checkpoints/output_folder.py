@@ -14,8 +14,8 @@ from luthier import console
 from luthier.arguments.record import Arguments, facts
 from luthier.checkpoints.compatibility import Changes, compare, compare_files, compare_settings
 from luthier.checkpoints.control_files import forget_requests, was_stopped
+from luthier.checkpoints.fingerprint import RunFingerprint, settings_of
 from luthier.checkpoints.folders import holds_states, list_checkpoints, size_of, step_of, sweep
-from luthier.checkpoints.identity import Identity, settings_of
 from luthier.checkpoints.lock import FILE_NAME, OutputLock, holder, last_holder, launch_of
 from luthier.checkpoints.manifest import FILE_NAME as MANIFEST
 from luthier.checkpoints.manifest import read_manifest
@@ -199,7 +199,7 @@ class OutputFolder:
             )
         return None
 
-    def resume(self, now: Identity) -> tuple[Path | None, Identity]:
+    def resume(self, now: RunFingerprint) -> tuple[Path | None, RunFingerprint]:
         """The checkpoint that all ranks go on from, and what the run then is.
 
         The first rank looks, and all hear of what it found; every rank must call it. The data, the

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from luthier import console
 from luthier.checkpoints.final import replace_model
+from luthier.checkpoints.fingerprint import RunFingerprint
 from luthier.checkpoints.folders import (
     FINAL,
     checkpoint_folder,
@@ -16,7 +17,6 @@ from luthier.checkpoints.folders import (
     stage_folder,
 )
 from luthier.checkpoints.hub import push_checkpoint
-from luthier.checkpoints.identity import Identity
 from luthier.checkpoints.publish import (
     BESIDE_TENSORS,
     MARGIN,
@@ -54,7 +54,7 @@ class CheckpointSaver:
         last_published: the newest checkpoint that this process knows to be good.
     """
 
-    def __init__(self, trainer: Subject, identity: Identity) -> None:
+    def __init__(self, trainer: Subject, identity: RunFingerprint) -> None:
         self._trainer = trainer
         self._identity = identity
         self._output_dir = Path(trainer.args.output_dir)

@@ -18,7 +18,7 @@ from luthier import console
 from luthier.arguments.choices import ADAPTERS
 from luthier.arguments.record import Arguments, facts, public_value
 from luthier.checkpoints.files import write_json, write_whole
-from luthier.checkpoints.identity import versions
+from luthier.checkpoints.fingerprint import versions
 from luthier.secrecy import masked, masked_throughout
 
 RUN_RECORD = "run.json"

@@ -65,8 +65,8 @@ def run(
         from transformers import set_seed
         from transformers.utils.logging import disable_progress_bar
 
+        from luthier.checkpoints.fingerprint import fingerprint_run
         from luthier.checkpoints.hub import push_model
-        from luthier.checkpoints.identity import identify
         from luthier.data.pipeline import load_datasets
         from luthier.distributed.fsdp import with_sharding
         from luthier.distributed.strategy import find_strategy
@@ -125,7 +125,7 @@ def run(
         check_group(here, library)
         arguments = with_sharding(arguments, library)
         callbacks = [*callbacks, *watchdog.begin(arguments)]
-        identity = identify(
+        identity = fingerprint_run(
             asked, find_strategy(arguments, library), library.world_size, data.train
         )
         checkpoint = None

@@ -33,8 +33,8 @@ from luthier.batching.ahead import Ahead
 from luthier.batching.batch import MicroBatch, Step
 from luthier.batching.steps import StepLoader
 from luthier.checkpoints.files import write_whole
+from luthier.checkpoints.fingerprint import RunFingerprint, fingerprint_run
 from luthier.checkpoints.folders import deepspeed_parts
-from luthier.checkpoints.identity import Identity, identify
 from luthier.checkpoints.pretrained import PretrainedFiles
 from luthier.checkpoints.saver import CheckpointSaver
 from luthier.checkpoints.verify import HAS_MANIFEST, STATE, STATE_ENTRY
@@ -92,7 +92,7 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
     _tr_loss: Tensor
     _groups: list[Group]
     _has_told_of_evaluation = False
-    identity: Identity | None = None
+    identity: RunFingerprint | None = None
 
     def __init__(
         self,
@@ -514,7 +514,7 @@ class LuthierTrainer(CarefulTrainer, FsdpTrainer):
         """Writes the checkpoints and the model at the end."""
         if self.identity is None:
             strategy = find_strategy(self.arguments, self.args)
-            self.identity = identify(self.arguments, strategy, self.args.world_size)
+            self.identity = fingerprint_run(self.arguments, strategy, self.args.world_size)
         return CheckpointSaver(self, self.identity)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

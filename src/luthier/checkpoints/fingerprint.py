@@ -1,4 +1,4 @@
-"""What a run is: the data, settings and processes that its checkpoints remember."""
+"""The fingerprint of a run: the data, settings and processes that its checkpoints remember."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COUNTS = ("num_tokens", "num_units")
 
 
 @dataclass(frozen=True)
-class Identity:
+class RunFingerprint:
     """What makes two runs the same, and what their checkpoints say beside it.
 
     Attributes:
@@ -43,7 +43,7 @@ class Identity:
         world_size: ranks.
         strategy: how the weights are held.
         examples_per_step: of all ranks.
-        data: `fingerprint` of the encoded training data and its `rows`.
+        data: `fingerprint` of the encoded training data, and its `rows`.
         versions: of the packages that compute.
     """
 
@@ -77,13 +77,13 @@ class Identity:
         )
 
 
-def identify(
+def fingerprint_run(
     asked: Arguments,
     strategy: Strategy,
     world_size: int,
     train: datasets.Dataset | Stream | None = None,
-) -> Identity:
-    """The identity of a run that begins.
+) -> RunFingerprint:
+    """The fingerprint of a run that begins.
 
     Args:
         asked: the configuration as it was given, before it was fitted to the machine.
@@ -93,13 +93,13 @@ def identify(
     """
     training = asked.training
     per_rank = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    return Identity(
+    return RunFingerprint(
         settings=settings_of(asked),
         seed=training.seed,
         world_size=world_size,
         strategy=strategy.name,
         examples_per_step=per_rank * world_size,
-        data={} if train is None else fingerprint(train),
+        data={} if train is None else hash_examples(train),
         versions=versions(),
     )
 
@@ -122,7 +122,7 @@ def settings_of(arguments: Arguments) -> dict[str, Any]:
     return plain
 
 
-def fingerprint(train: datasets.Dataset | Stream) -> dict[str, Any]:
+def hash_examples(train: datasets.Dataset | Stream) -> dict[str, Any]:
     """A hash of the encoded examples and their order, whatever file they came from.
 
     All lengths and counts of learned tokens, and the tokens of some examples from all over the
