@@ -36,13 +36,13 @@ Autocast: TypeAlias = Callable[[], AbstractContextManager[Any]]
 """Makes the context that a run computes in."""
 
 HALF_PRECISION = {
-    "bf16": ("training", torch.bfloat16),
-    "fp16": ("training", torch.float16),
-    "bf16_full_eval": ("training", torch.bfloat16),
-    "fp16_full_eval": ("training", torch.float16),
-    "pure_bf16": ("finetuning", torch.bfloat16),
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "bf16_full_eval": torch.bfloat16,
+    "fp16_full_eval": torch.float16,
+    "pure_bf16": torch.bfloat16,
 }
-"""Switches that ask for half precision -> their section and dtype."""
+"""Switches that ask for half precision -> its dtype."""
 
 
 @dataclass(frozen=True)
@@ -142,11 +142,11 @@ def held_dtypes(model: nn.Module) -> dict[str, str]:
 
 def without_emulation(arguments: Arguments) -> Arguments:
     """The same arguments with float32 for a half precision the CPU does not have, which is said."""
-    training = arguments.training
+    values, use_cpu = arguments.flat(), arguments.training.use_cpu
     asked = [
         name
-        for name, (section, dtype) in HALF_PRECISION.items()
-        if getattr(getattr(arguments, section), name) and is_emulated(dtype, training.use_cpu)
+        for name, dtype in HALF_PRECISION.items()
+        if values[name] and is_emulated(dtype, use_cpu)
     ]
     if not asked:
         return arguments
@@ -155,12 +155,8 @@ def without_emulation(arguments: Arguments) -> Arguments:
         "fifty times slower; the run computes in float32, which rounds less"
     )
     console.warn(note)
-    arguments = replace(arguments, notes=(*arguments.notes, note))
-    for name in asked:
-        section = HALF_PRECISION[name][0]
-        changed = getattr(arguments, section).model_copy(update={name: False})
-        arguments = replace(arguments, **{section: changed})
-    return arguments
+    changed = arguments.changed(**dict.fromkeys(asked, False))
+    return replace(changed, notes=(*changed.notes, note))
 
 
 def cast_trained(model: nn.Module, dtype: torch.dtype | None) -> None:
@@ -171,3 +167,26 @@ def cast_trained(model: nn.Module, dtype: torch.dtype | None) -> None:
         is_cast = parameter.requires_grad and parameter.is_floating_point()
         if is_cast and not is_sharded(parameter):
             parameter.data = parameter.data.to(dtype)
+
+
+def upcast(model: Any, *, norms: bool, head_output: bool) -> None:
+    """Puts into float32, in place, what is asked for, and what float32 embeddings need beside them.
+
+    Args:
+        model: bare, with what learns cast.
+        norms: all norms (`upcast_layernorm`).
+        head_output: what the head gives (`upcast_lmhead_output`).
+    """
+    if norms:
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1 and any(word in name for word in ("norm", "ln")):
+                parameter.data = parameter.data.float()
+    learned = [each for each in model.get_input_embeddings().parameters() if each.requires_grad]
+    if any(each.dtype == torch.float32 for each in learned):
+        # what they give is float32, and beside it torch's layer_norm takes no halves on a CPU
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.float()
+    head = model.get_output_embeddings()
+    if head_output and isinstance(head, nn.Module):
+        head.register_forward_hook(lambda module, inputs, output: output.float())

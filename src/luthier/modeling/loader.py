@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -28,7 +26,7 @@ from luthier.arguments.model import ModelArguments
 from luthier.arguments.record import Arguments
 from luthier.errors import MissingPackage, ModelError
 from luthier.modeling.counts import say_counts
-from luthier.modeling.dtypes import Dtypes, cast_trained, choose_dtypes, held_dtypes
+from luthier.modeling.dtypes import cast_trained, choose_dtypes, held_dtypes, upcast
 from luthier.modeling.quirks import (
     draw_on_terminals_only,
     keep_fewer_products,
@@ -88,7 +86,7 @@ def load_model(
     """
     silence_idle_warnings()
     keep_fewer_products()
-    model_args, training = arguments.model, arguments.training
+    model_args = arguments.model
     source = fetch_model(str(model_args.model_name_or_path))
     config = load_config(model_args)
     if model_args.train_from_scratch:
@@ -101,32 +99,55 @@ def load_model(
         stored=config.dtype,
         is_gguf=source.gguf_file is not None or model_args.train_from_scratch,
     )
-    base = _load_weights(
-        source, config, model_args, dtypes, is_trainable=is_trainable, use_cpu=training.use_cpu
-    )
-    _mend_generation(base)
-    arguments, is_grown = _grow(base, tokenizer, arguments, is_trainable=is_trainable)
+    # all GPUs answer together; of several processes, each on its own
+    devices: str | dict[str, int] | None = None
+    is_whole = not (is_trainable or is_deepspeed_zero3_enabled())
+    if is_whole and not arguments.training.use_cpu and torch.cuda.is_available():
+        rank = os.environ.get("LOCAL_RANK")
+        devices = "auto" if rank is None else {"": int(rank)}
+    base = _load_weights(source, config, model_args, dtypes.weights, devices)
+    generation = base.generation_config
+    if generation is not None and not generation.do_sample:
+        settings = (generation.temperature, generation.top_p, generation.typical_p)
+        if any(value not in (None, 1.0) for value in settings):
+            generation.do_sample = True  # without it the library refuses to save the model
+
     method = ADAPTERS.get(arguments.finetuning.finetuning_type)
+    is_grown = grow_vocabulary(
+        base,
+        tokenizer,
+        new_tokens=new_tokens(tokenizer),
+        init=model_args.init_special_tokens,
+        descriptions=token_descriptions(model_args),
+    )
+    asked = arguments.finetuning.additional_target
+    if is_grown or (model_args.resize_vocab and not asked):
+        names = [name for name in embedding_names(base) if name not in asked]
+        if is_trainable and names and method.keeps_apart:
+            added = f"{', '.join(names)}{' as well' if asked else ''}"
+            console.info(f"additional_target = {added} (the vocabulary has new tokens)")
+        arguments = arguments.changed(additional_target=(*asked, *names))
     model = method.prepare(base, arguments, is_trainable=is_trainable, checkpoint=checkpoint)
     if is_trainable:
         if is_grown and isinstance(model, PeftModel):
             check_rows_learn(model)
-        _check_something_learns(model)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ModelError(
+                "no parameter learns. With finetuning_type: freeze, set freeze_trainable_layers to "
+                "other than 0; with lora, name modules in lora_target."
+            )
         cast_trained(model, dtypes.trained)
-        _upcast(base, model_args)
+        upcast(base, norms=model_args.upcast_layernorm, head_output=model_args.upcast_lmhead_output)
         model.train()
     else:
         base.config.use_cache = model_args.use_kv_cache
         model.requires_grad_(False)
         model.eval()
     say_counts(model, is_trainable=is_trainable, with_each=model_args.print_param_status)
-    _say_dtypes(model, config.dtype)
-    return model
-
-
-def _say_dtypes(model: nn.Module, stored: torch.dtype | None) -> None:
     held = ", ".join(f"{name} ({kind})" for kind, name in held_dtypes(model).items())
-    console.info(f"weights: {held}" + (f"; stored in {str(stored)[6:]}" if stored else ""))
+    stored = f"; stored in {str(config.dtype)[6:]}" if config.dtype else ""
+    console.info(f"weights: {held}{stored}")
+    return model
 
 
 def load_config(model_args: ModelArguments) -> PreTrainedConfig:
@@ -141,19 +162,7 @@ def load_config(model_args: ModelArguments) -> PreTrainedConfig:
     options: dict[str, Any] = hub_options(model_args)
     if source.gguf_file:
         options["gguf_file"] = source.gguf_file
-    implementation = _attention(model_args.flash_attn)
-    if implementation is not None:
-        options["attn_implementation"] = implementation
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(source.path, **options)
-    except (OSError, ValueError, KeyError, ImportError) as problem:
-        raise unreadable(name, "configuration", problem) from problem
-    return config
-
-
-def _attention(asked: str) -> str | None:
-    if asked == "auto":
-        return None
+    asked = model_args.flash_attn
     package = ATTENTION_PACKAGES.get(asked)
     if package is not None:
         if not is_installed(package):
@@ -162,24 +171,28 @@ def _attention(asked: str) -> str | None:
             raise ModelError(
                 f"flash_attn: {asked} needs a GPU, and there is none. Use sdpa or auto."
             )
-    return ATTENTION[asked]
+    if asked != "auto":
+        options["attn_implementation"] = ATTENTION[asked]
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(source.path, **options)
+    except (OSError, ValueError, KeyError, ImportError) as problem:
+        raise unreadable(name, "configuration", problem) from problem
+    return config
 
 
 def _load_weights(
     source: ModelSource,
     config: PreTrainedConfig,
     model_args: ModelArguments,
-    dtypes: Dtypes,
-    *,
-    is_trainable: bool,
-    use_cpu: bool,
+    dtype: torch.dtype | str,
+    devices: str | dict[str, int] | None,
 ) -> PreTrainedModel:
     kind = (
         AutoModelForImageTextToText
         if type(config) in AutoModelForImageTextToText._model_mapping
         else AutoModelForCausalLM
     )
-    options: dict[str, Any] = {"dtype": dtypes.weights}
+    options: dict[str, Any] = {"dtype": dtype}
     try:
         if model_args.train_from_scratch:
             console.info("weights: random (train_from_scratch)")
@@ -188,16 +201,19 @@ def _load_weights(
             return model
         check_weights(source)
         if source.gguf_file:
+            from transformers import GgufConfig
+
             draw_on_terminals_only()
-            options |= {"gguf_file": source.gguf_file, "quantization_config": _unpacked()}
+            # plain weights of a GGUF file's blocks; packed ones cannot be trained or saved
+            unpacked = GgufConfig(dequantize=True)
+            options |= {"gguf_file": source.gguf_file, "quantization_config": unpacked}
         else:
             options["use_safetensors"] = True
-        is_whole = not (is_trainable or is_deepspeed_zero3_enabled())
-        options["device_map"] = _answering_devices(use_cpu) if is_whole else None
         model, report = kind.from_pretrained(
             source.path,
             config=config,
             output_loading_info=True,
+            device_map=devices,
             **options,
             **hub_options(model_args),
         )
@@ -210,92 +226,14 @@ def _load_weights(
         SafetensorError,
     ) as problem:
         raise unreadable(str(model_args.model_name_or_path), "model", problem) from problem
-    _check_complete(source, report["missing_keys"])
-    return model
-
-
-def _unpacked() -> Any:
-    """Asks for plain weights of a GGUF file's blocks; packed ones cannot be trained or saved."""
-    from transformers import GgufConfig
-
-    return GgufConfig(dequantize=True)
-
-
-def _answering_devices(use_cpu: bool) -> str | dict[str, int] | None:
-    """All GPUs together; of several processes, each its own."""
-    if use_cpu or not torch.cuda.is_available():
-        return None
-    rank = os.environ.get("LOCAL_RANK")
-    return "auto" if rank is None else {"": int(rank)}
-
-
-def _check_complete(source: ModelSource, absent: Collection[str]) -> None:
+    absent = sorted(report["missing_keys"])
     if absent:
-        first = ", ".join(sorted(absent)[:3])
         raise ModelError(
             f"{source} lacks {len(absent):,} of the weights that its configuration describes "
-            f"({first}{' ...' if len(absent) > 3 else ''}); they would start at random. Complete "
-            "the download, or look whether config.json belongs to these weights."
+            f"({', '.join(absent[:3])}{' ...' if len(absent) > 3 else ''}); they would start at "
+            "random. Complete the download, or look whether config.json belongs to these weights."
         )
-
-
-def _grow(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    arguments: Arguments,
-    *,
-    is_trainable: bool,
-) -> tuple[Arguments, bool]:
-    is_grown = grow_vocabulary(
-        model,
-        tokenizer,
-        new_tokens=new_tokens(tokenizer),
-        init=arguments.model.init_special_tokens,
-        descriptions=token_descriptions(arguments.model),
-    )
-    finetuning = arguments.finetuning
-    asked = finetuning.additional_target
-    if not is_grown and (asked or not arguments.model.resize_vocab):
-        return arguments, is_grown
-    names = [name for name in embedding_names(model) if name not in asked]
-    if is_trainable and names and ADAPTERS.get(finetuning.finetuning_type).keeps_apart:
-        added = f"{', '.join(names)}{' as well' if asked else ''}"
-        console.info(f"additional_target = {added} (the vocabulary has new tokens)")
-    return arguments.changed(additional_target=(*asked, *names)), is_grown
-
-
-def _check_something_learns(model: nn.Module) -> None:
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ModelError(
-            "no parameter learns. With finetuning_type: freeze, set freeze_trainable_layers to "
-            "other than 0; with lora, name modules in lora_target."
-        )
-
-
-def _mend_generation(model: PreTrainedModel) -> None:
-    """Sampling settings without `do_sample` make the library refuse to save the model."""
-    generation = model.generation_config
-    if generation is None or generation.do_sample:
-        return
-    settings = (generation.temperature, generation.top_p, generation.typical_p)
-    if any(value not in (None, 1.0) for value in settings):
-        generation.do_sample = True
-
-
-def _upcast(model: PreTrainedModel, model_args: ModelArguments) -> None:
-    if model_args.upcast_layernorm:
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 1 and any(word in name for word in ("norm", "ln")):
-                parameter.data = parameter.data.float()
-    learned = [each for each in model.get_input_embeddings().parameters() if each.requires_grad]
-    if any(each.dtype == torch.float32 for each in learned):
-        # what they give is float32, and beside it torch's layer_norm takes no halves on a CPU
-        for module in model.modules():
-            if isinstance(module, nn.LayerNorm):
-                module.float()
-    head = model.get_output_embeddings()
-    if model_args.upcast_lmhead_output and isinstance(head, nn.Module):
-        head.register_forward_hook(lambda module, inputs, output: output.float())
+    return model
 
 
 INFERENCE_FACTOR = 2
