@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 
@@ -95,17 +94,14 @@ def sweep(output_dir: Path) -> list[Path]:
     Returns:
         What was deleted.
     """
-    left = list(_leftovers(output_dir))
+    left = [
+        path
+        for path in (sorted(output_dir.iterdir()) if output_dir.is_dir() else ())
+        if LEFTOVER.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+    ]
     for folder in left:
         throw_away(folder)
     return left
-
-
-def _leftovers(output_dir: Path) -> Iterator[Path]:
-    if output_dir.is_dir():
-        for path in sorted(output_dir.iterdir()):
-            if LEFTOVER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-                yield path
 
 
 def size_of(folder: Path) -> int:

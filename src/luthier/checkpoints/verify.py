@@ -1,15 +1,4 @@
-"""Whether a checkpoint is as it was written, and which one is the newest that is.
-
-The names that others stand on:
-
-    verify(folder) -> list[Problem]                    everything wrong with it; [] when it is good
-    newest_valid(output_dir: Path) -> Path | None      the good checkpoint of the largest step
-    publish.publish(stage, folder, manifest) -> Manifest   hashed, synced, renamed in one move
-    manifest.Manifest, manifest.read_manifest(folder) -> Manifest | None
-    folders.list_checkpoints(output_dir) -> list[Path]     by step, good or not
-    lock.OutputLock(output_dir), lock.holder(output_dir) -> Holder | None
-    resume.choose_checkpoint(arguments) -> Path | None     what `resume_from_checkpoint` means
-"""
+"""Whether a checkpoint is as it was written, and which one is the newest that is."""
 
 from __future__ import annotations
 
@@ -179,8 +168,22 @@ def _look_whole(folder: Path) -> Iterator[Problem]:
     if saved_entry_of(state).get(HAS_MANIFEST):
         yield Problem(FILE_NAME, "is missing")
         return
-    yield from _weights(folder)
     is_sharded = any(path.is_dir() for path in folder.iterdir())  # DeepSpeed, FSDP
+    names = [name for name in WEIGHTS if (folder / name).is_file()]
+    if (folder / INDEX).is_file():
+        try:
+            names += sorted(set(json.loads((folder / INDEX).read_bytes())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            yield Problem(INDEX, "is no index of weights")
+            names += [INDEX]
+    if not names and not is_sharded:
+        yield Problem(WEIGHTS[1], f"is missing, and so are {WEIGHTS[0]} and {INDEX}")
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            yield Problem(name, "is missing")
+        elif path.suffix == ".safetensors" and not _is_whole_safetensors(path):
+            yield Problem(name, "is damaged")
     random_states = list(folder.glob("rng_state*.pth"))
     if random_states and not is_sharded:  # else only weights were asked for
         for name, other in (("optimizer.pt", "optimizer.bin"), ("scheduler.pt", "scheduler.pt")):
@@ -191,25 +194,6 @@ def _look_whole(folder: Path) -> Iterator[Problem]:
     for path in [*folder.glob("*.pt"), *folder.glob("*.pth"), *folder.glob("*.bin")]:
         if not _is_whole_archive(path):
             yield Problem(path.name, "is damaged")
-
-
-def _weights(folder: Path) -> Iterator[Problem]:
-    names = [name for name in WEIGHTS if (folder / name).is_file()]
-    if (folder / INDEX).is_file():
-        try:
-            shards = set(json.loads((folder / INDEX).read_bytes())["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError):
-            yield Problem(INDEX, "is no index of weights")
-            return
-        names += sorted(shards)
-    if not names and not any(path.is_dir() for path in folder.iterdir()):
-        yield Problem(WEIGHTS[1], f"is missing, and so are {WEIGHTS[0]} and {INDEX}")
-    for name in names:
-        path = folder / name
-        if not path.is_file():
-            yield Problem(name, "is missing")
-        elif path.suffix == ".safetensors" and not _is_whole_safetensors(path):
-            yield Problem(name, "is damaged")
 
 
 def _is_whole_safetensors(path: Path) -> bool:
