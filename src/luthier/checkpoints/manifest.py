@@ -41,7 +41,7 @@ class Manifest:
         run_id: the run's, kept when it goes on.
         written: the time, UTC.
         world_size: ranks.
-        strategy: how the weights were held, see `strategies/strategy.py`.
+        strategy: how the weights were held, see `distributed/strategy.py`.
         seed: of the run.
         examples_per_step: of all ranks together.
         loss: the last one logged; None before the first.
