@@ -26,6 +26,7 @@ class FinetuningArguments(Section):
         "Whether trained weights, too, are bfloat16, without a float32 copy: half the memory, "
         "less exact updates. By default trained weights are float32.",
         resume="half",
+        half="bfloat16",
     )
     freeze_trainable_layers: int = knob(
         2,

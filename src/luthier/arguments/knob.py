@@ -49,6 +49,9 @@ class Facts:
         is_ours: of the section `training`, whether transformers' `TrainingArguments` does not get
             it under its name, because it has none or means something else by it.
         in_peft: its name in the configuration of peft's adapters.
+        in_deepspeed: where a configuration of DeepSpeed says the same, as `optimizer.params.lr`;
+            several places are parted by spaces.
+        half: the dtype that it asks for, where it is about half precision.
         method: the `finetuning_type` that it is about; empty where it is about all.
         is_strict: whether it is refused with another method, where others are told to be idle.
         needs: packages that must be there where it is set; a mapping says which for which value.
@@ -61,6 +64,8 @@ class Facts:
     resume: Resume = "learned"
     is_ours: bool = False
     in_peft: str = ""
+    in_deepspeed: str = ""
+    half: str = ""
     method: str = ""
     is_strict: bool = False
     needs: ReadOnly[str, str] | tuple[str, ...] = ()

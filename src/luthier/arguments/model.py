@@ -64,6 +64,7 @@ class ModelArguments(Section):
         "A YAML file of `token: description`; the tokens are added as special ones and can start "
         "from the meaning of their description. Wins over `add_special_tokens`. None by default.",
         resume="fixed",
+        reads=True,
     )
     init_special_tokens: Literal["noise_init", "desc_init", "desc_init_w_noise"] = knob(
         "noise_init",

@@ -83,6 +83,10 @@ class Arguments:
         }
         return replace(self, **parts)
 
+    def noted(self, *notes: str) -> Arguments:
+        """The same with further notes."""
+        return replace(self, notes=(*self.notes, *notes))
+
     def public(self) -> dict[str, Any]:
         """What was given, as JSON can hold it, secrets masked."""
         values = self.flat()

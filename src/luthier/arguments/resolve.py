@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from luthier.arguments.record import Arguments, facts
@@ -34,9 +34,8 @@ def resolve(arguments: Arguments) -> Arguments:
     """The same arguments with everything filled in that can be known without a model or data."""
     for infer in INFERENCES:
         for found in infer(arguments):
-            arguments = arguments.changed(**{found.name: found.value})
-            arguments = replace(arguments, notes=(*arguments.notes, found.line()))
-    return replace(arguments, notes=(*arguments.notes, *_idle(arguments)))
+            arguments = arguments.changed(**{found.name: found.value}).noted(found.line())
+    return arguments.noted(*_idle(arguments))
 
 
 def resolve_warmup_steps(training: TrainingArguments, max_steps: int) -> tuple[int, str]:

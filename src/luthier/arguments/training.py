@@ -170,6 +170,7 @@ class TrainingArguments(Section):
         resume="elsewhere",
         on_card=True,
         ge=1,
+        in_deepspeed="train_micro_batch_size_per_gpu",
     )
     per_device_eval_batch_size: int = free(
         8, "Examples a device takes at a time in evaluation and prediction. By default 8.", ge=1
@@ -180,6 +181,7 @@ class TrainingArguments(Section):
         resume="elsewhere",
         on_card=True,
         ge=1,
+        in_deepspeed="gradient_accumulation_steps",
     )
     tokens_per_micro_batch: int | None = free(
         None,
@@ -211,21 +213,29 @@ class TrainingArguments(Section):
         resume="schedule",
         on_card=True,
         ge=0,
+        in_deepspeed="optimizer.params.lr scheduler.params.warmup_max_lr",
     )
     weight_decay: float = knob(
         0.0,
         "How strongly weights are pulled to zero, biases and norms apart. By default not.",
         ge=0,
+        in_deepspeed="optimizer.params.weight_decay",
     )
     adam_beta1: float = knob(0.9, "Adam's memory of the gradient. By default 0.9.", ge=0, lt=1)
     adam_beta2: float = knob(
         0.999, "Adam's memory of the squared gradient. By default 0.999.", ge=0, lt=1
     )
     adam_epsilon: float = knob(
-        1e-8, "What Adam adds to the divisor so that it is never zero. By default 1e-8.", ge=0
+        1e-8,
+        "What Adam adds to the divisor so that it is never zero. By default 1e-8.",
+        ge=0,
+        in_deepspeed="optimizer.params.eps",
     )
     max_grad_norm: float = knob(
-        1.0, "The norm to which larger gradients are cut; 0 cuts nothing. By default 1.", ge=0
+        1.0,
+        "The norm to which larger gradients are cut; 0 cuts nothing. By default 1.",
+        ge=0,
+        in_deepspeed="gradient_clipping",
     )
     on_nonfinite: Literal["stop", "skip"] = free(
         "stop",
@@ -292,6 +302,8 @@ class TrainingArguments(Section):
         "stay float32; also on a CPU. By default all are float32.",
         resume="half",
         on_card=True,
+        in_deepspeed="bf16.enabled",
+        half="bfloat16",
     )
     fp16: bool = knob(
         False,
@@ -299,12 +311,18 @@ class TrainingArguments(Section):
         "(for GPUs without bfloat16). By default all are float32.",
         resume="half",
         on_card=True,
+        in_deepspeed="fp16.enabled",
+        half="float16",
     )
     bf16_full_eval: bool = free(
-        False, "Whether evaluation without training holds the weights in bfloat16. By default not."
+        False,
+        "Whether evaluation without training holds the weights in bfloat16. By default not.",
+        half="bfloat16",
     )
     fp16_full_eval: bool = free(
-        False, "Whether evaluation without training holds the weights in float16. By default not."
+        False,
+        "Whether evaluation without training holds the weights in float16. By default not.",
+        half="float16",
     )
     tf32: bool | None = free(
         None,
@@ -667,3 +685,8 @@ class TrainingArguments(Section):
     hub_revision: str | None = free(
         None, "The branch that is uploaded to. By default the main one."
     )
+
+    @property
+    def precision(self) -> Literal["bf16", "fp16", "no"]:
+        """What the model computes in, by accelerate's word; "no" is float32."""
+        return "bf16" if self.bf16 else "fp16" if self.fp16 else "no"

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from luthier.arguments.record import Arguments
+from luthier.arguments.record import Arguments, facts
 from luthier.errors import ArgumentsError
 from luthier.optional import is_installed, missing
 
@@ -149,18 +149,14 @@ def _contradictions(config: Config, arguments: Arguments) -> Iterator[str]:
     """Numbers that stand in both places and differ; those that agree are fine."""
     training = arguments.training
     per_device, steps = training.per_device_train_batch_size, training.gradient_accumulation_steps
+    values = arguments.flat()
     pairs: list[tuple[str, str, Any]] = [
-        ("train_micro_batch_size_per_gpu", "per_device_train_batch_size", per_device),
-        ("gradient_accumulation_steps", "gradient_accumulation_steps", steps),
-        ("gradient_clipping", "max_grad_norm", training.max_grad_norm),
-        ("optimizer.params.lr", "learning_rate", training.learning_rate),
-        ("optimizer.params.eps", "adam_epsilon", training.adam_epsilon),
-        ("optimizer.params.weight_decay", "weight_decay", training.weight_decay),
-        ("optimizer.params.betas", "adam_beta1, adam_beta2", _betas(arguments)),
-        ("scheduler.params.warmup_max_lr", "learning_rate", training.learning_rate),
-        ("bf16.enabled", "bf16", training.bf16),
-        ("fp16.enabled", "fp16", training.fp16),
+        (path, name, values[name])
+        for name, known in facts().items()
+        for path in known.in_deepspeed.split()
     ]
+    betas = [training.adam_beta1, training.adam_beta2]
+    pairs.append(("optimizer.params.betas", "adam_beta1, adam_beta2", betas))
     ranks = os.environ.get("WORLD_SIZE", "")
     if ranks.isdecimal():
         product = per_device * steps * int(ranks)
@@ -173,10 +169,6 @@ def _contradictions(config: Config, arguments: Arguments) -> Iterator[str]:
                 f"deepspeed: {path} is {json.dumps(written)}, and {name} is {json.dumps(value)}. "
                 f'Write "auto" there, or make the two agree.'
             )
-
-
-def _betas(arguments: Arguments) -> list[float]:
-    return [arguments.training.adam_beta1, arguments.training.adam_beta2]
 
 
 def _not_here(config: Config, arguments: Arguments) -> Iterator[str]:

@@ -106,19 +106,17 @@ def with_sharding(arguments: Arguments, library: LibraryArguments) -> Arguments:
         return arguments
     reading = read_sharding(arguments, said_by_launcher())
     assert reading.sharding is not None
-    training, model = arguments.training, arguments.model
     notes = []
     if reading.sharding.activation_checkpointing:
-        training = training.model_copy(update={"gradient_checkpointing": True})
+        arguments = arguments.changed(gradient_checkpointing=True)
         notes.append("gradient_checkpointing = True (fsdp's activation_checkpointing)")
-    if model.use_reentrant_gc:
-        model = model.model_copy(update={"use_reentrant_gc": False})
-        if training.gradient_checkpointing:
+    if arguments.model.use_reentrant_gc:
+        arguments = arguments.changed(use_reentrant_gc=False)
+        if arguments.training.gradient_checkpointing:
             notes.append("use_reentrant_gc = False (FSDP2 gathers layers in the backward pass)")
     for note in notes:
         console.info(note)
-    every = (*arguments.notes, *reading.notes, *notes)
-    return replace(arguments, training=training, model=model, notes=every)
+    return arguments.noted(*reading.notes, *notes)
 
 
 def take_up(accelerator: Accelerator, library: LibraryArguments) -> None:
@@ -172,10 +170,9 @@ def place(model: nn.Module, accelerator: Accelerator, arguments: Arguments) -> A
     console.info(f"the whole model may not fit on {device}: it is probed on the CPU")
     if arguments.training.gradient_checkpointing != "auto":
         return arguments
-    training = arguments.training.model_copy(update={"gradient_checkpointing": True})
     note = "gradient_checkpointing = True (nothing was measured on the device)"
     console.info(note)
-    return replace(arguments, training=training, notes=(*arguments.notes, note))
+    return arguments.changed(gradient_checkpointing=True).noted(note)
 
 
 def holds_parts(accelerator: Accelerator) -> bool:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -29,20 +29,11 @@ from torch import nn
 
 from luthier import console
 from luthier.arguments.choices import ADAPTERS
-from luthier.arguments.record import Arguments
+from luthier.arguments.record import Arguments, facts
 from luthier.modeling.sharded import is_sharded
 
 Autocast: TypeAlias = Callable[[], AbstractContextManager[Any]]
 """Makes the context that a run computes in."""
-
-HALF_PRECISION = {
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "bf16_full_eval": torch.bfloat16,
-    "fp16_full_eval": torch.float16,
-    "pure_bf16": torch.bfloat16,
-}
-"""Switches that ask for half precision -> its dtype."""
 
 
 @dataclass(frozen=True)
@@ -143,11 +134,11 @@ def held_dtypes(model: nn.Module) -> dict[str, str]:
 def without_emulation(arguments: Arguments) -> Arguments:
     """The same arguments with float32 for a half precision the CPU does not have, which is said."""
     values, use_cpu = arguments.flat(), arguments.training.use_cpu
-    asked = [
+    asked = sorted(
         name
-        for name, dtype in HALF_PRECISION.items()
-        if values[name] and is_emulated(dtype, use_cpu)
-    ]
+        for name, known in facts().items()
+        if known.half and values[name] and is_emulated(getattr(torch, known.half), use_cpu)
+    )
     if not asked:
         return arguments
     note = (
@@ -155,8 +146,7 @@ def without_emulation(arguments: Arguments) -> Arguments:
         "fifty times slower; the run computes in float32, which rounds less"
     )
     console.warn(note)
-    changed = arguments.changed(**dict.fromkeys(asked, False))
-    return replace(changed, notes=(*changed.notes, note))
+    return arguments.changed(**dict.fromkeys(asked, False)).noted(note)
 
 
 def cast_trained(model: nn.Module, dtype: torch.dtype | None) -> None:

@@ -122,12 +122,12 @@ def hub_options(model_args: ModelArguments) -> dict[str, Any]:
     token = model_args.hf_hub_token
     if model_args.trust_remote_code:
         _advise_a_commit(model_args)
-    return {
-        "trust_remote_code": model_args.trust_remote_code,
-        "cache_dir": model_args.cache_dir,
-        "revision": model_args.model_revision,
-        "token": None if token is None else token.get_secret_value(),
-    }
+    return dict(
+        trust_remote_code=model_args.trust_remote_code,
+        cache_dir=model_args.cache_dir,
+        revision=model_args.model_revision,
+        token=None if token is None else token.get_secret_value(),
+    )
 
 
 def unreadable(name_or_path: str, part: str, problem: Exception) -> ModelError:

@@ -69,7 +69,7 @@ def check_launch(arguments: Arguments) -> None:
             "for each."
         )
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    ours = "bf16" if training.bf16 else "fp16" if training.fp16 else "no"
+    ours = training.precision
     if precision not in ("no", ours):
         problems.append(
             f"mixed_precision: accelerate's launcher says {precision}, and this run says "

@@ -6,14 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from luthier.arguments.record import facts
 from luthier.errors import ModelError
 from luthier.secrecy import MASK
 
 RUN_RECORD = "run.json"
 ADAPTER_CONFIG = "adapter_config.json"
-
-PATHS = ("model_name_or_path", "adapter_name_or_path", "new_special_tokens_config")
-"""Settings that may be paths relative to where the run was started."""
 
 
 def arguments_of(folder: Path) -> dict[str, Any]:
@@ -42,8 +40,8 @@ def arguments_of(folder: Path) -> dict[str, Any]:
         values.pop("create_new_adapter", None)
     elif (folder / "config.json").exists():
         values["model_name_or_path"] = str(folder)
-        for name in ("adapter_name_or_path", "train_from_scratch"):
-            values.pop(name, None)
+        values.pop("adapter_name_or_path", None)
+        values.pop("train_from_scratch", None)
     else:
         raise ModelError(
             f"{folder}: neither {ADAPTER_CONFIG} nor config.json is in this folder, so there is no "
@@ -63,7 +61,7 @@ def _record_of(folder: Path) -> dict[str, Any] | None:
 def _given(record: dict[str, Any]) -> dict[str, Any]:
     values = {name: value for name, value in record["arguments"].items() if value != MASK}
     started_in = Path(record["working_directory"])
-    for name in PATHS:
+    for name in (name for name, known in facts().items() if known.reads):
         match values.get(name):
             case str(path):
                 values[name] = _found(path, started_in)

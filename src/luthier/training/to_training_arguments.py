@@ -46,7 +46,7 @@ def to_training_arguments(arguments: Arguments) -> LibraryArguments:
     os.environ.pop("ACCELERATE_USE_CPU", None)
     # transformers would compute in it where neither bf16 nor fp16 is set
     told = os.environ.pop("ACCELERATE_MIXED_PRECISION", "no")
-    own = "bf16" if arguments.training.bf16 else "fp16" if arguments.training.fp16 else "no"
+    own = arguments.training.precision
     if told not in ("no", own):
         console.info(f"accelerate's mixed_precision: {told} is put aside; set {told}: true here")
     # our losses reach every trained weight; where the layout's probe finds another, it says so

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from luthier.errors import ArgumentsError, MissingArguments
@@ -63,10 +62,7 @@ def _prepare(words: list[str]) -> tuple[list[Path], Path]:
     is_trained = arguments.training.do_train or not (
         arguments.training.do_eval or arguments.training.do_predict
     )
-    training = arguments.training.model_copy(
-        update={"do_train": is_trained and bool(arguments.data.dataset)}
-    )
-    arguments = replace(arguments, training=training)
+    arguments = arguments.changed(do_train=is_trained and bool(arguments.data.dataset))
 
     from luthier.data.cache import cache_root
     from luthier.data.pipeline import load_datasets

@@ -240,11 +240,11 @@ def _meet(names: Iterable[str], others: Collection[str]) -> bool:
 
 def _no_experts(finetuning: FinetuningArguments) -> str | None:
     """With what LoRA cannot lie on experts, which are one parameter for all of them."""
-    asked = {
-        "lora_dropout": finetuning.lora_dropout > 0,
-        "use_dora": finetuning.use_dora,
-        "pissa_init": finetuning.pissa_init,
-        # peft 0.21.2 calls a layer out of the order in which DeepSpeed 0.19.8 fetches its weights
-        "DeepSpeed ZeRO stage 3": is_deepspeed_zero3_enabled(),
-    }
-    return next((name for name, is_set in asked.items() if is_set), None)
+    if finetuning.lora_dropout > 0:
+        return "lora_dropout"
+    if finetuning.use_dora:
+        return "use_dora"
+    if finetuning.pissa_init:
+        return "pissa_init"
+    # peft 0.21.2 calls a layer out of the order in which DeepSpeed 0.19.8 fetches its weights
+    return "DeepSpeed ZeRO stage 3" if is_deepspeed_zero3_enabled() else None
