@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.data.check import RowProblem
-from luthier.data.encode import Encoder, EncodingOptions, share_room
+from luthier.data.encode import OVERLONG, Encoder, EncodingOptions, LeftOut, Outcome
+from luthier.data.truncate import share_room
 from luthier.errors import DataError
 from luthier.example import Example
 from luthier.records import IGNORE_INDEX, Conversation, Message, Origin, Token
@@ -24,10 +25,19 @@ def chat(*texts: str) -> Conversation:
     return Conversation(tuple(messages), origin=Origin("rows.json", 3))
 
 
+def firsts(outcomes: list[Outcome]) -> list[Example | RowProblem | LeftOut]:
+    """The first example of each row, as lists."""
+    return [
+        dataclasses.replace(one[0], input_ids=[*one[0].input_ids], labels=[*one[0].labels])
+        if isinstance(one, list)
+        else one
+        for one in outcomes
+    ]
+
+
 def encode(tokenizer, conversation, template=CHATML, **options) -> Example:
-    (found,) = Encoder(
-        tokenizer, template, EncodingOptions(**({"cutoff_len": 512} | options))
-    ).encode([conversation])
+    encoder = Encoder(tokenizer, template, EncodingOptions(**({"cutoff_len": 512} | options)))
+    (found,) = firsts(encoder.learn([conversation]))
     assert isinstance(found, Example)
     return found
 
@@ -115,10 +125,10 @@ def test_no_example_is_longer_than_its_room(
     template = EFFICIENT if is_efficient else CHATML
     options = EncodingOptions(cutoff_len, mask_history)
 
-    (found,) = Encoder(tiny_tokenizer, template, options).encode([conversation])
+    (found,) = firsts(Encoder(tiny_tokenizer, template, options).learn([conversation]))
 
-    if isinstance(found, RowProblem):
-        assert found.origin == "rows.json:3"
+    if isinstance(found, LeftOut):
+        assert found.reason == OVERLONG
         return
     assert len(found.input_ids) == len(found.labels) <= cutoff_len
     assert found.num_units > 0
@@ -141,11 +151,8 @@ def test_gpt_oss_learns_the_end_of_each_answer_where_the_history_writes_another(
     )
     end, eos = tokenizer.convert_tokens_to_ids(["<|end|>", "<|return|>"])
 
-    (encoded,) = Encoder(tokenizer, TEMPLATES.get("gpt_oss"), EncodingOptions(500)).encode(
-        [conversation]
-    )
+    encoded = encode(tokenizer, conversation, TEMPLATES.get("gpt_oss"))
 
-    assert isinstance(encoded, Example)
     ended = [ids for ids in zip(encoded.input_ids, encoded.labels, strict=True) if ids[1] == eos]
     assert ended == [(end, eos), (eos, eos)]
     assert "Four.<|end|><|start|>user<|message|>And" in tokenizer.decode(encoded.input_ids)
@@ -154,17 +161,17 @@ def test_gpt_oss_learns_the_end_of_each_answer_where_the_history_writes_another(
 def test_a_row_without_room_for_its_answer_is_too_long(tiny_tokenizer):
     encoder = Encoder(tiny_tokenizer, CHATML, EncodingOptions(2))
 
-    (found,) = encoder.encode([chat("one " * 50, "two")])
+    (found,) = encoder.learn([chat("one " * 50, "two")])
 
-    assert isinstance(found, RowProblem)
-    assert "longer than cutoff_len" in str(found)
+    assert isinstance(found, LeftOut)
+    assert found.reason == OVERLONG
 
 
 def test_tools_that_cannot_be_rendered_are_a_problem_of_the_row(tiny_tokenizer):
     broken = Conversation((Message("user", "a"), Message("function", "not json")), tools="[]")
     encoder = Encoder(tiny_tokenizer, TEMPLATES.get("qwen"), EncodingOptions(99))
 
-    first, second = encoder.encode([broken, chat("one", "two")])
+    first, second = firsts(encoder.learn([broken, chat("one", "two")]))
 
     assert isinstance(first, RowProblem)
     assert isinstance(second, Example)
@@ -181,7 +188,7 @@ def test_a_batch_equals_rows_and_pieces_one_by_one(tiny_tokenizer):
     conversations = [chat(f"question {n % 3}", f"answer {n} é") for n in range(20)]
     encoder = Encoder(tiny_tokenizer, CHATML, EncodingOptions(64))
 
-    together = encoder.encode(conversations)
+    together = firsts(encoder.learn(conversations))
 
     for conversation, found in zip(conversations, together, strict=True):
         expected: list[int] = []
@@ -252,7 +259,7 @@ def test_the_ids_of_a_chat_template_are_those_that_it_gives(prepend, splits):
 def test_a_prompt_to_answer_holds_no_answer(tiny_tokenizer):
     encoder = Encoder(tiny_tokenizer, CHATML, EncodingOptions(512))
 
-    (found,) = encoder.encode_prompts([chat("one", "two", "three", "four")])
+    ((found,),) = encoder.ask([chat("one", "two", "three", "four")])
 
     assert tiny_tokenizer.decode(found.input_ids).endswith(
         "three<|im_end|>\n<|im_start|>assistant\n"
@@ -265,7 +272,7 @@ def test_a_chat_template_that_drops_tools_is_told_apart_from_a_wrong_row(tiny_to
     row = dataclasses.replace(chat("Hi", "Hello"), tools=tools)
     encoder = Encoder(tiny_tokenizer, ChatTemplate(tiny_tokenizer), EncodingOptions(cutoff_len=512))
 
-    (problem,) = encoder.encode([row])
+    (problem,) = encoder.learn([row])
 
     assert isinstance(problem, RowProblem)
     assert "leaves out the tools.\n  Name a template instead" in str(problem)

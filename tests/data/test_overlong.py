@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.data.encode import OVERLONG, Encoder, EncodingOptions, Example, LeftOut
-from luthier.data.frames import find_frame
+from luthier.data.truncate import find_uncut
 from luthier.records import IGNORE_INDEX, Conversation, Message, Origin, Piece
 from luthier.templates.chat_template import ChatTemplate
 from luthier.templates.template import CONTENT, TEMPLATES, Template
@@ -229,12 +229,13 @@ def test_of_a_long_prompt_the_oldest_turns_go_first():
     assert example.num_cut > 0
 
 
-def test_a_frame_is_what_is_no_content():
+def test_what_is_never_cut_is_what_is_no_content():
     template = TEMPLATES.get("chatml")
-    frame = find_frame(chat("user", "assistant"), -1, template.turns)
 
-    assert frame.head == (Piece("<|im_start|>user\n"),)
-    assert frame.tail == (Piece(f"<|im_end|>\n{HEADER}", behind="<|im_start|>user\nuser"),)
+    head, tail = find_uncut(chat("user", "assistant"), -1, template.turns)
+
+    assert head == (Piece("<|im_start|>user\n"),)
+    assert tail == (Piece(f"<|im_end|>\n{HEADER}", behind="<|im_start|>user\nuser"),)
 
 
 def marked(*weights: float | None) -> Conversation:

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from luthier.data.check import RowError, RowProblem
-from luthier.data.frames import Render, find_frame
 from luthier.data.tokenize import TYPECODE, Ids, TextTokenizer
+from luthier.data.truncate import Render, count_fitting, find_uncut, share_above
 from luthier.errors import DataError, TemplateError
 from luthier.example import WEIGHT, Example, count_learned
-from luthier.records import (
-    IGNORE_INDEX,
-    Conversation,
-    Message,
-    Piece,
-    Special,
-    Token,
-    Turn,
-)
+from luthier.records import IGNORE_INDEX, Conversation, Message, Piece, Special, Token, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,9 +59,6 @@ class EncodingOptions:
         )
 
 
-EncodedOrProblem: TypeAlias = Example | RowProblem
-
-
 class LeftOut(NamedTuple):
     """A row that is no problem and still not used: `OVERLONG` or `UNLEARNED`."""
 
@@ -77,37 +66,30 @@ class LeftOut(NamedTuple):
     num_tokens: int = 0
 
 
-IdsOf: TypeAlias = dict[Any, Ids]
-"""Pieces by their `_key`, with the ids of each."""
-
-_ANSWERS = ("assistant", "function")
-
 Outcome: TypeAlias = list[Example] | RowProblem | LeftOut
 """What becomes of a row: one example, several with `split`, or none."""
 
+IdsOf: TypeAlias = dict[Any, Ids]
+"""Pieces by their `_key`, with the ids of each."""
 
-def share_room(num_source: int, num_target: int, room: int) -> tuple[int, int]:
-    """How many tokens of a prompt and its answer are kept.
+Side: TypeAlias = tuple[Ids, Ids]
+"""The ids of a prompt or an answer, and the label of each."""
 
-    A short answer (under half the room) is kept whole, then a short prompt is; else both are cut
-    in proportion.
 
-    Args:
-        num_source: the prompt's tokens.
-        num_target: the answer's tokens.
-        room: the most tokens of both together.
+class _Cut(NamedTuple):
+    """What there is room for of a row.
 
-    Returns:
-        The numbers kept of each.
+    Attributes:
+        conversation: the messages of the turns.
+        turns: the turns.
+        num_cut: the tokens without room.
+        ends: whether the last answer is whole.
     """
-    if 2 * num_target < room:
-        most = room
-    elif 2 * num_source < room:
-        most = room - num_source
-    else:
-        most = int(room * (num_target / (num_source + num_target)))
-    kept = min(most, num_target)
-    return min(max(room - kept, 0), num_source), kept
+
+    conversation: Conversation
+    turns: list[tuple[Side, Side]]
+    num_cut: int
+    ends: bool
 
 
 class Encoder:
@@ -127,84 +109,64 @@ class Encoder:
     ) -> None:
         self.tokenizer, self.template, self.options = tokenizer, template, options
         self._texts = TextTokenizer(tokenizer, splits_special=options.split_special_tokens)
-        self._tokens: dict[str, int] = {}
-
-    def encode(self, conversations: Sequence[Conversation]) -> list[EncodedOrProblem]:
-        """Examples to learn from, one for each row; a row with nothing learned is a problem.
-
-        With `on_overlong: split` a row that is too long gives its first part; see `learn`.
-        """
-        return [
-            _as_record(conversation, outcome)
-            for conversation, outcome in zip(conversations, self.learn(conversations), strict=True)
-        ]
-
-    def encode_prompts(self, conversations: Sequence[Conversation]) -> list[EncodedOrProblem]:
-        """Prompts to answer, each with the ids of the answer that the row holds."""
-        return [
-            _as_record(conversation, outcome)
-            for conversation, outcome in zip(conversations, self.ask(conversations), strict=True)
-        ]
+        self._room = options.cutoff_len - int(template.efficient_eos)
 
     def learn(self, conversations: Sequence[Conversation]) -> list[Outcome]:
-        """What each row gives to learn from."""
-        marked = [self._mark(one) for one in conversations]
-        rendered = [self._render(one, self._turns) for one in marked]
-        ids = self._tokenise(rendered)
-        return [
-            self._learn(conversation, turns, ids, self.options.on_overlong)
-            for conversation, turns in zip(marked, rendered, strict=True)
-        ]
+        """What each row gives to learn from; a row of which nothing is learned is a problem."""
+        return self._outcomes(conversations, self._turns, self._learn)
 
     def ask(self, conversations: Sequence[Conversation]) -> list[Outcome]:
         """The prompt of each row's last answer, and that answer's ids as labels.
 
         Of a prompt that is too long the oldest turns go first, then the end of the question.
         """
-        marked = [self._mark(one) for one in conversations]
-        rendered = [self._render(one, self._last_turn) for one in marked]
-        ids = self._tokenise(rendered)
-        return [
-            self._ask(conversation, turns, ids)
-            for conversation, turns in zip(marked, rendered, strict=True)
-        ]
+        return self._outcomes(conversations, self._last_turn, self._ask)
 
     def turns(self, conversation: Conversation) -> list[Turn]:
         """The turns that are tokenised; of their texts see `tokenize.ContentMarks`."""
         return self._turns(self._mark(conversation))
 
-    def _learn(
+    def ids_of(self, pieces: Sequence[Piece]) -> list[list[int]]:
+        """The ids of each piece as they stand in every example, before anything is cut."""
+        ids = self._tokenise(pieces, {})
+        return [ids[_key(piece)].tolist() for piece in pieces]
+
+    def _outcomes(
         self,
-        conversation: Conversation,
-        turns: list[Turn] | RowProblem,
-        ids: IdsOf,
-        on_overlong: OnOverlong,
+        conversations: Sequence[Conversation],
+        render: Render,
+        finish: Callable[[Conversation, list[Turn], IdsOf], Outcome],
+    ) -> list[Outcome]:
+        marked = [self._mark(one) for one in conversations]
+        rendered = [self._render(one, render) for one in marked]
+        ids = self._tokenise(_pieces(rendered), {})
+        return [
+            turns if isinstance(turns, RowProblem) else finish(one, turns, ids)
+            for one, turns in zip(marked, rendered, strict=True)
+        ]
+
+    def _learn(
+        self, conversation: Conversation, turns: list[Turn], ids: IdsOf, *, is_part: bool = False
     ) -> Outcome:
-        if isinstance(turns, RowProblem):
-            return turns
         num_tokens = sum(_count(turn, ids) for turn in turns)
-        if num_tokens <= self._room():
+        if num_tokens <= self._room:
             sides = [(_side(turn.prompt, ids), _side(turn.answer, ids)) for turn in turns]
-            return self._finish(conversation, self._put_together(conversation, sides))
+            return self._put_together(conversation, sides)
+        on_overlong = self.options.on_overlong
         if on_overlong in ("drop", "error"):
             return LeftOut(OVERLONG, num_tokens)
-        if on_overlong == "split":
+        if on_overlong == "split" and not is_part:
             return self._split(conversation, turns, ids)
         is_last = self.options.mask_history
         cut = self._cut(conversation, turns, ids, self._turns, keeps_last=is_last)
         if not isinstance(cut, _Cut):
             return cut
-        example = self._put_together(cut.conversation, cut.turns, cut.num_cut, ends=cut.ends)
-        return self._finish(cut.conversation, example)
+        return self._put_together(cut.conversation, cut.turns, cut.num_cut, ends=cut.ends)
 
-    def _ask(
-        self, conversation: Conversation, turns: list[Turn] | RowProblem, ids: IdsOf
-    ) -> Outcome:
-        if isinstance(turns, RowProblem):
-            return turns
+    def _ask(self, conversation: Conversation, turns: list[Turn], ids: IdsOf) -> Outcome:
         (turn,), num_cut, ends = turns, 0, True
         (source, _), (target, _) = _side(turn.prompt, ids), _side(turn.answer, ids)
-        if len(source) + len(target) > self._room():
+        if len(source) + len(target) > self._room:
             if self.options.on_overlong in ("drop", "error"):
                 return LeftOut(OVERLONG, len(source) + len(target))
             cut = self._cut(conversation, turns, ids, self._last_turn, keeps_last=True)
@@ -215,9 +177,6 @@ class Encoder:
             target = target + array(TYPECODE, [self._eos()])
         return [Example(source, target, len(target), num_cut=num_cut)]
 
-    def _room(self) -> int:
-        return self.options.cutoff_len - int(self.template.efficient_eos)
-
     def _mark(self, conversation: Conversation) -> Conversation:
         """The same with marked special tokens, where those in contents are split."""
         marks = self._texts.marks
@@ -225,7 +184,7 @@ class Encoder:
             return conversation
         messages = []
         for one in conversation.messages:
-            own = self.template.content_words if one.role in _ANSWERS else ()
+            own = self.template.content_words if one.role in ("assistant", "function") else ()
             content, said = marks.mark(one.content, own), marks.mark(one.said, own)
             messages.append(replace(one, content=content, said=said))
         system, tools = (
@@ -237,41 +196,20 @@ class Encoder:
         return self.template.turns(conversation, is_history_masked=self.options.mask_history)
 
     def _last_turn(self, conversation: Conversation) -> list[Turn]:
-        return [self.template.turn(_question(conversation), conversation.messages[-1])]
+        question = _with(conversation, conversation.messages[:-1])
+        return [self.template.turn(question, conversation.messages[-1])]
 
-    def ids_of(self, pieces: Sequence[Piece]) -> list[list[int]]:
-        """The ids of each piece as they stand in every example, before anything is cut."""
-        ids = self._tokenise_pieces(pieces, {})
-        return [ids[_key(piece)].tolist() for piece in pieces]
-
-    def _render(self, conversation: Conversation, render: Any) -> list[Turn] | RowProblem:
+    def _render(self, conversation: Conversation, render: Render) -> list[Turn] | RowProblem:
         try:
-            turns: list[Turn] = render(conversation)
+            return render(conversation)
         except TemplateError as error:
             text = str(error).rstrip(".")
             fix = "" if "\n" in text else "Mend the tools or the calls of the row."
             problem = RowError("", "the template cannot render it", fix, f": {text}")
             return RowProblem.of(conversation.origin, problem)
-        return turns
 
-    def _tokenise(
-        self, rendered: Iterable[list[Turn] | RowProblem], known: IdsOf | None = None
-    ) -> IdsOf:
-        """The ids of every piece, each text tokenised once; those that are `known` already too."""
-        return self._tokenise_pieces(
-            (
-                piece
-                for turns in rendered
-                if not isinstance(turns, RowProblem)
-                for turn in turns
-                for side in (turn.prompt, turn.answer)
-                for piece in side
-            ),
-            {} if known is None else known,
-        )
-
-    def _tokenise_pieces(self, pieces: Iterable[Piece], ids: IdsOf) -> IdsOf:
-        """Adds the ids of pieces to those that are known."""
+    def _tokenise(self, pieces: Iterable[Piece], ids: IdsOf) -> IdsOf:
+        """Adds the ids of pieces to those that are known, each text tokenised once."""
         ids.setdefault("", array(TYPECODE))
         new = {key for piece in pieces if (key := _key(piece)) not in ids}
         behind = [one for one in new if isinstance(one, tuple)]
@@ -285,30 +223,22 @@ class Encoder:
             ids |= {one: ids[one[1]] for one in behind}
         elif behind:
             ids |= zip(behind, self._texts.encode_behind(behind), strict=True)
-        for one in new.difference(texts, behind):
+        tokenizer = self.tokenizer
+        for one in new:
             if isinstance(one, Special):
-                named = (
-                    self.tokenizer.bos_token_id
-                    if one is Special.BOS
-                    else self.tokenizer.eos_token_id
-                )
+                is_bos = one is Special.BOS
+                named = tokenizer.bos_token_id if is_bos else tokenizer.eos_token_id
                 ids[one] = array(TYPECODE, [] if named is None else [named])
             elif isinstance(one, Token):
-                ids[one] = array(TYPECODE, [self._token(one.text)])
+                named = tokenizer.convert_tokens_to_ids(one.text)
+                is_unknown = named == tokenizer.unk_token_id and one.text != tokenizer.unk_token
+                if named is None or is_unknown:
+                    raise DataError(
+                        f"template {self.template.name!r} needs the token {one.text!r}, which this "
+                        "tokenizer does not have. Choose the template of the model."
+                    )
+                ids[one] = array(TYPECODE, [int(named)])
         return ids
-
-    def _token(self, text: str) -> int:
-        if text not in self._tokens:
-            number = self.tokenizer.convert_tokens_to_ids(text)
-            if number is None or (
-                number == self.tokenizer.unk_token_id and text != self.tokenizer.unk_token
-            ):
-                raise DataError(
-                    f"template {self.template.name!r} needs the token {text!r}, which this "
-                    "tokenizer does not have. Choose the template of the model."
-                )
-            self._tokens[text] = int(number)
-        return self._tokens[text]
 
     def _eos(self) -> int:
         if self.tokenizer.eos_token_id is None:
@@ -325,8 +255,10 @@ class Encoder:
         num_cut: int = 0,
         *,
         ends: bool = True,
-    ) -> Example:
-        """An example of turns that are as long as they shall be; `ends` if the last answer does.
+    ) -> Outcome:
+        """An example of turns that are as long as they shall be, if something of it is learned.
+
+        `ends` says whether the last answer does.
 
         With `efficient_eos` an answer's EOS is the first label of the next prompt, with the
         answer's weight, and one more EOS ends the example. With `mask_history` none of those
@@ -334,7 +266,12 @@ class Encoder:
         about it before both options.
         """
         options, has_eos = self.options, self.template.efficient_eos
-        marks = _marks(conversation, len(turns))
+        given = [message.weight for message in conversation.messages]
+        marks: list[tuple[float | None, float | None]] = []
+        if any(weight is not None for weight in given):
+            # a template may put the first turns into one, so the turns are the last ones
+            pairs = list(zip(given[::2], given[1::2], strict=True))
+            marks = pairs[len(pairs) - len(turns) :]
         input_ids, labels = array(TYPECODE), array(TYPECODE)
         weights: list[tuple[int, float]] = []
         is_last_learned = False
@@ -364,22 +301,14 @@ class Encoder:
             is_learned = not marks or marks[-1][1] != 0
             labels.append(eos if is_learned else IGNORE_INDEX)
             weights.append((1, weights[-1][1] if weights else 1.0))
-        return Example(
-            input_ids,
-            labels,
-            count_learned(labels),
-            token_numbers=_spread(weights, conversation.weight),
-            num_cut=num_cut,
-        )
-
-    def _finish(self, conversation: Conversation, example: Example) -> Outcome:
-        """The example, if something of it is learned."""
-        if example.num_units:
-            return [example]
-        if example.num_cut:
-            return LeftOut(OVERLONG, len(example.labels) + example.num_cut)
-        if any(one.weight == 0 for one in conversation.messages):
-            return LeftOut(UNLEARNED, len(example.labels))
+        num_units = count_learned(labels)
+        if num_units:
+            numbers = _spread(weights, conversation.weight)
+            return [Example(input_ids, labels, num_units, token_numbers=numbers, num_cut=num_cut)]
+        if num_cut:
+            return LeftOut(OVERLONG, len(labels) + num_cut)
+        if 0 in given:
+            return LeftOut(UNLEARNED, len(labels))
         fix = "Write an answer, or leave the row out."
         error = RowError("", "no learned token is left", fix, ": its answers are empty")
         return RowProblem.of(conversation.origin, error)
@@ -406,7 +335,7 @@ class Encoder:
             keeps_last: whether the oldest turns are left out and the last one is cut, not the
                 first that does not fit.
         """
-        room, num_all = self._room(), sum(_count(turn, ids) for turn in turns)
+        room, num_all = self._room, sum(_count(turn, ids) for turn in turns)
         if keeps_last:
             conversation, found = self._newest(conversation, turns, ids, render)
             if isinstance(found, RowProblem):
@@ -414,13 +343,13 @@ class Encoder:
             turns = found
         ends = [0, *accumulate(_count(turn, ids) for turn in turns)]
         at = len(turns) - 1 if keeps_last else bisect_right(ends, room) - 1
-        frame = find_frame(conversation, at - len(turns), render)
-        self._tokenise_pieces((*frame.head, *frame.tail), ids)
+        before, behind = find_uncut(conversation, at - len(turns), render)
+        self._tokenise((*before, *behind), ids)
         sides = [(_side(turn.prompt, ids), _side(turn.answer, ids)) for turn in turns[: at + 1]]
         source, target = sides.pop()
-        head, tail = _side(frame.head, ids), _side(frame.tail, ids)
+        head, tail = _side(before, ids), _side(behind, ids)
         least = min(len(source[0]), len(head[0]) + 1 + len(tail[0]))
-        shares = _share_with_frame(len(source[0]), len(target[0]), least, room - ends[at])
+        shares = share_above(len(source[0]), len(target[0]), least, room - ends[at])
         if shares is None and (keeps_last or not sides):
             return LeftOut(OVERLONG, num_all)
         is_whole = True
@@ -450,14 +379,14 @@ class Encoder:
 
         def turns_from(start: int) -> list[Turn] | RowProblem:
             found = self._render(_with(conversation, messages[start:]), render)
-            self._tokenise([found], ids)
+            self._tokenise(_pieces([found]), ids)
             return found
 
         def fits(start: int) -> bool:
             found = turns_from(start)
             if isinstance(found, RowProblem):
                 return True
-            return sum(_count(turn, ids) for turn in found) <= self._room()
+            return sum(_count(turn, ids) for turn in found) <= self._room
 
         at = bisect_left(starts, True, key=fits)
         start = starts[min(at, len(starts) - 1)]
@@ -475,15 +404,15 @@ class Encoder:
         rest = conversation
         while rest.messages:
             lengths = [_count(turn, ids) for turn in turns]
-            num_turns = _count_fitting(rest, lengths, self._room())
+            num_turns = count_fitting(rest, lengths, self._room)
             part = _with(rest, rest.messages[: 2 * num_turns])
             rest = _with(rest, rest.messages[2 * num_turns :])
             rendered = self._render(part, self._turns)
-            following: list[Turn] | RowProblem = (
-                self._render(rest, self._turns) if rest.messages else []
-            )
-            self._tokenise([rendered, following], ids)
-            outcome = self._learn(part, rendered, ids, "truncate")
+            following = self._render(rest, self._turns) if rest.messages else []
+            self._tokenise(_pieces([rendered, following]), ids)
+            outcome: Outcome = rendered if isinstance(rendered, RowProblem) else []
+            if not isinstance(rendered, RowProblem):
+                outcome = self._learn(part, rendered, ids, is_part=True)
             if isinstance(outcome, list):
                 parts += outcome
             elif isinstance(outcome, RowProblem) or outcome.reason == OVERLONG:
@@ -500,26 +429,6 @@ class Encoder:
         return left_out if isinstance(left_out, RowProblem) else LeftOut(left_out.reason, num_all)
 
 
-Side: TypeAlias = tuple[Ids, Ids]
-"""The ids of a prompt or an answer, and the label of each."""
-
-
-class _Cut(NamedTuple):
-    """What there is room for of a row.
-
-    Attributes:
-        conversation: the messages of the turns.
-        turns: the turns.
-        num_cut: the tokens without room.
-        ends: whether the last answer is whole.
-    """
-
-    conversation: Conversation
-    turns: list[tuple[Side, Side]]
-    num_cut: int
-    ends: bool
-
-
 def _first(side: Side, count: int, tail: Side) -> Side:
     """The first tokens of a side and its tail, `count` together."""
     if count >= len(side[0]):
@@ -528,32 +437,12 @@ def _first(side: Side, count: int, tail: Side) -> Side:
     return side[0][:kept] + tail[0], side[1][:kept] + tail[1]
 
 
-def _share_with_frame(
-    num_source: int, num_target: int, least: int, room: int
-) -> tuple[int, int] | None:
-    """`share_room`, with at least so many for the prompt and one for the answer, or None."""
-    one = min(num_target, 1)
-    if least + one > room:
-        return None
-    kept, num_answered = share_room(num_source, num_target, room)
-    kept = max(kept, least)
-    num_answered = max(min(num_answered, room - kept), one)
-    return min(kept, room - num_answered), num_answered
-
-
-def _count_fitting(conversation: Conversation, lengths: Sequence[int], room: int) -> int:
-    """How many turns make the next part: at least one, at most what fits, up to a question."""
-    num_fitting, total = 0, 0
-    for length in lengths:
-        total += length
-        if total > room:
-            break
-        num_fitting += 1
-    messages = conversation.messages
-    for count in range(num_fitting, 0, -1):
-        if 2 * count == len(messages) or messages[2 * count].role == "user":
-            return count
-    return max(num_fitting, 1)
+def _pieces(rendered: Iterable[list[Turn] | RowProblem]) -> Iterable[Piece]:
+    for turns in rendered:
+        if not isinstance(turns, RowProblem):
+            for turn in turns:
+                yield from turn.prompt
+                yield from turn.answer
 
 
 def _side(pieces: Iterable[Piece], ids: IdsOf) -> Side:
@@ -582,18 +471,6 @@ def _count(turn: Turn, ids: IdsOf) -> int:
     return sum(len(ids[_key(piece)]) for side in (turn.prompt, turn.answer) for piece in side)
 
 
-def _marks(conversation: Conversation, num_turns: int) -> list[tuple[float | None, float | None]]:
-    """The weights of question and answer of each turn; nothing when no message has one.
-
-    A template may put the first turns into one, so the turns are the last ones.
-    """
-    messages: tuple[Message, ...] = conversation.messages
-    if all(message.weight is None for message in messages):
-        return []
-    weights = [message.weight for message in messages]
-    return list(zip(weights[::2], weights[1::2], strict=True))[len(messages) // 2 - num_turns :]
-
-
 def _spread(parts: Sequence[tuple[int, float]], of_row: float | None) -> dict[str, Any]:
     """The weight of each token; nothing when all that is learned counts once."""
     factor = 1.0 if of_row is None else of_row
@@ -605,20 +482,5 @@ def _spread(parts: Sequence[tuple[int, float]], of_row: float | None) -> dict[st
     return {WEIGHT: weights}
 
 
-def _question(conversation: Conversation) -> Conversation:
-    """The conversation up to its last question."""
-    return _with(conversation, conversation.messages[:-1])
-
-
 def _with(conversation: Conversation, messages: Sequence[Message]) -> Conversation:
     return replace(conversation, messages=tuple(messages))
-
-
-def _as_record(conversation: Conversation, outcome: Outcome) -> EncodedOrProblem:
-    if isinstance(outcome, list):
-        example = outcome[0]
-        return replace(example, input_ids=[*example.input_ids], labels=[*example.labels])
-    if isinstance(outcome, RowProblem):
-        return outcome
-    error = RowError("", outcome.reason, "", f" ({outcome.num_tokens:,} tokens)")
-    return RowProblem.of(conversation.origin, error)

@@ -17,7 +17,6 @@ from transformers import PreTrainedTokenizerBase
 from luthier import console
 from luthier.arguments.generating import GeneratingArguments
 from luthier.arguments.record import Arguments
-from luthier.data.check import RowProblem
 from luthier.data.encode import Encoder, EncodingOptions
 from luthier.errors import LuthierError, TemplateError
 from luthier.generating.generator import Generator, context_length, new_token_limit
@@ -116,10 +115,10 @@ class Engine:
     def _encode(self, asked: Conversation) -> list[int]:
         answered = replace(asked, messages=(*asked.messages, Message("assistant", "")))
         with self._busy:
-            (example,) = self._encoder.encode_prompts([answered])
-        if isinstance(example, RowProblem):
-            raise TemplateError(str(example))
-        return [*example.input_ids]
+            (outcome,) = self._encoder.ask([answered])
+        if not isinstance(outcome, list):
+            raise TemplateError(str(outcome))
+        return [*outcome[0].input_ids]
 
 
 def load_engine(arguments: Arguments) -> Engine:
