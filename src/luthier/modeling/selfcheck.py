@@ -13,9 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +62,8 @@ GRADIENT_NUMBERS = 2**28
 LARGEST_PROBED = 2**20
 """Numbers of the largest tensor among them; norms and adapters are smaller in every model."""
 
+FIGURES = "{:.1e} in log-probabilities, {:.1e} in gradients"
+
 NEGLIGIBLE = 1e-3
 """The share of the largest gradient's norm below which a gradient is mostly rounding."""
 
@@ -72,9 +73,16 @@ RANDOM = ("dropout", "pdrop", "dropout_prob", "dropout_p", "layerdrop", "jitter_
 Layers of torch that drop are known by their class.
 """
 
+HALVES = frozenset({torch.bfloat16, torch.float16})
 
-@dataclass(frozen=True)
-class Probe:
+HELD = 2**30
+"""Bytes of layers in float32 that are held until the end, where memory has room for them."""
+
+StandIns: TypeAlias = dict[int, nn.Parameter]
+"""The identity of a weight -> the float32 leaf in its place."""
+
+
+class Probe(NamedTuple):
     """The log-probabilities of a few tokens, and gradients of their sum.
 
     Attributes:
@@ -88,15 +96,13 @@ class Probe:
     num_idle: int
 
 
-@dataclass(frozen=True)
-class Distance:
-    """How far a probe lies from another one.
+class Distance(NamedTuple):
+    """How far a probe lies from another one; what is no number is infinitely far.
 
     Attributes:
         logps: norm of the difference over the spread of the other one's log-probabilities.
         logps_median: the same of the read in the middle.
-        gradients_P: norm of each gradient's difference over the other one's. What is no number is
-            infinitely far.
+        gradients_P: norm of each gradient's difference over the other one's.
     """
 
     logps: float
@@ -114,8 +120,7 @@ class Distance:
         return self.logps_median, sorted(self.gradients_P or (0.0,))[len(self.gradients_P) // 2]
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """How a way differs from the plain one.
 
     Attributes:
@@ -157,7 +162,14 @@ class SelfCheck:
         self, model: Any, sequences: Sequence[Tensor], autocast: Autocast, dtype: torch.dtype
     ) -> None:
         self.model, self.autocast, self.dtype = model, autocast, dtype
-        self.weights = probed_weights(model)
+        # trained tensors from all depths of the model, not too large and together not too many
+        trained = [
+            each
+            for each in model.parameters()
+            if each.requires_grad and full_numel(each) <= LARGEST_PROBED
+        ]
+        stride = -(-sum(map(full_numel, trained)) // GRADIENT_NUMBERS)
+        self.weights = trained[:: max(stride, 1)]
         self.room: int | None = None
         self.has_float32 = dtype in HALVES and self._fits()
         self.plain: Distance | None = None
@@ -195,21 +207,18 @@ class SelfCheck:
         """
         forwards = [lambda: read_logps(self.model, batch).logps_N]
         probe = self._probe(forwards)
-        own = _distance(probe, self.reference)
-        if not self.has_float32:
-            return self._judged(own), probe.num_idle > 0
-        exact = _distance(self._probe_float32(forwards), self.reference)
-        return self._judged(exact, own), probe.num_idle > 0
-
-    def _judged(self, exact: Distance, own: Distance | None = None) -> Difference:
-        """What the distances say: of the structure, and of this way in the run's dtype."""
-        if self.dtype in HALVES and own is None:
-            size = max(exact.medians) if math.isfinite(exact.largest) else exact.largest
-            return Difference(size / COARSE, size > COARSE, _figures(*exact.medians))
+        own = exact = _distance(probe, self.reference)
+        if self.has_float32:
+            exact = _distance(self._probe_float32(forwards), self.reference)
+        elif self.dtype in HALVES:
+            size = max(own.medians) if math.isfinite(own.largest) else own.largest
+            figures = FIGURES.format(*own.medians)
+            return Difference(size / COARSE, size > COARSE, figures), probe.num_idle > 0
+        # of the structure, and of this way in the run's dtype
         tolerance = TOLERANCE.get(self.dtype, TOLERANCE[torch.float32])
         excess, is_far = exact.largest / tolerance, exact.largest > FAR
-        figures = _figures(exact.logps, max(exact.gradients_P, default=0.0))
-        if own is not None and self.plain is not None and math.isfinite(self.plain.largest):
+        figures = FIGURES.format(exact.logps, max(exact.gradients_P, default=0.0))
+        if self.plain is not None and math.isfinite(self.plain.largest):
             rounded = more_rounded(own, self.plain, torch.finfo(self.dtype).eps)
             is_far |= rounded > 1 and not max(own.medians) <= FAR
             excess = max(excess, rounded)
@@ -217,7 +226,7 @@ class SelfCheck:
                 " in float32; {} rounds them by {:.1e} and {:.1e}, the model's own layers by "
                 "{:.1e} and {:.1e}"
             ).format(_name(self.dtype), *own.medians, *self.plain.medians)
-        return Difference(excess, is_far, figures)
+        return Difference(excess, is_far, figures), probe.num_idle > 0
 
     def _fits(self) -> bool:
         """Whether a layer in float32 has room on every rank; packed weights on none."""
@@ -235,11 +244,39 @@ class SelfCheck:
         return False
 
     def _probe(self, forwards: Sequence[Callable[[], Tensor]]) -> Probe:
-        return _probe(self.model, forwards, self.autocast, self.weights)
+        with gathering(self.model):
+            return self._compute(forwards, self.autocast, self.weights)
 
     def _probe_float32(self, forwards: Sequence[Callable[[], Tensor]]) -> Probe:
         with in_float32(self.model, self.weights, self.room) as stand_ins:
-            return _probe(self.model, forwards, nullcontext, self.weights, stand_ins)
+            leaves = [stand_ins.get(id(weight), weight) for weight in self.weights]
+            return self._compute(forwards, nullcontext, leaves)
+
+    def _compute(
+        self,
+        forwards: Sequence[Callable[[], Tensor]],
+        autocast: Autocast,
+        leaves: Sequence[nn.Parameter],
+    ) -> Probe:
+        stride = -(-sum(map(full_numel, self.weights)) // PROBED_NUMBERS) or 1
+        sums = []
+        for leaf in leaves:
+            wide = torch.promote_types(leaf.dtype, torch.float32)
+            zeros = torch.zeros(full_shape(leaf).numel(), dtype=wide, device=leaf.device)
+            sums.append(zeros[::stride])
+        logps: list[Tensor] = []
+        idle = {id(each) for each in self.model.parameters() if each.requires_grad and leaves}
+        with _steady(self.model), torch.set_grad_enabled(bool(leaves)):
+            for forward in forwards:
+                with autocast():
+                    read = forward()
+                logps.append(read.detach())
+                if leaves:
+                    idle -= _took_part(read)
+                    found = torch.autograd.grad(read.sum(), leaves, allow_unused=True)
+                    for total, gradient in zip(sums, found, strict=True):
+                        total += 0 if gradient is None else gradient.flatten()[::stride]
+        return Probe(torch.cat(logps), tuple(sums), len(idle))
 
 
 def more_rounded(own: Distance, plain: Distance, eps: float) -> float:
@@ -256,17 +293,6 @@ def more_rounded(own: Distance, plain: Distance, eps: float) -> float:
     return max(mine / (MORE_ROUNDED * theirs + eps) for mine, theirs in pairs)
 
 
-def probed_weights(model: nn.Module) -> list[nn.Parameter]:
-    """Trained tensors from all depths of a model, not too large and together not too many."""
-    trained = [
-        parameter
-        for parameter in model.parameters()
-        if parameter.requires_grad and full_numel(parameter) <= LARGEST_PROBED
-    ]
-    stride = -(-sum(map(full_numel, trained)) // GRADIENT_NUMBERS)
-    return trained[:: max(stride, 1)]
-
-
 def _distance(probe: Probe, reference: Probe) -> Distance:
     apart_N = (probe.logps_N - reference.logps_N).abs()
     spread = (reference.logps_N - reference.logps_N.mean()).norm().clamp_min(1e-6)
@@ -280,42 +306,6 @@ def _distance(probe: Probe, reference: Probe) -> Distance:
     numbers = [float(apart_N.norm() / spread), float(median / spread), *gradients]
     logps, median_logps, *gradients = (math.inf if n != n else n for n in numbers)
     return Distance(logps, median_logps, tuple(gradients))
-
-
-def _figures(logps: float, gradients: float) -> str:
-    return f"{logps:.1e} in log-probabilities, {gradients:.1e} in gradients"
-
-
-def _probe(
-    model: nn.Module,
-    forwards: Sequence[Callable[[], Tensor]],
-    autocast: Autocast,
-    weights: Sequence[nn.Parameter],
-    stand_ins: StandIns | None = None,
-) -> Probe:
-    # in float32 no weight is in parts any more
-    whole_ones = gathering(model) if stand_ins is None else nullcontext()
-    stand_ins = stand_ins or {}
-    stride = -(-sum(map(full_numel, weights)) // PROBED_NUMBERS) or 1
-    leaves = [stand_ins.get(id(weight), weight) for weight in weights]
-    sums = []
-    for leaf in leaves:
-        wide = torch.promote_types(leaf.dtype, torch.float32)
-        zeros = torch.zeros(full_shape(leaf).numel(), dtype=wide, device=leaf.device)
-        sums.append(zeros[::stride])
-    logps: list[Tensor] = []
-    idle = {id(each) for each in model.parameters() if each.requires_grad and leaves}
-    with whole_ones, _steady(model), torch.set_grad_enabled(bool(leaves)):
-        for forward in forwards:
-            with autocast():
-                read = forward()
-            logps.append(read.detach())
-            if leaves:
-                idle -= _took_part(read)
-                found = torch.autograd.grad(read.sum(), leaves, allow_unused=True)
-                for total, gradient in zip(sums, found, strict=True):
-                    total += 0 if gradient is None else gradient.flatten()[::stride]
-    return Probe(torch.cat(logps), tuple(sums), len(idle))
 
 
 def _took_part(result: Tensor) -> set[int]:
@@ -364,15 +354,6 @@ def _steady(model: nn.Module) -> Iterator[None]:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-HALVES = frozenset({torch.bfloat16, torch.float16})
-
-HELD = 2**30
-"""Bytes of layers in float32 that are held until the end, where memory has room for them."""
-
-StandIns: TypeAlias = dict[int, nn.Parameter]
-"""The identity of a weight -> the float32 leaf in its place."""
 
 
 @contextmanager
