@@ -32,7 +32,11 @@ PROBE_LENGTHS = (8, 16, 24)
 HEAD_BYTES = 384 * 2**20
 """Room for a chunk of logits with their copies, and for the hidden states that the head reads."""
 
-FLOAT32_BYTES = torch.float32.itemsize
+USABLE = {"cpu": 0.5, "cuda": 0.85}
+"""The share of the free memory that an estimate may fill.
+
+glibc's heap has been seen to grow to twice what is kept in it, torch's own of a GPU hardly at all.
+"""
 
 
 @dataclass(frozen=True)
@@ -71,19 +75,66 @@ def measure_activations(model: Any, autocast: Autocast, *, is_padded: bool) -> A
         autocast: makes the context that the run computes in.
         is_padded: whether the sequences are padded, which takes another way through attention.
     """
-    body = _body(model)
+    bare = extract_model_from_parallel(model)
+    base = bare.get_base_model() if isinstance(bare, PeftModel) else bare
+    body: nn.Module = base.base_model
     device = next(body.parameters()).device
     devices = [device] if device.type == "cuda" else []
+    counts: list[int] = []
     with gathering(body), torch.random.fork_rng(devices):
-        first, second, third = (
-            _saved_bytes(body, _probe(length, device, is_padded=is_padded), autocast)
-            for length in PROBE_LENGTHS
-        )
+        for length in PROBE_LENGTHS:
+            ids_1T = torch.ones(1, length, dtype=torch.int64, device=device)
+            mask_1T = torch.ones_like(ids_1T)
+            mask_1T[0, length - is_padded :] = 0
+            with _counting(body) as storages, autocast(), torch.enable_grad():
+                hidden = body(input_ids=ids_1T, attention_mask=mask_1T, use_cache=False)
+                del hidden
+                counts.append(sum(storages.values()))
+    first, second, third = counts
     step = PROBE_LENGTHS[1] - PROBE_LENGTHS[0]
     pair = max(third - 2 * second + first, 0) / (2 * step**2)
     each = (second - first) / step - pair * (PROBE_LENGTHS[0] + PROBE_LENGTHS[1])
     fixed = first - PROBE_LENGTHS[0] * (each + PROBE_LENGTHS[0] * pair)
     return Activations(max(fixed, 0.0), max(each, 0.0), pair)
+
+
+@contextmanager
+def _counting(body: nn.Module) -> Iterator[dict[int, int]]:
+    """The storages that autograd keeps, address -> bytes, weights left out; they live on inside.
+
+    Of weights that are held in parts, what their module gathers while it computes is left out too.
+    """
+
+    def address(tensor: Tensor) -> int:
+        return tensor.untyped_storage().data_ptr()
+
+    known = {address(tensor) for tensor in (*body.parameters(), *body.buffers())}
+    gathered: dict[nn.Module, set[int]] = {}
+    storages: dict[int, int] = {}
+    alive: list[Tensor] = []
+
+    def enter(module: nn.Module, *_: Any) -> None:
+        gathered[module] = {address(each) for each in module.parameters(recurse=False)} - known
+        known.update(gathered[module])
+
+    def leave(module: nn.Module, *_: Any) -> None:
+        known.difference_update(gathered.pop(module))
+
+    def pack(tensor: Tensor) -> Tensor:
+        if address(tensor) not in known:
+            storages[address(tensor)] = tensor.untyped_storage().nbytes()
+            alive.append(tensor)
+        return tensor
+
+    hooks: list[Any] = []
+    for module in body.modules() if has_shards(body) else ():
+        hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            yield storages
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def training_bytes(
@@ -114,91 +165,13 @@ def training_bytes(
         if parameter.requires_grad:
             held = held_part(parameter)
             total += held.nbytes
-            if keeps_float32 and held.element_size() < FLOAT32_BYTES:
+            if keeps_float32 and held.element_size() < torch.float32.itemsize:
                 held = torch.empty(held.numel(), dtype=torch.float32, device="meta")
                 total += held.nbytes
             total += optimizer.state_bytes(held)
     kept = activations.of(num_tokens, longest)
     layers = count_layers(extract_model_from_parallel(model).config) or 1
     return int(total + kept * (1 + 1 / layers) + HEAD_BYTES)
-
-
-def _body(model: Any) -> nn.Module:
-    bare = extract_model_from_parallel(model)
-    base = bare.get_base_model() if hasattr(bare, "get_base_model") else bare
-    body: nn.Module = base.base_model
-    return body
-
-
-def _probe(length: int, device: torch.device, *, is_padded: bool) -> dict[str, Tensor]:
-    ids_1T = torch.ones(1, length, dtype=torch.int64, device=device)
-    mask_1T = torch.ones_like(ids_1T)
-    mask_1T[0, length - is_padded :] = 0
-    return {"input_ids": ids_1T, "attention_mask": mask_1T}
-
-
-def _saved_bytes(body: nn.Module, probe: dict[str, Tensor], autocast: Autocast) -> int:
-    with (
-        _weights(body) as weights,
-        _counting(weights) as storages,
-        autocast(),
-        torch.enable_grad(),
-    ):
-        hidden = body(**probe, use_cache=False)
-        del hidden
-        return sum(storages.values())
-
-
-@contextmanager
-def _weights(body: nn.Module) -> Iterator[set[int]]:
-    """The addresses of weights; of those that are held in parts, while their module computes."""
-    known = {_address(tensor) for tensor in (*body.parameters(), *body.buffers())}
-    gathered: dict[nn.Module, set[int]] = {}
-
-    def enter(module: nn.Module, *_: Any) -> None:
-        gathered[module] = {_address(each) for each in module.parameters(recurse=False)} - known
-        known.update(gathered[module])
-
-    def leave(module: nn.Module, *_: Any) -> None:
-        known.difference_update(gathered.pop(module))
-
-    hooks: list[Any] = []
-    if has_shards(body):
-        for module in body.modules():
-            hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-    try:
-        yield known
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
-
-
-@contextmanager
-def _counting(weights: set[int]) -> Iterator[dict[int, int]]:
-    """The storages that autograd keeps, address -> bytes; they live on until the end."""
-    storages: dict[int, int] = {}
-    alive: list[Tensor] = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            storages[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield storages
-
-
-USABLE = {"cpu": 0.5, "cuda": 0.85}
-"""The share of the free memory that an estimate may fill.
-
-glibc's heap has been seen to grow to twice what is kept in it, torch's own of a GPU hardly at all.
-"""
 
 
 def choose_checkpointing(
@@ -281,13 +254,22 @@ def checkpoint_activations(model: PreTrainedModel, *, use_reentrant: bool, **opt
         for name, module in model.named_modules()
         if isinstance(module, GradientCheckpointingLayer)
     ]
-    first = next((i for i, (_, layer) in enumerate(layers) if _learns(layer)), None)
-    if first is None or _learns(model.get_input_embeddings()):
+
+    def learns(module: nn.Module) -> bool:
+        return any(parameter.requires_grad for parameter in module.parameters())
+
+    first = next((i for i, (_, layer) in enumerate(layers) if learns(layer)), None)
+    if first is None or learns(model.get_input_embeddings()):
         first = 0
     for _, layer in layers[:first]:
         layer.gradient_checkpointing = False
     if use_reentrant and layers:
-        _before(model, layers, first).register_forward_hook(_require_grad)
+        before: nn.Module = model.get_input_embeddings()
+        if first > 0:
+            parent, previous = (layers[i][0].rpartition(".")[0] for i in (first, first - 1))
+            if parent == previous:
+                before = layers[first - 1][1]
+        before.register_forward_hook(_require_grad)
     said = f"{len(layers) - first} of {len(layers)} layers" if layers else "on"
     return f"{said}{', reentrant' if use_reentrant else ''}"
 
@@ -310,20 +292,6 @@ def _worst(needed: int, free: int | None, device: torch.device) -> tuple[int, in
     torch.distributed.all_reduce(both, op=torch.distributed.ReduceOp.MIN)
     least = both.tolist()
     return -least[0], least[1]
-
-
-def _learns(module: Any) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())
-
-
-def _before(
-    model: PreTrainedModel, layers: list[tuple[str, GradientCheckpointingLayer]], first: int
-) -> Any:
-    if first > 0:
-        parent, previous = (layers[i][0].rpartition(".")[0] for i in (first, first - 1))
-        if parent == previous:
-            return layers[first - 1][1]
-    return model.get_input_embeddings()
 
 
 def _require_grad(module: nn.Module, inputs: Any, output: Any) -> None:
