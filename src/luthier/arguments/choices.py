@@ -1,12 +1,15 @@
-"""Values of knobs that are things of their own: an optimizer, a method; each says what it needs."""
+"""Values of knobs that are things of their own: optimizers, schedules, methods; what each needs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
+from pydantic import Field
+
+from luthier.arguments.knob import Above, AtLeastZero, Below, Count, Share
 from luthier.registry import Registry
 
 
@@ -36,6 +39,68 @@ class Optimizer:
         if self.packed_bytes is not None:
             return self.packed_bytes * float(parameter.numel())
         return self.numbers * float(parameter.nbytes)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What stands behind a value of `lr_scheduler_type`, by transformers' name.
+
+    Attributes:
+        settings: the names that `lr_scheduler_kwargs` may set -> the type of each.
+        looks_at_end: whether it depends on the number of all steps.
+        acts_on_evaluations: whether it follows a metric; then its own state holds the learning rate
+            and all of its settings.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    looks_at_end: bool = True
+    acts_on_evaluations: bool = False
+
+
+_Least: TypeAlias = Annotated[int, Field(ge=1)]
+_Shape: TypeAlias = Literal["linear", "cosine", "1-sqrt"]
+
+_LEAST_RATE = {"num_cycles": Above, "min_lr": AtLeastZero, "min_lr_rate": Share}
+_PLATEAU = {
+    "mode": Literal["min", "max"],
+    "factor": Below,
+    "patience": Count,
+    "threshold": AtLeastZero,
+    "threshold_mode": Literal["rel", "abs"],
+    "cooldown": Count,
+    "min_lr": AtLeastZero | list[float],
+    "eps": AtLeastZero,
+}
+_GREEDY = _PLATEAU | {
+    "warmup": Count,
+    "max_lr": AtLeastZero | list[float],
+    "verbose": bool,
+    "smooth": bool,
+    "window_size": _Least,
+    "reset_start": Count,
+}
+_STABLE = {
+    "num_stable_steps": Count,
+    "num_decay_steps": Count,
+    "warmup_type": _Shape,
+    "decay_type": _Shape,
+    "min_lr_ratio": Share,
+    "num_cycles": Above,
+}
+SCHEDULES = {
+    "linear": Schedule(),
+    "cosine": Schedule({"num_cycles": Above}),
+    "cosine_with_restarts": Schedule({"num_cycles": _Least}),
+    "polynomial": Schedule({"lr_end": AtLeastZero, "power": Above}),
+    "constant": Schedule(looks_at_end=False),
+    "constant_with_warmup": Schedule(looks_at_end=False),
+    "inverse_sqrt": Schedule({"timescale": _Least}, looks_at_end=False),
+    "reduce_lr_on_plateau": Schedule(_PLATEAU, looks_at_end=False, acts_on_evaluations=True),
+    "cosine_with_min_lr": Schedule(_LEAST_RATE),
+    "cosine_warmup_with_min_lr": Schedule(_LEAST_RATE | {"warmup_lr_rate": Share}),
+    "warmup_stable_decay": Schedule(_STABLE),
+    "greedy": Schedule(_GREEDY, looks_at_end=False, acts_on_evaluations=True),
+}
 
 
 @dataclass(frozen=True)
@@ -78,7 +143,9 @@ if TYPE_CHECKING:
     Stage: TypeAlias = str
     Method: TypeAlias = str
     Optim: TypeAlias = str
+    Scheduler: TypeAlias = str
 else:
     Stage = Literal[tuple(dict.fromkeys((*STAGES.names(), *ABSENT_STAGES)))]
     Method = Literal[tuple(dict.fromkeys((*ADAPTERS.names(), *ABSENT_METHODS)))]
     Optim = Literal[tuple(OPTIMIZERS.names())]
+    Scheduler = Literal[tuple(SCHEDULES)]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, SecretStr
 
-from luthier.arguments.choices import Optim
+from luthier.arguments.choices import Optim, Scheduler
 from luthier.arguments.knob import (
     CommaList,
     Mapping,
@@ -17,20 +17,26 @@ from luthier.arguments.knob import (
     split_commas,
 )
 
-Scheduler: TypeAlias = Literal[
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "constant",
-    "constant_with_warmup",
-    "inverse_sqrt",
-    "reduce_lr_on_plateau",
-    "cosine_with_min_lr",
-    "cosine_warmup_with_min_lr",
-    "warmup_stable_decay",
-    "greedy",
-]
+CHECKPOINTING = {
+    "use_reentrant": bool,
+    "preserve_rng_state": bool,
+    "determinism_check": Literal["default", "none"],
+    "debug": bool,
+    "early_stop": bool,
+}
+"""`gradient_checkpointing_kwargs`, those of torch.utils.checkpoint."""
+
+ACCELERATOR = {
+    "split_batches": bool,
+    "dispatch_batches": bool | None,
+    "even_batches": bool,
+    "use_seedable_sampler": bool,
+    "non_blocking": bool,
+    "gradient_accumulation_kwargs": dict[str, Any] | None,
+    "use_configured_state": bool,
+}
+"""`accelerator_config`, that of transformers."""
+
 
 LogLevel: TypeAlias = Literal["detail", "debug", "info", "warning", "error", "critical", "passive"]
 

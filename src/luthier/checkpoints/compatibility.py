@@ -11,18 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from luthier.arguments.choices import SCHEDULES, Schedule
 from luthier.arguments.record import facts, fields
 from luthier.checkpoints.fingerprint import RunFingerprint
 from luthier.checkpoints.folders import deepspeed_parts, holds_states
 from luthier.checkpoints.manifest import Manifest
-
-ENDLESS = frozenset(
-    ("constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_plateau", "greedy")
-)
-"""Schedules that do not look at the number of steps."""
-
-STATEFUL = frozenset(("reduce_lr_on_plateau", "greedy"))
-"""Schedules whose own state holds the learning rate and all of their settings."""
 
 FORMS = {"zero0": 0, "zero1": 2, "zero2": 2, "zero3": 3}
 """The form of DeepSpeed's optimizer states by strategy; all others read each other's."""
@@ -74,6 +67,7 @@ def compare_settings(manifest: Manifest, settings: Mapping[str, Any]) -> Changes
         SimpleNamespace(**(dict.fromkeys(fields()) | dict(values)))
         for values in (manifest.settings, settings)
     )
+    schedules = [SCHEDULES.get(each.lr_scheduler_type, Schedule()) for each in (then, now)]
     for name in sorted(manifest.settings.keys() & settings.keys()):
         before, after = manifest.settings[name], settings[name]
         resume = facts()[name].resume if name in facts() else "learned"
@@ -82,7 +76,7 @@ def compare_settings(manifest: Manifest, settings: Mapping[str, Any]) -> Changes
             continue
         is_fixed = {
             "fixed": True,
-            "schedule": bool(STATEFUL & {then.lr_scheduler_type, now.lr_scheduler_type}),
+            "schedule": any(each.acts_on_evaluations for each in schedules),
             "groups": None in (before, after),
             "best": None not in (then.metric_for_best_model, now.metric_for_best_model),
             "half": manifest.strategy in FORMS,
@@ -96,7 +90,7 @@ def compare_settings(manifest: Manifest, settings: Mapping[str, Any]) -> Changes
             found.learned.append(line)
     do_epochs_count = now.max_steps <= 0 or then.max_steps != now.max_steps
     warms_by_share = 0 < now.warmup_steps < 1 if now.warmup_steps else bool(now.warmup_ratio)
-    looks_at_end = now.lr_scheduler_type not in ENDLESS or warms_by_share
+    looks_at_end = schedules[1].looks_at_end or warms_by_share
     if lengths and do_epochs_count and looks_at_end:
         found.notes.append(
             f"{', '.join(lengths)}. The learning rate ({now.lr_scheduler_type}) follows the new "

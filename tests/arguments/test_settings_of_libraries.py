@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from luthier.arguments.handed_on import ACCELERATOR, CHECKPOINTING, SCHEDULERS
+from luthier.arguments.choices import SCHEDULES
 from luthier.arguments.parse import parse_dict
+from luthier.arguments.training import ACCELERATOR, CHECKPOINTING
 from luthier.errors import ArgumentsError
 
 GOOD = {
@@ -124,7 +125,7 @@ def test_the_names_are_those_of_the_libraries():
     }
     for kind, make in TYPE_TO_SCHEDULER_FUNCTION.items():
         taken = set(inspect.signature(classes.get(kind.value, make)).parameters) - ours
-        assert taken == set(SCHEDULERS.get(kind.value, ())), kind
+        assert taken == set(SCHEDULES[kind.value].settings), kind
     checkpoint = inspect.signature(torch.utils.checkpoint.checkpoint).parameters
     assert set(CHECKPOINTING) - {"preserve_rng_state"} <= set(checkpoint)
     assert set(ACCELERATOR) == set(inspect.signature(AcceleratorConfig).parameters)
