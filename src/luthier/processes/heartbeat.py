@@ -73,7 +73,6 @@ class Heartbeat:
 
     @classmethod
     def of(cls, rank: int) -> Heartbeat:
-        """That of this process."""
         return cls(rank, socket.gethostname(), this_machine(), os.getpid())
 
     def mark(self, step: int, doing: str) -> None:
@@ -97,12 +96,10 @@ class Heartbeat:
         return replace(self)
 
     def to_json(self) -> str:
-        """The heartbeat as text."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Heartbeat:
-        """A heartbeat from its text."""
         values = json.loads(text)
         return cls(**values | {"stack": tuple(values["stack"])})
 
@@ -221,7 +218,6 @@ class Peers:
             return any(each.state in states for each in self._heartbeats.values())
 
     def all(self) -> dict[int, PeerStatus]:
-        """What is known now, by rank."""
         with self._lock:
             return {rank: self._status(rank, last) for rank, last in self._heartbeats.items()}
 

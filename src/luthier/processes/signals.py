@@ -238,7 +238,6 @@ class LateTermination:
             signal.signal(signal.SIGTERM, self._terminate)
 
     def stop(self) -> None:
-        """Gives the signal back its default."""
         if self._is_ours and signal.getsignal(signal.SIGTERM) == self._terminate:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

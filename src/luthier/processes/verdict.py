@@ -64,12 +64,10 @@ class Verdict:
     why: str
 
     def to_json(self) -> str:
-        """The verdict as text."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Verdict:
-        """A verdict from its text."""
         values = json.loads(text)
         return cls(values["kind"], tuple(values["ranks"]), values["why"])
 

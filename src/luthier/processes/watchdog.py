@@ -259,7 +259,9 @@ class Watchdog:
         while not self._over.is_set():
             begun = time.monotonic()
             if exchange is None or not exchange.is_alive():
-                exchange = threading.Thread(target=self._exchange, daemon=True)
+                exchange = threading.Thread(
+                    target=self._exchange, name="luthier-exchange", daemon=True
+                )
                 exchange.start()
             exchange.join(self._interval_s)
             is_urgent = self.own.state != "living" or self._termination.was_asked
@@ -383,19 +385,15 @@ class HeartbeatCallback(TrainerCallback):
         self._own = own
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Notes a step that begins."""
         self._own.mark(state.global_step + 1, "training")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Notes a step that is done."""
         self._own.mark(state.global_step, "training")
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Notes a micro-batch of an evaluation."""
         self._own.mark(state.global_step, "evaluating")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Notes that the last step is done."""
         self._own.mark(state.global_step, "finishing")
 
     on_substep_end = on_step_begin
