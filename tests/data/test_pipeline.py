@@ -16,7 +16,7 @@ from luthier.arguments.finetuning import FinetuningArguments
 from luthier.arguments.model import ModelArguments
 from luthier.arguments.training import TrainingArguments
 from luthier.data import reader, shards
-from luthier.data.formats.registry import ToolTurns
+from luthier.data.catalog import ToolTurns
 from luthier.data.pipeline import EncodedDatasets, load_datasets
 from luthier.data.road import Encoding
 from luthier.errors import DataError

@@ -6,7 +6,8 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -16,14 +17,14 @@ from luthier.data.files import Found, find_files, is_inside
 from luthier.data.reader import READERS, SampleBy, file_name
 from luthier.data.tokenized import is_written
 from luthier.errors import DataError, suggest
-from luthier.records import Conversation, Record, Text
+from luthier.records import Conversation, Origin, Record, Text
+from luthier.registry import Registry
 from luthier.secrecy import learn, masked
 
 if TYPE_CHECKING:
     from luthier.arguments.data import DataArguments
 
 FILE_NAME = "dataset_info.json"
-FORMATTINGS = ("alpaca", "sharegpt", "openai")
 Place: TypeAlias = Literal["file", "hub", "cloud"]
 
 
@@ -73,7 +74,7 @@ _NOT_READ = {
     "sharegpt": {"prompt", "query", "response", "history"},
     "openai": {"prompt", "query", "response", "history"},
 }
-"""Formatting -> the parts of `Columns` that its rows are not read from."""
+"""Formatting -> the parts of `Columns` that its rows are not read from; others read all."""
 
 OPENAI_COLUMNS = Columns(messages="messages")
 OPENAI_TAGS = Tags("role", "content", "user", "assistant", "tool", "function_call", "system")
@@ -87,7 +88,7 @@ class DatasetDescription:
         name: how the user calls it.
         place: whether `location` is a file or folder, a name on the hub, or a URL.
         location: the path, the hub's name, or the URL.
-        formatting: one of `FORMATTINGS`; None when the rows are to tell.
+        formatting: a name of `FORMATS`; None when the rows are to tell.
         ranking: whether rows hold a chosen and a rejected answer.
         subset: a configuration that the data set's README names.
         split: which split of it; None for the one to train on.
@@ -115,7 +116,7 @@ class DatasetDescription:
 
     def columns_read(self) -> dict[str, str]:
         """The column that each part is read from, of those that rows of this formatting have."""
-        unread = _NOT_READ[self.formatting or "alpaca"]
+        unread = _NOT_READ.get(self.formatting or "alpaca", set())
         named = {one.name: getattr(self.columns, one.name) for one in fields(Columns)}
         read = {part: name for part, name in named.items() if name and part not in unread}
         if self.formatting == "openai" and self.columns.messages == "messages":
@@ -126,7 +127,8 @@ class DatasetDescription:
         """The part that a column of this name usually holds, if that is read from no column."""
         part = {"instruction": "prompt", "input": "query", "output": "response"}.get(column, column)
         parts = ("prompt", "query", "response", "history", "system", "tools", "train", "weight")
-        is_open = part in parts and part not in _NOT_READ[self.formatting or "alpaca"]
+        unread = _NOT_READ.get(self.formatting or "alpaca", set())
+        is_open = part in parts and part not in unread
         return part if is_open and getattr(self.columns, part) is None else None
 
     def find_files(self) -> Found:
@@ -143,6 +145,43 @@ class DatasetDescription:
             split=self.split,
             home=self.home,
         )
+
+
+@dataclass(frozen=True)
+class ToolTurns:
+    """How a template writes the turns in which tools are called and answer.
+
+    Attributes:
+        separator: what stands between the contents of tool messages that follow each other.
+        takes_text: whether text beside calls can be told from them.
+    """
+
+    separator: str = "\n"
+    takes_text: bool = True
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the rows of one data set are read.
+
+    Attributes:
+        description: columns and tags.
+        needs_answer: whether a row without an answer is wrong (learning) or ends with an empty
+            one (generation only).
+        tool_turns: how calls and what tools answered are written.
+        remarks: counted by readers: what a row had that is not learned from.
+    """
+
+    description: DatasetDescription
+    needs_answer: bool = True
+    tool_turns: ToolTurns = ToolTurns()
+    remarks: Counter[str] = field(default_factory=Counter)
+
+
+Format: TypeAlias = Callable[[Mapping[str, Any], Reading, Origin | None], Conversation]
+"""Reads one row; raises RowError with field, reason and fix."""
+
+FORMATS: Registry[Format] = Registry("formatting", "luthier.data.formats")
 
 
 _SOURCES = {
@@ -170,7 +209,7 @@ _READERS = frozenset(
 _VALUES: dict[str, tuple[type, str]] = {
     **dict.fromkeys(_SOURCES, (str, "a text")),
     "file_sha1": (str, "a text"),
-    "formatting": (str, "one of " + ", ".join(FORMATTINGS)),
+    "formatting": (str, "one of " + ", ".join(FORMATS.names())),
     "ranking": (bool, "true or false"),
     "subset": (str, "a text"),
     "split": (str, "a text"),
@@ -254,8 +293,8 @@ class Catalog:
                 problems.append(f'{where}: "{key}" is {_kind(value)}, expected {_VALUES[key][1]}.')
         given = {key: value for key, value in entry.items() if value is not None}
         formatting = given.get("formatting", "alpaca")
-        if isinstance(formatting, str) and formatting not in FORMATTINGS:
-            hint = suggest(formatting, FORMATTINGS)
+        if isinstance(formatting, str) and formatting not in FORMATS:
+            hint = suggest(formatting, FORMATS.names())
             problems.append(f'{where}: "formatting" {formatting!r} is unknown.{hint}')
         if isinstance(given.get("num_samples"), int) and given["num_samples"] < 1:
             problems.append(f'{where}: "num_samples" is not above 0.')

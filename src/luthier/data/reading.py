@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from luthier.data.catalog import Catalog, check_readable
+from luthier.data.catalog import Catalog, Reading, check_readable
 from luthier.data.check import RowProblem
 from luthier.data.formats.detect import NUM_LOOKED_AT
-from luthier.data.formats.registry import Reading
 from luthier.data.reader import Row, RowOrProblem
 from luthier.data.road import Road, read_records
 from luthier.data.sources import HubAccess, Source

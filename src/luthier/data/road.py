@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
+from luthier.data.catalog import Reading, ToolTurns
 from luthier.data.check import RowError, RowProblem
 from luthier.data.encode import EncodingOptions, LeftOut, Outcome
-from luthier.data.formats.registry import Reading, ToolTurns
 from luthier.data.reader import RowOrProblem
 from luthier.data.report import Counts
 from luthier.example import as_batch

@@ -7,8 +7,8 @@ from array import array
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from luthier.data.catalog import Reading
 from luthier.data.encode import Outcome
-from luthier.data.formats.registry import Reading
 from luthier.data.formats.text import detect_text, read_text
 from luthier.data.pack import BlockOptions, DocumentPacker
 from luthier.data.report import Counts

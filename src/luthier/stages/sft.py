@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from luthier.data.catalog import FORMATS, Reading, ToolTurns
 from luthier.data.encode import UNLEARNED, Encoder, Outcome
 from luthier.data.formats.detect import detect_format
 from luthier.data.formats.fields import refuse_media
-from luthier.data.formats.registry import FORMATS, Reading, ToolTurns
 from luthier.data.pack import RowPacker
 from luthier.data.report import Counts
 from luthier.data.road import Encoding

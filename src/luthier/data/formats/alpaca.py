@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from luthier.data.catalog import FORMATS, Reading
 from luthier.data.check import RowError
 from luthier.data.formats.fields import (
     as_list,
@@ -14,7 +15,6 @@ from luthier.data.formats.fields import (
     tools_of,
     weight_of_row,
 )
-from luthier.data.formats.registry import FORMATS, Reading
 from luthier.data.formats.text import for_texts
 from luthier.records import Conversation, Message, Origin
 

@@ -15,7 +15,7 @@ from luthier.records import Message
 from luthier.templates.tool_format import check_tools
 
 if TYPE_CHECKING:
-    from luthier.data.formats.registry import Reading
+    from luthier.data.catalog import Reading
 
 _MISSING = object()
 

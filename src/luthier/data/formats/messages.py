@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
-from luthier.data.catalog import Tags
+from luthier.data.catalog import FORMATS, Reading, Tags
 from luthier.data.check import RowError
 from luthier.data.formats.fields import (
     as_list,
@@ -23,7 +23,6 @@ from luthier.data.formats.fields import (
     weight_of_message,
     weight_of_row,
 )
-from luthier.data.formats.registry import FORMATS, Reading
 from luthier.errors import suggest
 from luthier.records import Conversation, Message, Origin, Role
 from luthier.templates.thinking import COMMON_WORDS, split_thought
