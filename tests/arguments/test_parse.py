@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from luthier.arguments.parse import parse_command_line, parse_dict, parse_file
+from luthier.arguments.parse import parse_command_line, parse_dict, parse_file, parse_known_words
 from luthier.errors import ArgumentsError, MissingArguments
 
 RUN = {"model_name_or_path": "m", "output_dir": "o", "do_train": True, "dataset": "d"}
@@ -157,7 +157,7 @@ def test_a_chat_needs_only_a_model():
 def test_remaining_strings_are_returned_when_asked_for():
     words = [*FLAGS, "--foo", "1", "stray"]
 
-    arguments, rest = parse_command_line(words, return_remaining_strings=True)
+    arguments, rest = parse_known_words(words)
 
     assert rest == ["--foo", "1", "stray"]
     assert arguments.data.dataset == ("d",)

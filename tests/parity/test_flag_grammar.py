@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 from transformers import HfArgumentParser
 
-from luthier.arguments.parse import parse_command_line
+from luthier.arguments.parse import parse_command_line, parse_known_words
 from luthier.errors import ArgumentsError, MissingArguments
 
 
@@ -182,7 +182,7 @@ def test_remaining_strings_are_the_same(words: list[str]) -> None:
         [*FIRST, *words], return_remaining_strings=True
     )
 
-    _, rest = parse_command_line([*FIRST, *words], return_remaining_strings=True)
+    _, rest = parse_known_words([*FIRST, *words])
 
     assert rest == expected
     with pytest.raises(ValueError, match="not used by the HfArgumentParser"):

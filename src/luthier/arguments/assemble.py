@@ -12,7 +12,6 @@ from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml.error import YAMLError
 
 from luthier.arguments.files import read_value
-from luthier.arguments.given import Given
 from luthier.arguments.knob import Section, split_commas
 from luthier.arguments.legacy import (
     ENVIRONMENT,
@@ -22,8 +21,7 @@ from luthier.arguments.legacy import (
     Legacy,
     is_switched_on,
 )
-from luthier.arguments.library_names import library_types
-from luthier.arguments.record import SECTIONS, Arguments, fields
+from luthier.arguments.record import SECTIONS, Arguments, Setting, fields, library_types
 from luthier.arguments.resolve import resolve
 from luthier.arguments.rules import TASKS, Purpose, broken_rules, missing_names, nothing_to_do
 from luthier.arguments.wording import bare, describe, expectation, members, misfit
@@ -63,7 +61,7 @@ HINTS = {
 
 
 def assemble(
-    given: Iterable[Given],
+    given: Iterable[Setting],
     problems: Iterable[str] = (),
     notes: Iterable[str] = (),
     *,
@@ -147,10 +145,10 @@ class _Assembly:
         self.notes = list(notes)
         self.wrong: set[str] = set()
 
-    def settle(self, given: Iterable[Given]) -> dict[str, Given]:
+    def settle(self, given: Iterable[Setting]) -> dict[str, Setting]:
         """The last word on each of our names; old names are translated or judged on the way."""
-        settled: dict[str, Given] = {}
-        spoken: dict[str, Given] = {}
+        settled: dict[str, Setting] = {}
+        spoken: dict[str, Setting] = {}
         last = {each.name: each for each in given}
         for each in sorted(last.values(), key=_joins):
             for name, value in self._translate(each).items():
@@ -172,7 +170,7 @@ class _Assembly:
                 spoken[name] = each
         return settled
 
-    def _translate(self, each: Given) -> Mapping[str, Any]:
+    def _translate(self, each: Setting) -> Mapping[str, Any]:
         legacy = LEGACY.get(each.name)
         if legacy is None:
             return {each.name: each.value}
@@ -192,7 +190,7 @@ class _Assembly:
             self.problems.append(f"{each.origin}: {each.name} is {shown}. {legacy.says}")
         return {}
 
-    def _rename(self, each: Given, legacy: Legacy) -> Mapping[str, Any]:
+    def _rename(self, each: Setting, legacy: Legacy) -> Mapping[str, Any]:
         if isinstance(legacy.default, bool) and str(each.value).lower() not in (*TRUE, *FALSE):
             self.problems.append(
                 f"{each.origin}: {each.name} is {each.value!r}; expected true or false. "
@@ -204,7 +202,7 @@ class _Assembly:
             return {}
         return {legacy.to: each.value if legacy.value is None else legacy.value}
 
-    def take_library_names(self, settings: dict[str, Given]) -> dict[str, Any]:
+    def take_library_names(self, settings: dict[str, Setting]) -> dict[str, Any]:
         """Names that only the installed transformers knows; what nobody knows is a problem."""
         passed: dict[str, Any] = {}
         for name in [name for name in settings if name not in fields()]:
@@ -227,7 +225,7 @@ class _Assembly:
                 )
         return passed
 
-    def section(self, kind: type[Section], settings: Mapping[str, Given]) -> Section:
+    def section(self, kind: type[Section], settings: Mapping[str, Setting]) -> Section:
         """The section's settings, checked; wrong ones are noted and left at their defaults."""
         own = {name: settings[name] for name in kind.model_fields if name in settings}
         values = {
@@ -259,7 +257,7 @@ class _Assembly:
         ]
 
 
-def typed(each: Given, annotation: Any) -> Any:
+def typed(each: Setting, annotation: Any) -> Any:
     """The value as its type wants it: words of a command line become null, lists, mappings."""
     if not each.is_text:
         return each.value
@@ -276,7 +274,7 @@ def typed(each: Given, annotation: Any) -> Any:
     return [each.value] if list in kinds and str not in kinds else each.value
 
 
-def _joins(each: Given) -> bool:
+def _joins(each: Setting) -> bool:
     return each.name in LEGACY and LEGACY[each.name].joins
 
 
@@ -296,5 +294,5 @@ def _is_private(name: str) -> bool:
     return name.endswith(("_token", "_key", "_secret", "_url"))
 
 
-def _source(each: Given) -> str:
+def _source(each: Setting) -> str:
     return each.origin.rpartition(":")[0] or each.origin

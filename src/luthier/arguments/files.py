@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from luthier.arguments.given import Given
+from luthier.arguments.record import Setting
 
 SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -20,7 +20,7 @@ def is_config(text: str) -> bool:
     return text.lower().endswith(SUFFIXES) and "=" not in text and not text.startswith("-")
 
 
-def read_config(path: str | Path) -> tuple[list[Given], list[str]]:
+def read_config(path: str | Path) -> tuple[list[Setting], list[str]]:
     """What a YAML or JSON file sets, and every problem of its form.
 
     The lines of a JSON file are found by reading it as YAML, of which JSON is a part; its values
@@ -65,7 +65,7 @@ def _yaml() -> YAML:
     return YAML(typ="safe", pure=True)
 
 
-def _settings(text: str, path: str, values: Any) -> tuple[list[Given], list[str]]:
+def _settings(text: str, path: str, values: Any) -> tuple[list[Setting], list[str]]:
     yaml = _yaml()
     root: Node | None = yaml.compose(text)
     if root is None:
@@ -73,7 +73,7 @@ def _settings(text: str, path: str, values: Any) -> tuple[list[Given], list[str]
     if not isinstance(root, MappingNode):
         line = root.start_mark.line + 1
         return [], [f"{path}:{line}: expected lines of `name: value`, found {_found(root)}."]
-    found: dict[str, Given] = {}
+    found: dict[str, Setting] = {}
     lines: dict[str, int] = {}
     problems: list[str] = []
     for key, value in _merged(root):
@@ -86,7 +86,7 @@ def _settings(text: str, path: str, values: Any) -> tuple[list[Given], list[str]
             continue
         lines[name] = line
         content = _content(yaml, value) if values is None else values[name]
-        found[name] = Given(name, content, f"{path}:{line}")
+        found[name] = Setting(name, content, f"{path}:{line}")
     return list(found.values()), problems
 
 

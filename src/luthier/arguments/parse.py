@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, TypeAlias
 
 from luthier.arguments.assemble import LEFT_OUT, assemble, unknown_sentence
-from luthier.arguments.files import read_config
-from luthier.arguments.flags import Shape, Words, read_words
-from luthier.arguments.given import Given
-from luthier.arguments.legacy import LEGACY, is_switched_on
-from luthier.arguments.library_names import library_types
-from luthier.arguments.record import Arguments, fields
+from luthier.arguments.files import is_config, read_config
+from luthier.arguments.legacy import is_switched_on
+from luthier.arguments.record import Arguments, Setting, fields
 from luthier.arguments.rules import Purpose
-from luthier.arguments.wording import bare, members
+from luthier.arguments.words import Words
 from luthier.errors import ArgumentsError
-
-COMMAND_LINE = "command line"
 
 Check: TypeAlias = Callable[[Arguments], Iterable[str]]
 """Says what is wrong with arguments beyond their own words: absent files, unknown names."""
+
+MOST_BYTES = 1 << 20
+"""A configuration is not larger; a larger JSON file holds data."""
+
+OTHER_DATA = ("eval_dataset=null", "val_size=0", "mix_strategy=concat", "interleave_probs=null")
+"""What is said of other data sets when files stand in their place."""
 
 
 def parse_dict(
@@ -33,7 +34,7 @@ def parse_dict(
     Raises:
         ArgumentsError: with all problems.
     """
-    given = [Given(str(name), value, "dict") for name, value in values.items()]
+    given = [Setting(str(name), value, "dict") for name, value in values.items()]
     return assemble(given, purpose=purpose, check=check)
 
 
@@ -48,56 +49,44 @@ def parse_file(
     return parse_command_line([str(path), *overrides], purpose=purpose)
 
 
-@overload
-def parse_command_line(
-    argv: Sequence[str] | None = None,
-    *,
-    return_remaining_strings: Literal[False] = False,
-    look_for_args_file: bool = True,
-    args_filename: str | Path | None = None,
-    args_file_flag: str | None = None,
-    purpose: Purpose = "train",
-    check: Check | None = None,
-) -> Arguments: ...
-
-
-@overload
-def parse_command_line(
-    argv: Sequence[str] | None = None,
-    *,
-    return_remaining_strings: Literal[True],
-    look_for_args_file: bool = True,
-    args_filename: str | Path | None = None,
-    args_file_flag: str | None = None,
-    purpose: Purpose = "train",
-    check: Check | None = None,
-) -> tuple[Arguments, list[str]]: ...
-
-
-def parse_command_line(
-    argv: Sequence[str] | None = None,
-    *,
-    return_remaining_strings: bool = False,
-    look_for_args_file: bool = True,
-    args_filename: str | Path | None = None,
-    args_file_flag: str | None = None,
-    purpose: Purpose = "train",
-    check: Check | None = None,
-) -> Arguments | tuple[Arguments, list[str]]:
+def parse_command_line(argv: Sequence[str] | None = None, **options: Any) -> Arguments:
     """Arguments from words: flags, a configuration file with overrides, or both.
+
+    Args:
+        argv: the words; None takes those of the program.
+        options: of `parse_known_words`; words that are no argument are refused.
+
+    Raises:
+        MissingArguments: if nothing is wrong but that required arguments are absent.
+        ArgumentsError: with all problems.
+    """
+    return parse_known_words(argv, **options, refuses_others=True)[0]
+
+
+def parse_known_words(
+    argv: Sequence[str] | None = None,
+    *,
+    look_for_args_file: bool = True,
+    args_filename: str | Path | None = None,
+    args_file_flag: str | None = None,
+    purpose: Purpose = "train",
+    check: Check | None = None,
+    refuses_others: bool = False,
+) -> tuple[Arguments, list[str]]:
+    """Arguments from words, and the words that are no argument.
 
     What stands in files of words comes before the command line, which comes before nothing: a
     later word wins, and every word wins over the configuration file.
 
     Args:
         argv: the words; None takes those of the program.
-        return_remaining_strings: gives back words that are no argument, instead of refusing them.
         look_for_args_file: reads `<script>.args` beside the script, if it is there.
         args_filename: is read instead of it.
         args_file_flag: a flag whose value is such a file, too; it may stand several times, later
             files win.
         purpose: what will be done with the arguments.
         check: its problems are raised together with those of the words.
+        refuses_others: whether words that are no argument are problems.
 
     Raises:
         MissingArguments: if nothing is wrong but that required arguments are absent.
@@ -115,14 +104,13 @@ def parse_command_line(
     said = []
     for path in files:
         if path.is_file():
-            content = path.read_text(encoding="utf-8").split()
-            said.append(read_words(content, path.name, shapes(), _library_shapes))
+            said.append(Words(path.name).read(path.read_text(encoding="utf-8").split()))
         else:
             notes.append(f"{path}: there is no such file; no arguments are read from it")
-    said.append(read_words(words, COMMAND_LINE, shapes(), _library_shapes))
+    said.append(Words().read(words))
 
     configs = [path for each in said for path in each.configs]
-    given: list[Given] = []
+    given: list[Setting] = []
     for config in configs[:1]:
         given, problems = read_config(config)
         if problems and not given:
@@ -134,48 +122,13 @@ def parse_command_line(
     for each in said:
         given += each.given
         problems += each.problems
-        if not return_remaining_strings:
-            refused = _refuse(each)
-            if is_switched_on("ALLOW_EXTRA_ARGS"):
-                notes += [sentence + LEFT_OUT for sentence in refused]
-            else:
-                problems += refused
+        refused = _refuse(each) if refuses_others else []
+        if is_switched_on("ALLOW_EXTRA_ARGS"):
+            notes += [sentence + LEFT_OUT for sentence in refused]
+        else:
+            problems += refused
     arguments = assemble(given, problems, notes, purpose=purpose, check=check, is_flags=not configs)
-    if return_remaining_strings:
-        return arguments, [word for each in said for word in each.rest]
-    return arguments
-
-
-def words_alone(words: Sequence[str]) -> list[str]:
-    """Those of `words` that are no settings: configuration files, and what nobody expects."""
-    said = read_words(words, COMMAND_LINE, shapes(), _library_shapes)
-    return [*said.configs, *said.stray]
-
-
-@cache
-def shapes() -> dict[str, Shape]:
-    """Every name -> how many words follow its flag."""
-    ours = {name: _shape(each.annotation, each.default) for name, each in fields().items()}
-    legacy: dict[str, Shape] = {
-        name: _shape(type(each.default), each.default) for name, each in LEGACY.items()
-    }
-    return {**legacy, **ours}
-
-
-@cache
-def _library_shapes() -> dict[str, Shape]:
-    return {
-        name: _shape(annotation, bool in members(annotation) or None)
-        for name, annotation in library_types().items()
-        if name not in shapes()
-    }
-
-
-def _shape(annotation: Any, default: Any) -> Shape:
-    kinds = {bare(part) for part in members(annotation)}
-    if bool in kinds and default is not None:
-        return "switch"
-    return "list" if kinds & {tuple, list} else "value"
+    return arguments, [word for each in said for word in each.rest]
 
 
 def _take_flag(words: Sequence[str], flag: str) -> tuple[list[Path], list[str]]:
@@ -194,14 +147,36 @@ def _take_flag(words: Sequence[str], flag: str) -> tuple[list[Path], list[str]]:
 
 
 def _refuse(said: Words) -> list[str]:
-    origin = said.origin
-    unknown = [
-        unknown_sentence(origin, word.lstrip("-").partition("=")[0].replace("-", "_"), None, "--")
-        for word in said.unknown
-    ]
-    stray = [
-        f"{origin}: {word!r} stands alone. Write `--name value`, `name=value`, or a configuration "
-        "file that ends in .yaml, .yml or .json."
+    names = [word.lstrip("-").partition("=")[0].replace("-", "_") for word in said.unknown]
+    return [unknown_sentence(said.origin, name, None, "--") for name in names] + [
+        f"{said.origin}: {word!r} stands alone. Write `--name value`, `name=value`, or a "
+        "configuration file that ends in .yaml, .yml or .json."
         for word in said.stray
     ]
-    return unknown + stray
+
+
+def data_words(words: Sequence[str]) -> list[str]:
+    """The same words, with files of data, and names of data sets, as the value of `dataset`.
+
+    A JSON file is a configuration when it is one object with the name of an argument.
+    """
+    said = Words().read(words)
+    alone = [*said.configs, *said.stray]
+    files = [word for word in alone if not (is_config(word) and _holds_settings(word))]
+    rest = list(words)
+    for file in reversed(files):
+        del rest[len(rest) - 1 - rest[::-1].index(file)]
+    return [*rest, f"dataset={json.dumps(files)}", *OTHER_DATA] if files else rest
+
+
+def _holds_settings(word: str) -> bool:
+    file = Path(word).expanduser()
+    if file.suffix.lower() != ".json" or not file.is_file():
+        return True
+    if file.stat().st_size > MOST_BYTES:
+        return False
+    try:
+        values = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and any(name in values for name in fields())

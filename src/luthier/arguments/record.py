@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal
 
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
@@ -39,6 +43,21 @@ def fields() -> dict[str, FieldInfo]:
 def facts() -> dict[str, Facts]:
     """What every knob knows of itself, by its flat name."""
     return {name: facts_of(each) for name, each in fields().items()}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A name, a value, and where it stood.
+
+    Attributes:
+        origin: `config.yaml:12`, `command line`, `dict`, `train.args`.
+        is_text: whether the value is text of a command line that still has to be read.
+    """
+
+    name: str
+    value: Any
+    origin: str
+    is_text: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,3 +121,46 @@ def public_value(name: str, value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [public_value("", inner) for inner in value]
     return value if isinstance(value, int | float | None) else masked(str(value))
+
+
+_FILE = "training_args.py"
+
+_TYPES = {
+    "Any": Any,
+    "Literal": Literal,
+    "None": NoneType,
+    "bool": bool,
+    "dict": dict,
+    "float": float,
+    "int": int,
+    "list": list,
+    "str": str,
+}
+
+
+@cache
+def library_types() -> dict[str, Any]:
+    """What the installed `TrainingArguments` takes, read from its text, not imported.
+
+    Returns:
+        Field name -> its type, `Any` where only the library knows it; empty without transformers.
+    """
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        return {}
+    source = (Path(spec.origin).parent / _FILE).read_text(encoding="utf-8")
+    return {
+        field.target.id: _type_of(field.annotation)
+        for definition in ast.parse(source).body
+        if isinstance(definition, ast.ClassDef) and definition.name == "TrainingArguments"
+        for field in definition.body
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+    }
+
+
+def _type_of(annotation: ast.expr) -> Any:
+    names = {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)}
+    if not names <= _TYPES.keys():
+        return Any
+    expression = compile(ast.Expression(annotation), _FILE, "eval")
+    return eval(expression, {"__builtins__": {}}, _TYPES)

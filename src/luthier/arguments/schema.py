@@ -12,8 +12,7 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from luthier.arguments.legacy import LEGACY, Legacy, Status
-from luthier.arguments.library_names import library_types
-from luthier.arguments.record import SECTIONS
+from luthier.arguments.record import SECTIONS, library_types
 from luthier.arguments.wording import expectation
 
 TITLES = {

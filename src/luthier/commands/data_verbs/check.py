@@ -38,8 +38,7 @@ def run(argv: list[str]) -> int:
     flags = {"--all", "--json"} & set(argv)
     words = [word for word in argv if word not in flags]
 
-    from luthier.arguments.data_words import data_words
-    from luthier.arguments.parse import parse_command_line
+    from luthier.arguments.parse import data_words, parse_command_line
     from luthier.training.preflight import find_problems_of_the_data
 
     arguments = parse_command_line(

@@ -42,8 +42,7 @@ def run(argv: list[str]) -> int:
         raise MissingArguments([f"luthier data show needs to know what to show.\n{USAGE}"])
     asked, words = _read_flags(argv)
 
-    from luthier.arguments.data_words import data_words
-    from luthier.arguments.parse import parse_command_line
+    from luthier.arguments.parse import data_words, parse_command_line
     from luthier.training.preflight import find_problems_of_the_data
 
     arguments = parse_command_line(

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.arguments.flags import looks_like_flag, read_words
+from luthier.arguments.words import Words, looks_like_flag
 
 SHAPES = {
     "lora_rank": "value",
@@ -15,7 +15,7 @@ SHAPES = {
 
 
 def read(*words):
-    return read_words(words, "command line", SHAPES, dict)
+    return Words("command line", SHAPES, dict).read(words)
 
 
 def values(*words):
@@ -120,8 +120,8 @@ def test_further_names_are_asked_for_only_when_needed():
         asked.append(1)
         return {"late": "value"}
 
-    known = read_words(["--do_train", "--no_do_train"], "x", SHAPES, further)
-    late = read_words(["--late", "1"], "x", SHAPES, further)
+    known = Words("x", SHAPES, further).read(["--do_train", "--no_do_train"])
+    late = Words("x", SHAPES, further).read(["--late", "1"])
 
     assert len(known.given) == 2
     assert [each.name for each in late.given] == ["late"]
