@@ -23,7 +23,7 @@ from tests.modeling.making import make_arguments
 
 
 def problems(**values: object) -> list[str]:
-    return check_model(make_arguments(**values).model)
+    return list(check_model(make_arguments(**values).model))
 
 
 def write_folder(folder: Path, *names: str) -> Path:
@@ -162,7 +162,7 @@ def test_looking_needs_no_heavy_import(llama_folder: Path):
         "import json, sys\n"
         "from luthier.arguments.model import ModelArguments\n"
         "from luthier.modeling.source import check_model\n"
-        f"assert not check_model(ModelArguments(model_name_or_path={str(llama_folder)!r}))\n"
+        f"assert not list(check_model(ModelArguments(model_name_or_path={str(llama_folder)!r})))\n"
         "print(json.dumps(sorted(sys.modules)))"
     )
 

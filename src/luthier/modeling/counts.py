@@ -145,8 +145,12 @@ def count_flops(model: Any) -> StepFlops | None:
     """
     bare = extract_model_from_parallel(model)
     base = bare.get_base_model() if isinstance(bare, PeftModel) else bare
-    config: dict[str, Any] = base.config.get_text_config().to_dict()
-    share = _active_share(config)
+    text_config = base.config.get_text_config()
+    config: dict[str, Any] = text_config.to_dict()
+    total, active = (  # experts of a layer, and those that a token passes through
+        next((config[name] for name in names if isinstance(config.get(name), int)), None)
+        for names in (EXPERT_COUNT_NAMES, ACTIVE_COUNT_NAMES)
+    )
     of_token = 0
     starts_learning = any(each.requires_grad for each in base.get_input_embeddings().parameters())
     learns = starts_learning
@@ -156,22 +160,30 @@ def count_flops(model: Any) -> StepFlops | None:
             learns = True
         cost = parameter_size(parameter) * (2 + 2 * learns + 2 * learns_here)
         if "experts" in name.split("."):
-            if share is None:
+            if not (total and active):
                 return None
-            cost = int(cost * share)
+            cost = int(cost * (active / total))
         of_token += cost
     of_read = sum(
         parameter_size(parameter) * (2 + 2 * learns + 2 * parameter.requires_grad)
         for _, parameter in _matrices(base.get_output_embeddings())
     )
-    windows = _windows(base.config.get_text_config(), config)
+    windows = _windows(text_config, config)
     if windows is None:
         return None
+    # of one layer forward, for a pair of tokens, all heads together
+    heads = int(text_config.num_attention_heads)
+    width = config.get("head_dim") or int(text_config.hidden_size) // heads
+    of_key, of_value = (config.get(f"{each}_head_dim") or width for each in ("qk", "v"))
+    pair_cost = 2 * heads * (int(of_key) + int(of_value))
     of_pair: Counter[int] = Counter()
-    passes = _attention_passes(body, len(windows), learns=starts_learning)
-    for window, passed in zip(windows, passes, strict=True):
+    layers = [each for each in body.modules() if isinstance(each, GradientCheckpointingLayer)]
+    learns = starts_learning or len(layers) != len(windows)
+    for i, window in enumerate(windows):
+        # forward and twice that backward, where anything up to it learns
+        learns = learns or any(each.requires_grad for each in layers[i].parameters())
         if window != NONE:
-            of_pair[window] += passed * _pair_cost(base.config.get_text_config(), config)
+            of_pair[window] += (3 if learns else 1) * pair_cost
     return StepFlops(of_token, of_read, dict(of_pair))
 
 
@@ -183,15 +195,6 @@ def _matrices(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         for name, parameter in each.named_parameters(recurse=False):
             if parameter.ndim > 1 and "bias" not in name:
                 yield f"{path}.{name}", parameter
-
-
-def _active_share(config: dict[str, Any]) -> float | None:
-    """The share of a layer's experts that a token passes through."""
-    total, active = (
-        next((config[name] for name in names if isinstance(config.get(name), int)), None)
-        for names in (EXPERT_COUNT_NAMES, ACTIVE_COUNT_NAMES)
-    )
-    return active / total if total and active else None
 
 
 def _windows(text_config: Any, config: dict[str, Any]) -> list[int] | None:
@@ -212,24 +215,3 @@ def _windows(text_config: Any, config: dict[str, Any]) -> list[int] | None:
         else:
             return None
     return windows
-
-
-def _attention_passes(body: nn.Module, count: int, *, learns: bool) -> list[int]:
-    """For each layer 3, forward and twice that backward, or 1 where nothing up to it learns."""
-    layers = [each for each in body.modules() if isinstance(each, GradientCheckpointingLayer)]
-    if len(layers) != count:
-        return [3] * count
-    passes = []
-    for layer in layers:
-        learns = learns or any(parameter.requires_grad for parameter in layer.parameters())
-        passes.append(3 if learns else 1)
-    return passes
-
-
-def _pair_cost(text_config: Any, config: dict[str, Any]) -> int:
-    """Forward operations of one layer's attention for a pair of tokens, all heads together."""
-    heads = int(text_config.num_attention_heads)
-    width = config.get("head_dim") or int(text_config.hidden_size) // heads
-    of_key = config.get("qk_head_dim") or width
-    of_value = config.get("v_head_dim") or width
-    return 2 * heads * (int(of_key) + int(of_value))

@@ -17,16 +17,13 @@ from packaging.version import Version
 from tokenizers import pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, modeling_gguf_pytorch_utils
 
+# 5.23 renamed how gradient checkpointing is switched on and warns about the old name; 5.20, the
+# newest release for Python 3.10, knows only that one. Remove when 3.11 is the lowest Python.
 IS_RENAMED = Version(transformers.__version__) >= Version("5.23")
 
 
 def enable_checkpointing(model: PreTrainedModel, settings: Mapping[str, Any]) -> None:
-    """Switches it on in every layer.
-
-    Args:
-        model: one that supports it.
-        settings: keyword arguments of `torch.utils.checkpoint.checkpoint`.
-    """
+    """Switches gradient checkpointing on in every layer of a model that supports it."""
     if IS_RENAMED:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=dict(settings))
     else:
@@ -34,7 +31,11 @@ def enable_checkpointing(model: PreTrainedModel, settings: Mapping[str, Any]) ->
 
 
 def draw_on_terminals_only() -> None:
-    """Takes the bar off what is no terminal; calling it again changes nothing."""
+    """Takes the bar that shows how a GGUF file is read off what is no terminal.
+
+    transformers 5.23 draws it into logs, too, a line for each tensor. Remove when it asks
+    `transformers.utils.logging` whether bars are wanted, as it does for other files.
+    """
     bar = modeling_gguf_pytorch_utils.tqdm
     if not isinstance(bar, partial):
         modeling_gguf_pytorch_utils.tqdm = partial(bar, disable=None)
@@ -48,7 +49,14 @@ Source: the table of pre-tokenizer types in llama.cpp, src/llama-vocab.cpp.
 
 
 def mend_gguf_tokenizer(tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
-    """Puts the splitting of digits in front of the pre-tokenizer where the file asks for it."""
+    """Puts the splitting of digits in front of the pre-tokenizer where the file asks for it.
+
+    The file names its way of splitting text in `tokenizer.ggml.pre`. transformers 5.23 knows the
+    names with a pattern of their own (llama-bpe, qwen2, ...) and falls back to GPT-2's pattern for
+    the rest, also for those that part every digit before it: `" ½"` then becomes one token where
+    the model was trained on two. Look again when its table in
+    integrations/gguf/gguf_tokenizer_mapping.py has `smollm`.
+    """
     from transformers.integrations.gguf import read_gguf_metadata
 
     metadata, _ = read_gguf_metadata(str(file))
@@ -79,7 +87,7 @@ WARNINGS: Final = (
     # deepspeed 0.19.8 calls collectives by the names that they had before torch 2.13
     (r"`torch\.distributed\.(all_gather_into|reduce_scatter)_tensor` is dep", FutureWarning),
 )
-"""How each message begins, and its class."""
+"""Warnings that nobody who runs luthier can act on: how each message begins, and its class."""
 
 LOG_LINES: Final = (
     # the trainer of transformers 5.23 sets what fit_tokenizer chose and said before
@@ -111,13 +119,25 @@ NAMES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 
 
 def keep_fewer_products() -> None:
-    """Bounds both, unless the environment says how many; changes no result."""
+    """Has oneDNN keep less of the code that it makes for half-precision products; same results.
+
+    Each product of other sizes is a program of its own, and a token tree has another number of
+    tokens at every step. torch 2.13 keeps the last 1,024, half a megabyte each: a run in bfloat16
+    grew by 70 to 100 MiB a step until it took more than one in float32. A micro-batch makes about
+    100 of them, which every layer uses again. What the environment says stays. Remove when torch
+    bounds what it keeps by bytes.
+    """
     for name in NAMES:
         os.environ.setdefault(name, str(CAPACITY))
 
 
 def mend_pad(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Gives a tokenizer the library's own `_pad` where its class has an outdated one."""
+    """Gives a tokenizer the library's own `_pad` where its class has an outdated one.
+
+    transformers 4.45 began to hand `padding_side` to `_pad`; code that was written before
+    (ChatGLM's) takes no such argument and fails on the first batch. No class of transformers 5.23
+    itself is concerned. Remove when `trust_remote_code` tokenizers are gone.
+    """
     parameters = inspect.signature(tokenizer._pad).parameters
     takes_anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     if "padding_side" not in parameters and not takes_anything:

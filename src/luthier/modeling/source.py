@@ -100,9 +100,34 @@ def _snapshot(name: str) -> str:
         raise ModelError(f"{name} cannot be fetched from ModelScope: {problem}") from problem
 
 
-def check_model(model_args: ModelArguments) -> list[str]:
+def check_model(model_args: ModelArguments) -> Iterator[str]:
     """What is wrong with the model, the adapters and the attention kernel, as far as files tell."""
-    return list(_problems(model_args))
+    name = model_args.model_name_or_path
+    if name is None:
+        yield "model_name_or_path: no model is named. Give a folder, a hub name or a .gguf file."
+    else:
+        try:
+            source = find_model(name)
+            if not model_args.train_from_scratch:
+                check_weights(source)
+        except ModelError as problem:
+            yield f"model_name_or_path: {problem}"
+        else:
+            yield from _source_problems(source, model_args)
+    for adapter in model_args.adapter_name_or_path:
+        try:
+            check_adapter(adapter, model_args.adapter_folder)
+        except ModelError as problem:
+            yield str(problem)
+    package = ATTENTION_PACKAGES.get(model_args.flash_attn)
+    if package is not None and not is_installed(package):
+        yield missing(package, f"flash_attn: {model_args.flash_attn}")
+    file = model_args.new_special_tokens_config
+    if file is not None and not Path(file).expanduser().is_file():
+        yield (
+            f"new_special_tokens_config: {file} is no file. Name a YAML file of `token: "
+            "description` lines."
+        )
 
 
 def check_tokenizer(model_args: ModelArguments) -> list[str]:
@@ -119,9 +144,15 @@ def hub_options(model_args: ModelArguments) -> dict[str, Any]:
 
     The one place that hands `trust_remote_code` on, and only from the user's own argument.
     """
-    token = model_args.hf_hub_token
-    if model_args.trust_remote_code:
-        _advise_a_commit(model_args)
+    token, revision = model_args.hf_hub_token, model_args.model_revision
+    name = str(model_args.model_name_or_path)
+    if model_args.trust_remote_code and not _COMMIT.fullmatch(revision):
+        if not find_model(name).is_local:  # its author can change the code that is trusted
+            console.once(
+                f"trust_remote_code: Python code of {name} runs here, as it stands at {revision!r} "
+                "when it is fetched. Pin what you have read: set model_revision to the hash of a "
+                "commit, 40 hexadecimal digits."
+            )
     return dict(
         trust_remote_code=model_args.trust_remote_code,
         cache_dir=model_args.cache_dir,
@@ -203,35 +234,6 @@ def check_adapter(adapter: str, folder: str | None = None) -> None:
         raise ModelError(f"adapter_name_or_path: {path} has no adapter_model.safetensors.")
 
 
-def _problems(model_args: ModelArguments) -> Iterator[str]:
-    name = model_args.model_name_or_path
-    if name is None:
-        yield "model_name_or_path: no model is named. Give a folder, a hub name or a .gguf file."
-    else:
-        try:
-            source = find_model(name)
-            if not model_args.train_from_scratch:
-                check_weights(source)
-        except ModelError as problem:
-            yield f"model_name_or_path: {problem}"
-        else:
-            yield from _source_problems(source, model_args)
-    for adapter in model_args.adapter_name_or_path:
-        try:
-            check_adapter(adapter, model_args.adapter_folder)
-        except ModelError as problem:
-            yield str(problem)
-    package = ATTENTION_PACKAGES.get(model_args.flash_attn)
-    if package is not None and not is_installed(package):
-        yield missing(package, f"flash_attn: {model_args.flash_attn}")
-    file = model_args.new_special_tokens_config
-    if file is not None and not Path(file).expanduser().is_file():
-        yield (
-            f"new_special_tokens_config: {file} is no file. Name a YAML file of `token: "
-            "description` lines."
-        )
-
-
 def _source_problems(source: ModelSource, model_args: ModelArguments) -> Iterator[str]:
     if not source.is_local and is_switched_on("USE_OPENMIND_HUB"):
         yield (
@@ -252,41 +254,21 @@ def _source_problems(source: ModelSource, model_args: ModelArguments) -> Iterato
         yield missing("gguf", f"model_name_or_path: {source.gguf_file}")
     if source.is_local and not source.gguf_file and not is_installed("sentencepiece"):
         model = Path(source.path) / "tokenizer.model"
-        if _is_sentencepiece(model) and not model.with_name("tokenizer.json").exists():
-            yield missing("sentencepiece", f"model_name_or_path: {model}")
-    if not source.is_local and _is_offline() and not _is_cached(source.path, model_args.cache_dir):
+        if model.is_file() and not model.with_name("tokenizer.json").exists():
+            # SentencePiece's first record opens with a newline; tiktoken's are lines of base64
+            with model.open("rb") as opened:
+                if opened.read(1) == b"\n":
+                    yield missing("sentencepiece", f"model_name_or_path: {model}")
+    is_offline = any(
+        os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
+    if not source.is_local and is_offline and not _is_cached(source.path, model_args.cache_dir):
         yield (
             f"model_name_or_path: {source.path} is no folder on this machine and not in the hub "
             "library's cache, and HF_HUB_OFFLINE forbids to fetch it. Download it first "
             f"(`hf download {source.path} --local-dir FOLDER`) and give that folder's path."
         )
-
-
-def _is_sentencepiece(file: Path) -> bool:
-    """Whether a `tokenizer.model` is SentencePiece's: its first record opens with a newline.
-
-    Those of tiktoken are lines of base64.
-    """
-    if not file.is_file():
-        return False
-    with file.open("rb") as opened:
-        return opened.read(1) == b"\n"
-
-
-def _advise_a_commit(model_args: ModelArguments) -> None:
-    """Says that code is trusted which its author can change; of a folder or a commit, nothing."""
-    name, revision = str(model_args.model_name_or_path), model_args.model_revision
-    if not _COMMIT.fullmatch(revision) and not find_model(name).is_local:
-        console.once(
-            f"trust_remote_code: Python code of {name} runs here, as it stands at {revision!r} "
-            "when it is fetched. Pin what you have read: set model_revision to the hash of a "
-            "commit, 40 hexadecimal digits."
-        )
-
-
-def _is_offline() -> bool:
-    asked = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
-    return any(value.upper() in ("1", "ON", "YES", "TRUE") for value in asked)
 
 
 def _is_cached(name: str, cache_dir: str | None) -> bool:
