@@ -13,9 +13,9 @@ import luthier
 from luthier.batching.steps import StepBuilder
 from luthier.batching.streamed import StreamedTable
 from luthier.commands.data_verbs import prepare
-from luthier.data.streaming import stream as streams
+from luthier.data import stream as streams
 from luthier.errors import ArgumentsError, DataError
-from tests.data.streaming.making import open_stream, write_rows
+from tests.data.streams import open_stream, write_rows
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from luthier.checkpoints.manifest import Manifest
 if TYPE_CHECKING:
     import datasets
 
-    from luthier.data.streaming.stream import Stream
+    from luthier.data.stream import Stream
     from luthier.distributed.strategy import Strategy
 
 NUM_READ = 64
@@ -128,7 +128,7 @@ def hash_examples(train: datasets.Dataset | Stream) -> dict[str, Any]:
     All lengths and counts of learned tokens, and the tokens of some examples from all over the
     data; of a stream, what decides about its rows.
     """
-    from luthier.data.streaming.stream import Stream
+    from luthier.data.stream import Stream
 
     digest = hashlib.sha256()
     if isinstance(train, Stream):

@@ -19,6 +19,7 @@ from luthier.data.cache import (
 )
 from luthier.data.catalog import (
     Catalog,
+    DatasetDescription,
     check_readable,
     load_catalog,
     metric_names,
@@ -26,15 +27,23 @@ from luthier.data.catalog import (
 from luthier.data.check import check_budget, refuse_weights
 from luthier.data.encode import OVERLONG
 from luthier.data.formats.detect import NUM_LOOKED_AT
-from luthier.data.mixing import column_of, draw_rows, mix, place_drawn, split
+from luthier.data.mixture import (
+    Mixture,
+    Windows,
+    column_of,
+    draw_rows,
+    hold_out,
+    mix,
+    place_drawn,
+    split,
+)
 from luthier.data.pack import pack
 from luthier.data.reader import Row
 from luthier.data.report import DataReport, SetReport, nothing_left
 from luthier.data.road import Encoding, Purpose, Road
 from luthier.data.shards import Task, make_shards
 from luthier.data.sources import HubAccess, Source
-from luthier.data.streaming.load import load_stream
-from luthier.data.streaming.stream import Stream
+from luthier.data.stream import MixedEncoding, Stream
 from luthier.data.tokenized import Tokenized, is_written
 from luthier.errors import DataError
 from luthier.example import WEIGHTS
@@ -170,12 +179,74 @@ class _Loader:
 
     def _stream(self, found: EncodedDatasets) -> None:
         """Opens the training sets; their rows are read as training goes."""
-        streamed = load_stream(self.arguments, self.catalog, self.road, self.report.sets)
-        found.train = streamed.train
-        if streamed.eval is not None:
-            found.eval[""] = streamed.eval
-        if streamed.predict is not None:
-            found.predict[""] = streamed.predict
+        arguments, data, road = self.arguments, self.data, self.road
+        training = arguments.training
+        opened = [self._open(name, "learn", in_place=True) for name in data.dataset]
+        descriptions = [description for description, _, _ in opened]
+        sources = [source for _, source, _ in opened]
+        reports = [report for _, _, report in opened]
+        self.report.sets += reports
+        seed = (training.seed if training.data_seed is None else training.data_seed) % 2**64
+        is_shuffled = not (
+            arguments.finetuning.disable_shuffling
+            or training.train_sampling_strategy == "sequential"
+        )
+        asked, most = [one.num_samples for one in descriptions], data.max_samples
+        limits = [most if n is None else min(n, most or n) for n in asked]
+
+        def begin() -> Windows:
+            return Windows(mixture(), data.buffer_size, is_shuffled=is_shuffled)
+
+        def mixture() -> Mixture:
+            filled = [n is not None for n in asked]
+            return Mixture(sources, data.mix_strategy, data.interleave_probs, seed, limits, filled)
+
+        def encoding(purpose: Purpose, **given: Any) -> MixedEncoding:
+            readings = map(road.reading, descriptions)
+            encodings = tuple(Encoding(road, reading, purpose) for reading in readings)
+            return MixedEncoding(data.dataset, encodings, **given)
+
+        held = hold_out(mixture(), descriptions, data.val_size) if data.val_size else None
+        is_mixed = len(sources) > 1
+        settings = {
+            "content of dataset": [[*report.hashes.values()] for report in reports],
+            "buffer_size": data.buffer_size if is_shuffled else None,
+            "seed": seed,
+            "disable_shuffling": not is_shuffled,
+            "mix_strategy": data.mix_strategy if is_mixed else None,
+            "interleave_probs": list(data.interleave_probs),
+            "val_size": data.val_size,
+            "max_samples": most,
+            "num_samples": asked,
+            "sample_by": data.sample_by,
+        }
+        packer = road.packer(is_trained=True)
+        learned = encoding("learn", packer=packer, held_out=held and held.rule)
+        found.train = Stream(
+            begin,
+            learned,
+            reports,
+            settings,
+            data,
+            num_workers=training.dataloader_num_workers or (data.preprocessing_num_workers or 0),
+            num_ahead=training.dataloader_prefetch_factor or 2,
+        )
+        for report in reports:
+            if report.detected:
+                console.info(f"data set {report.name!r}: {report.detected}")
+        order = f"shuffled among {data.buffer_size:,}" if is_shuffled else "in their order"
+        console.info(f"streaming: rows are read and encoded as they are needed, {order}")
+        if is_mixed and data.mix_strategy == "concat":
+            console.info(
+                "mix_strategy concat streams one data set after the other; interleave_under, over "
+                "or once mixes them"
+            )
+        if held:
+            console.info(held.line)
+            packer = road.packer(is_trained=False)
+            found.eval[""] = encoding("learn", packer=packer).encode_all(held.rows)
+            if self.answers:
+                found.predict[""] = encoding("answer").encode_all(held.rows)
 
     def ingredients(self) -> dict[str, Any]:
         """What decides about the encoded data, in the words of the configuration."""
@@ -310,22 +381,39 @@ class _Loader:
             pairs = list(dict.fromkeys(pairs))
         return _join(prompts).select([places[pair] for pair in pairs if pair in places])
 
+    def _open(
+        self, name: str, purpose: Purpose, *, in_place: bool = False
+    ) -> tuple[DatasetDescription, Source, SetReport]:
+        """A data set: what is known of its rows, where they are, and an empty report."""
+        description = self.catalog.describe(name)
+        check_readable(description, self.road.record)
+        access = HubAccess.of(self.arguments.model, self.data.preprocessing_num_workers)
+        source, called = Source(description, access, in_place=in_place), masked(name)
+        if source.told:
+            console.once(f"data set {called!r}: {source.told}")
+        report = SetReport(name=called, purpose=purpose, hashes=source.hashes())
+        first = list(islice(source.rows(), NUM_LOOKED_AT))
+        if not first:
+            raise DataError(
+                f"data set {called!r}: there are no rows in {', '.join(report.hashes)}."
+            )
+        values = [row.values for row in first if isinstance(row, Row)]
+        description, report.detected = self.road.detect(description, values)
+        report.format = description.formatting or ""
+        return description, source, report
+
     def _encode(self, name: str, purpose: Purpose, allow_prompts: bool = False) -> datasets.Dataset:
         """One data set, from the cache or built, its report said and its budget checked."""
         if (name, purpose, allow_prompts) in self._encoded:
             return self._encoded[name, purpose, allow_prompts]
-        description = self.catalog.describe(name)
-        check_readable(description, self.road.record)
-        model, data = self.arguments.model, self.data
-        source = Source(description, HubAccess.of(model, data.preprocessing_num_workers))
-        if source.told:
-            console.once(f"data set {masked(name)!r}: {source.told}")
-        report = SetReport(name=masked(name), purpose=purpose, hashes=source.hashes())
+        data, model = self.data, self.arguments.model
+        description, source, report = self._open(name, purpose)
+        given = source.description
         report.key = hash_of(
             {
-                "description": asdict(replace(description, name="", location="", home=None)),
+                "description": asdict(replace(given, name="", location="", home=None)),
                 "files": report.hashes,
-                "rows": [data.max_samples, description.num_samples and self.seed],
+                "rows": [data.max_samples, given.num_samples and self.seed],
                 "encoding": self.road.fingerprint(),
                 "purpose": [purpose, allow_prompts],
                 "tokenizer": self._tokenizer_hash,
@@ -333,19 +421,24 @@ class _Loader:
         )
 
         def build(store: Store) -> dict[str, Any]:
-            return self._build(store, source, report, allow_prompts)
+            reading = self.road.reading(description, needs_answer=not allow_prompts)
+            encoding = Encoding(self.road, reading, purpose)
+            tasks = self._tasks(source, report)
+            make_shards(encoding, tasks, store, data.preprocessing_num_workers or 1)
+            for number in sorted(store.shards):
+                report.add(store.shards[number].counts)
+            return asdict(report)
 
         root = cache_root(model.cache_dir)
         published = get_or_build(root, report.key, build, overwrite=data.overwrite_cache)
         self._folders[published.folder] = None
-        found = published.report | {"name": masked(name), "was_cached": published.was_there}
+        found = published.report | {"name": report.name, "was_cached": published.was_there}
         report = SetReport(**found)
         self.report.sets.append(report)
         self._say(report)
         self._keys[name, purpose] = report.key
         self._hashes[name], self._num_in_files[name] = report.hashes, report.num_in_files
-        encoded = published.open(report.key)
-        self._encoded[name, purpose, allow_prompts] = encoded
+        encoded = self._encoded[name, purpose, allow_prompts] = published.open(report.key)
         return encoded
 
     def _say(self, report: SetReport) -> None:
@@ -357,8 +450,6 @@ class _Loader:
         if report.purpose == "learn":
             for warning in report.warnings():
                 console.warn(warning)
-        if not report.num_read:
-            raise DataError(f"data set {name!r}: there are no rows in {', '.join(report.hashes)}.")
         if data.on_overlong == "error" and OVERLONG in report.left_out:
             raise DataError(
                 f"data set {name!r}: {report.left_out[OVERLONG]:,} rows are longer than cutoff_len "
@@ -385,23 +476,6 @@ class _Loader:
         drawn = draw_rows(num_rows, num_samples, self.data.max_samples, self.seed)
         wanted = numpy.unique(drawn)  # rows are numbered among those that were drawn
         return place_drawn(_rows(encoded), numpy.searchsorted(wanted, drawn))
-
-    def _build(
-        self, store: Store, source: Source, report: SetReport, allow_prompts: bool
-    ) -> dict[str, Any]:
-        """Makes the shards that are missing; gives the report."""
-        first = islice(source.rows(), NUM_LOOKED_AT)
-        values = [row.values for row in first if isinstance(row, Row)]
-        description, report.detected = self.road.detect(source.description, values)
-        report.format = description.formatting or ""
-        purpose: Purpose = "learn" if report.purpose == "learn" else "answer"
-        reading = self.road.reading(description, needs_answer=not allow_prompts)
-        encoding = Encoding(self.road, reading, purpose)
-        num_workers = self.data.preprocessing_num_workers or 1
-        make_shards(encoding, self._tasks(source, report), store, num_workers)
-        for number in sorted(store.shards):
-            report.add(store.shards[number].counts)
-        return asdict(report)
 
     def _tasks(self, source: Source, report: SetReport) -> Iterator[Task]:
         """The chunks of the rows that are used, by `num_samples` and `max_samples`."""

@@ -213,7 +213,7 @@ def _make_trainer(
 
 
 def _choose_layout(trainer: LuthierTrainer, arguments: Arguments, data: EncodedDatasets) -> None:
-    from luthier.data.streaming.stream import Stream
+    from luthier.data.stream import Stream
     from luthier.fused.fuse import fuse, unfuse
     from luthier.modeling.dtypes import computed_dtype
     from luthier.training.layout import PROBE_ROWS, choose_layout

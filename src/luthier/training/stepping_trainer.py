@@ -16,7 +16,7 @@ from luthier.batching.batch import Step
 from luthier.batching.order import LengthGroupedOrder, SequentialOrder, ShuffledOrder
 from luthier.batching.steps import EpochOrder, StepBuilder, StepLoader, StepSampler
 from luthier.batching.streamed import StreamedTable
-from luthier.data.streaming.stream import Stream
+from luthier.data.stream import Stream
 from luthier.errors import DataError
 from luthier.stages.stage import Stage
 

@@ -39,7 +39,7 @@ from luthier.checkpoints.pretrained import PretrainedFiles
 from luthier.checkpoints.saver import CheckpointSaver
 from luthier.checkpoints.verify import HAS_MANIFEST, STATE, STATE_ENTRY
 from luthier.checkpoints.writing import name_best
-from luthier.data.streaming.stream import Stream
+from luthier.data.stream import Stream
 from luthier.distributed import deepspeed
 from luthier.distributed.fsdp_trainer import FsdpTrainer
 from luthier.distributed.strategy import find_strategy

@@ -2,7 +2,7 @@ import datasets
 import numpy
 import pytest
 
-from luthier.data.mixing import draw_rows, mix, place_drawn, split
+from luthier.data.mixture import draw_rows, mix, place_drawn, split
 from luthier.errors import DataError
 
 

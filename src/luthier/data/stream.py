@@ -15,19 +15,27 @@ from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from luthier import console
-from luthier.data.check import NUM_LISTED, check_budget, is_over_budget
+from luthier.data.check import NUM_LISTED, check_budget, is_over_budget, refuse_weights
 from luthier.data.encode import OVERLONG
+from luthier.data.mixture import Drawn, HeldOut, Windows
+from luthier.data.reader import Row, parse
 from luthier.data.report import Counts, SetReport, nothing_left
-from luthier.data.streaming.encoding import EncodedRows, MixedEncoding
-from luthier.data.streaming.order import Drawn, Windows
+from luthier.data.road import Encoding
 from luthier.data.workers import start_pool
 from luthier.errors import DataError
+from luthier.example import WEIGHTS, as_batch
 
 if TYPE_CHECKING:
+    import datasets
     import pyarrow
+
+    from luthier.arguments.data import DataArguments
+    from luthier.data.pack import Packer
+
+KEPT_FOR_EVALUATION = "kept for evaluation"
 
 ROWS_OF_A_CHUNK, BYTES_OF_A_CHUNK = 256, 1 << 20
 """So many rows at most, or so many bytes and a row, are encoded together."""
@@ -36,23 +44,94 @@ LEAST_ROWS = 1000
 """A share of bad rows is one of so many at least, as long as not all rows were seen."""
 
 
-@dataclass(frozen=True)
-class StreamOptions:
-    """How a stream is used.
+class EncodedRows(NamedTuple):
+    """What became of some rows.
 
     Attributes:
-        num_workers: processes that encode; 0 for this one.
-        num_ahead: chunks that are encoded ahead for each of them.
-        max_bad_rows: a share of the rows below 1, else a number, that may be wrong.
-        cutoff_len: the most tokens of an example, for messages.
-        allows_overlong: whether rows may be longer.
+        table: a row for each example.
+        counts: by the number of the data set; rows that were drawn before are not counted again.
     """
 
-    num_workers: int = 0
-    num_ahead: int = 2
-    max_bad_rows: float = 0.01
-    cutoff_len: int = 0
-    allows_overlong: bool = True
+    table: Any
+    counts: dict[int, Counts]
+
+
+@dataclass(frozen=True)
+class MixedEncoding:
+    """How the rows of several data sets are encoded; it goes to other processes.
+
+    Attributes:
+        names: of the data sets, for messages.
+        encodings: one for each data set.
+        packer: puts examples together; None where each is one.
+        held_out: rows that are not trained on.
+    """
+
+    names: tuple[str, ...]
+    encodings: tuple[Encoding, ...]
+    packer: Packer | None = None
+    held_out: HeldOut | None = None
+
+    def encode(self, rows: Sequence[Drawn]) -> EncodedRows:
+        """The examples of the rows, in their order."""
+        import datasets
+        import numpy
+        import pyarrow
+
+        groups: dict[tuple[int, bool], list[int]] = {}
+        for at, drawn in enumerate(rows):
+            groups.setdefault((drawn.number, drawn.is_again), []).append(at)
+        counts: dict[int, Counts] = {}
+        tables, places = [], []
+        for (number, is_again), members in groups.items():
+            counted = Counts()
+            read = list(zip(members, parse([rows[at].raw for at in members]), strict=True))
+            if self.held_out is not None:
+                holds = self.held_out.holds
+                read = [
+                    (at, row)
+                    for at, row in read
+                    if not (isinstance(row, Row) and holds(number, row.values))
+                ]
+            if len(read) < len(members):
+                counted.num_read += len(members) - len(read)
+                counted.leave_out(KEPT_FOR_EVALUATION, len(members) - len(read))
+            batch = self.encodings[number].encode([row for _, row in read], 0, counted)
+            if WEIGHTS in batch.schema.names:
+                refuse_weights(self.names[number], "streaming")
+            tables.append(pyarrow.Table.from_batches([batch]))
+            kept = numpy.array([at for at, _ in read], numpy.int64)
+            places.append(kept[batch.column("row").to_numpy()])
+            if not is_again:
+                counts[number] = counted
+        table = pyarrow.concat_tables(tables, promote_options="default")
+        if len(tables) > 1:
+            table = table.take(numpy.argsort(numpy.concatenate(places), kind="stable"))
+        if self.packer is not None and len(table):
+            single = table.drop_columns(["row"]).combine_chunks()  # it numbers rows of this chunk
+            blocks = list(self.packer.blocks(datasets.Dataset(single)))
+            table = pyarrow.Table.from_batches([as_batch(blocks)])
+        return EncodedRows(table, counts)
+
+    def encode_all(self, rows: Sequence[Drawn]) -> datasets.Dataset:
+        """The same of many rows, as a data set in memory.
+
+        Raises:
+            DataError: if no row can be used.
+        """
+        import datasets
+        import pyarrow
+
+        parts = [
+            self.encode(rows[at : at + ROWS_OF_A_CHUNK]).table
+            for at in range(0, len(rows), ROWS_OF_A_CHUNK)
+        ]
+        table = pyarrow.concat_tables(parts)
+        if not len(table):
+            raise DataError(
+                "val_size: none of the rows that are held out can be used; see data check."
+            )
+        return datasets.Dataset(table.combine_chunks())
 
 
 @dataclass(frozen=True)
@@ -77,8 +156,10 @@ class Stream:
         begin: gives the windows of the stream from the start.
         encoding: makes examples of rows.
         reports: one for each data set, filled with what becomes of rows when they are met first.
-        options: how it is used.
         settings: what decides about the order of rows; a state of other settings is refused.
+        data: how many rows may be wrong or too long.
+        num_workers: processes that encode; 0 for this one.
+        num_ahead: chunks that are encoded ahead for each of them.
     """
 
     def __init__(
@@ -86,11 +167,15 @@ class Stream:
         begin: Callable[[], Windows],
         encoding: MixedEncoding,
         reports: Sequence[SetReport],
-        options: StreamOptions,
         settings: dict[str, Any],
+        data: DataArguments,
+        *,
+        num_workers: int = 0,
+        num_ahead: int = 2,
     ) -> None:
         self._begin, self.encoding, self.reports = begin, encoding, reports
-        self.options, self.settings = options, json.loads(json.dumps(settings))
+        self.settings, self.data = json.loads(json.dumps(settings)), data
+        self.num_workers, self.num_ahead = num_workers, num_ahead
         self.epoch = 0
         self._pool: ProcessPoolExecutor | None = None
         self._made: Iterator[tuple[_Chunk, EncodedRows | None]] | None = None
@@ -129,8 +214,8 @@ class Stream:
             counts = Counts() if state is None else Counts(**deepcopy(state["counts"][number]))
             for one in fields(Counts):
                 setattr(report, one.name, getattr(counts, one.name))
-        if self.options.num_workers:
-            self._pool = start_pool(self.options.num_workers, _keep, self.encoding)
+        if self.num_workers:
+            self._pool = start_pool(self.num_workers, _keep, self.encoding)
         self._made = self._make(self._chunks(state))
         if state is not None:
             self._num_used = 1
@@ -222,7 +307,10 @@ class Stream:
             if not rows:
                 yield _Chunk(place, 0, [])
             while start < len(rows):
-                end = _chunk_end(rows, start)
+                end, size = start, 0
+                while end < len(rows) and end - start < ROWS_OF_A_CHUNK and size < BYTES_OF_A_CHUNK:
+                    size += rows[end].raw.size
+                    end += 1
                 yield _Chunk(place, start, rows[start:end])
                 start = end
             start = 0
@@ -235,7 +323,7 @@ class Stream:
                 yield chunk, self.encoding.encode(chunk.rows) if chunk.rows else None
             return
         waiting: deque[tuple[_Chunk, Future[EncodedRows] | None]] = deque()
-        num_waiting = self.options.num_workers * self.options.num_ahead
+        num_waiting = self.num_workers * self.num_ahead
         try:
             while True:
                 while len(waiting) < num_waiting:
@@ -248,7 +336,7 @@ class Stream:
         except BrokenProcessPool as error:
             raise DataError(
                 "a process that encoded data was killed, most often because memory ran out. Start "
-                f"again with fewer workers than {self.options.num_workers}."
+                f"again with fewer workers than {self.num_workers}."
             ) from error
 
     def _open_next(self) -> None:
@@ -287,14 +375,14 @@ class Stream:
                     report.num_read,
                     report.skipped,
                     report.problems,
-                    self.options.max_bad_rows,
+                    self.data.max_bad_rows,
                 )
         self.epoch = self._chunk.window["mixture"]["epoch"] + 1
         console.info(f"pass {self.epoch:,} over the data is done; rows come in another order now")
 
     def _count(self, report: SetReport, counts: Counts) -> None:
         """Adds counts, says what is wrong, and ends the run where too much is."""
-        num_said, options = report.num_skipped, self.options
+        num_said, data = report.num_skipped, self.data
         was_long = bool(report.num_rows_cut or report.left_out.get(OVERLONG))
         for remark in counts.remarks.keys() - report.remarks.keys():
             console.info(f"data set {report.name!r}: {remark}; such rows are counted")
@@ -305,29 +393,20 @@ class Stream:
             console.warn(f"data set {report.name!r}: further bad rows are counted, not shown")
         if not was_long and (counts.num_rows_cut or OVERLONG in counts.left_out):
             console.warn(
-                f"data set {report.name!r}: rows are longer than cutoff_len {options.cutoff_len:,} "
+                f"data set {report.name!r}: rows are longer than cutoff_len {data.cutoff_len:,} "
                 f"(here {counts.longest:,} tokens); they are counted"
             )
-        if OVERLONG in report.left_out and not options.allows_overlong:
+        if OVERLONG in report.left_out and data.on_overlong == "error":
             raise DataError(
                 f"data set {report.name!r}: a row is longer than cutoff_len "
-                f"{options.cutoff_len:,}: it has {report.longest:,} tokens; on_overlong: error "
+                f"{data.cutoff_len:,}: it has {report.longest:,} tokens; on_overlong: error "
                 "allows none. Raise cutoff_len, or set on_overlong to truncate, drop or split."
             )
         num_rows = max(report.num_read, LEAST_ROWS)
-        if is_over_budget(report.num_skipped, num_rows, options.max_bad_rows):
+        if is_over_budget(report.num_skipped, num_rows, data.max_bad_rows):
             check_budget(
-                report.name, report.num_read, report.skipped, report.problems, options.max_bad_rows
+                report.name, report.num_read, report.skipped, report.problems, data.max_bad_rows
             )
-
-
-def _chunk_end(rows: Sequence[Drawn], start: int) -> int:
-    size = 0
-    end = start
-    while end < len(rows) and end - start < ROWS_OF_A_CHUNK and size < BYTES_OF_A_CHUNK:
-        size += rows[end].raw.size
-        end += 1
-    return end
 
 
 def _counts(report: SetReport) -> dict[str, Any]:

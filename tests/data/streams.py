@@ -8,7 +8,7 @@ from typing import Any
 
 from luthier.arguments.parse import parse_dict
 from luthier.data.pipeline import EncodedDatasets, load_datasets
-from luthier.data.streaming.stream import Stream
+from luthier.data.stream import Stream
 from luthier.templates.template import TEMPLATES
 from tests import tiny
 

@@ -6,11 +6,11 @@ from collections import Counter
 
 import pytest
 
-from luthier.data.streaming import order
-from luthier.data.streaming import stream as streams
-from luthier.data.streaming.stream import Stream
+from luthier.data import mixture
+from luthier.data import stream as streams
+from luthier.data.stream import Stream
 from luthier.errors import DataError
-from tests.data.streaming.making import TOKENIZER, load, open_stream, take, write_rows
+from tests.data.streams import TOKENIZER, load, open_stream, take, write_rows
 
 
 @pytest.fixture
@@ -118,12 +118,12 @@ def test_going_on_encodes_one_chunk_and_reads_one_window(folder, monkeypatch):
     state = one.state_behind(2500)
     other = open_stream(folder, file, buffer_size=100)
     encoded, read = Counter(), Counter()
-    encode, following = type(other.encoding).encode, order.Mixture.next
+    encode, following = type(other.encoding).encode, mixture.Mixture.next
     monkeypatch.setattr(
         type(other.encoding), "encode",
         lambda self, rows: encoded.update(n=len(rows)) or encode(self, rows),
     )  # fmt: skip
-    monkeypatch.setattr(order.Mixture, "next", lambda self: read.update(n=1) or following(self))
+    monkeypatch.setattr(mixture.Mixture, "next", lambda self: read.update(n=1) or following(self))
 
     other.start(state)
     take(other, 1)
