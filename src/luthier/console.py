@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 
 from luthier.secrecy import masked
 
@@ -30,11 +31,11 @@ def error(text: str) -> None:
     _write(f"error: {text}", "\x1b[31m", on_every_rank=True)
 
 
-def once(text: str) -> None:
-    """Like `info`, but the same text is said only once in a process."""
+def once(text: str, say: Callable[[str], None] = info) -> None:
+    """Like `info` or another, but the same text is said only once in a process."""
     if text not in _said:
         _said.add(text)
-        info(text)
+        say(text)
 
 
 def gibibytes(count: float) -> str:

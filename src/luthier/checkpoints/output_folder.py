@@ -34,8 +34,6 @@ LARGE = 1 << 30
 NUM_NAMED = 5
 """Damaged files of one checkpoint that a line names."""
 
-_said: set[str] = set()
-
 
 class OutputFolder:
     """What is in the `output_dir` of a run, and what that run may do there.
@@ -183,7 +181,7 @@ class OutputFolder:
             problems = _check(checkpoint)
             if not problems:
                 for other, why in bad.items():
-                    _say_once(f"{other} is left out: {why}", is_warning=True)
+                    console.once(f"{other} is left out: {why}", console.warn)
                 return checkpoint
             bad[checkpoint] = _listed(problems)
         if bad:
@@ -240,10 +238,10 @@ class OutputFolder:
             )
         manifest = read_manifest(checkpoint)
         if manifest is None:
-            _say_once(
+            console.once(
                 f"{checkpoint} has no {MANIFEST}, so another program wrote it. Its files look "
                 "whole; whether they are as they were written cannot be seen.",
-                is_warning=True,
+                console.warn,
             )
             self._agree_to(compare_files(checkpoint, now), checkpoint)
         else:
@@ -344,7 +342,7 @@ def _backup_name(place: Path) -> Path:
 
 def _check(checkpoint: Path) -> list[Problem]:
     if checkpoint.is_dir() and (size := size_of(checkpoint)) > LARGE:
-        _say_once(f"checking {checkpoint} ({console.gibibytes(size)})")
+        console.once(f"checking {checkpoint} ({console.gibibytes(size)})")
     return verify_once(checkpoint)
 
 
@@ -352,9 +350,3 @@ def _listed(problems: Sequence[Problem]) -> str:
     named = "; ".join(map(str, problems[:NUM_NAMED]))
     rest = len(problems) - NUM_NAMED
     return f"{named}; and {rest} more" if rest > 0 else named
-
-
-def _say_once(text: str, *, is_warning: bool = False) -> None:
-    if text not in _said:
-        _said.add(text)
-        (console.warn if is_warning else console.info)(text)
