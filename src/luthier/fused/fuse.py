@@ -23,15 +23,15 @@ from luthier.fused.layers import (
     FusedPackedMlp,
     FusedProjection,
     FusedRotary,
-    Siblings,
+    ProjectionGroup,
     is_plain,
     read_projection,
     rotary_before,
 )
-from luthier.fused.mlp import ACTIVATIONS, Activation
+from luthier.fused.mlp import ACTIVATIONS
 from luthier.fused.norm import NormFormula
 
-SIBLINGS = (
+GROUPS = (
     ("q_proj", "k_proj", "v_proj"),
     ("gate_proj", "up_proj"),
     ("q_a_proj", "kv_a_proj_with_mqa"),
@@ -85,17 +85,24 @@ def fuse(model: nn.Module) -> Fused:
     for module in list(model.modules()):
         forward = _fused_mlp(module) or _fused_norm(module) or _fused_rotary(module)
         if forward is not None:
-            _install(forward)
-        _fuse_siblings(module)
+            module.forward = forward
+        for names in GROUPS:
+            group = [each for name in names if (each := module._modules.get(name)) is not None]
+            kinds = {type(each) for each in group}
+            if LoraLinear in kinds <= {LoraLinear, nn.Linear} and len(group) == len(names):
+                if all(map(_is_readable, group)):
+                    shared = ProjectionGroup(group)
+                    for each in group:
+                        each.forward = FusedProjection(each, shared)
     num_left = 0
     for module in model.modules():
         if type(module) is LoraLinear and _installed(module) is None:
             if _is_readable(module):
-                _install(FusedProjection(module, Siblings((module,))))
+                module.forward = FusedProjection(module, ProjectionGroup((module,)))
             else:
                 num_left += 1
-    kinds = (fused.kind for module in model.modules() if (fused := _installed(module)))
-    return Fused(dict(Counter(kinds)), num_left)
+    kinds_found = (fused.kind for module in model.modules() if (fused := _installed(module)))
+    return Fused(dict(Counter(kinds_found)), num_left)
 
 
 def unfuse(model: nn.Module) -> None:
@@ -103,10 +110,6 @@ def unfuse(model: nn.Module) -> None:
     for module in model.modules():
         if _installed(module) is not None:
             del module.forward
-
-
-def _install(forward: FusedForward) -> None:
-    forward.module.forward = forward
 
 
 def _installed(module: nn.Module) -> FusedForward | None:
@@ -122,18 +125,6 @@ def _is_readable(module: Any) -> bool:
     return weight is not None and read_projection(module, weight) is not None
 
 
-def _fuse_siblings(parent: nn.Module) -> None:
-    for names in SIBLINGS:
-        modules = [parent._modules.get(name) for name in names]
-        lora = [type(each) is LoraLinear for each in modules]
-        if not any(lora) or None in modules:
-            continue
-        if all(type(each) in (LoraLinear, nn.Linear) and _is_readable(each) for each in modules):
-            siblings = Siblings([each for each in modules if each is not None])
-            for module in siblings.modules:
-                _install(FusedProjection(module, siblings))
-
-
 def _fused_mlp(module: nn.Module) -> FusedMlp | None:
     names = set(module._modules)
     for kind, inside, act in (
@@ -141,7 +132,11 @@ def _fused_mlp(module: nn.Module) -> FusedMlp | None:
         (FusedPackedMlp, {"gate_up_proj": (4, 12), "down_proj": (6, 4)}, "activation_fn"),
     ):
         if names == {*inside, act} and "forward" not in vars(module):
-            activation = _find_activation(getattr(module, act))
+            x = _random(64) * 4
+            with torch.no_grad():
+                y = getattr(module, act)(x)
+                same = (each for each in ACTIVATIONS.values() if _is_close(y, each.apply(x)))
+                activation = next(same, None)
             if activation is None:
                 return None
             probe = copy.copy(module)
@@ -150,16 +145,6 @@ def _fused_mlp(module: nn.Module) -> FusedMlp | None:
             x = _random(3, 4)
             if _agree(kind(probe, activation), x):
                 return kind(module, activation)
-    return None
-
-
-def _find_activation(act: Any) -> Activation | None:
-    x = _random(64) * 4
-    with torch.no_grad():
-        y = act(x)
-        for activation in ACTIVATIONS.values():
-            if _is_close(y, activation.apply(x)):
-                return activation
     return None
 
 
@@ -207,17 +192,12 @@ def _fused_rotary(module: nn.Module) -> FusedRotary | None:
         return None
     if not all(_is_close(*pair) for pair in zip(fused(q, k, cos, sin), plain, strict=True)):
         return None
-    return FusedRotary(module, _with_names(forward, {name: fused}))
-
-
-def _with_names(function: FunctionType, names: Mapping[str, Any]) -> FunctionType:
-    """The same function, in whose sight some names of its module mean something else."""
-    seen = {**function.__globals__, **names}
+    seen = {**forward.__globals__, name: fused}
     other = FunctionType(
-        function.__code__, seen, function.__name__, function.__defaults__, function.__closure__
+        forward.__code__, seen, forward.__name__, forward.__defaults__, forward.__closure__
     )
-    other.__kwdefaults__ = function.__kwdefaults__
-    return other
+    other.__kwdefaults__ = forward.__kwdefaults__
+    return FusedRotary(module, other)
 
 
 def _agree(fused: FusedForward, x: Tensor) -> bool:
@@ -227,7 +207,8 @@ def _agree(fused: FusedForward, x: Tensor) -> bool:
             own = fused.own(x)
         except (AttributeError, RuntimeError, TypeError, ValueError):
             return False
-        return isinstance(own, Tensor) and _is_close(own, fused.fused(x))
+        other = fused.fused(x)
+        return isinstance(own, Tensor) and other is not None and _is_close(own, other)
 
 
 def _is_close(left: Tensor, right: Tensor) -> bool:

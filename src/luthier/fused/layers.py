@@ -75,13 +75,15 @@ class FusedForward:
         return type(self.module).forward(self.module, *inputs, **options)
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return self.own(*inputs, **options)
-        return self.fused(*inputs, **options)
-
-    def fused(self, *inputs: Any, **options: Any) -> Any:
-        """The same in fewer passes."""
+        if len(inputs) == 1 and not options and not torch.compiler.is_compiling():
+            y = self.fused(inputs[0])
+            if y is not None:
+                return y
         return self.own(*inputs, **options)
+
+    def fused(self, x: Tensor) -> Tensor | None:
+        """The same in fewer passes; None where that does not apply."""
+        raise NotImplementedError
 
 
 class FusedProjection(FusedForward):
@@ -89,26 +91,21 @@ class FusedProjection(FusedForward):
 
     Args:
         module: a linear layer of torch or of peft.
-        siblings: shared by the layers that usually read the same input.
+        group: shared by the layers that usually read the same input.
     """
 
     kind = "linear layers"
 
-    def __init__(self, module: nn.Module, siblings: Siblings) -> None:
+    def __init__(self, module: nn.Module, group: ProjectionGroup) -> None:
         super().__init__(module)
-        self.siblings = siblings
+        self.group = group
 
-    def fused(self, *inputs: Any, **options: Any) -> Any:
-        """See the class."""
-        if len(inputs) == 1 and not options:
-            y = self.siblings.project(self.module, inputs[0])
-            if y is not None:
-                return y
-        return self.own(*inputs, **options)
+    def fused(self, x: Tensor) -> Tensor | None:
+        return self.group.project(self.module, x)
 
 
-class Siblings:
-    """Linear layers of one input: when the first is asked, all are computed.
+class ProjectionGroup:
+    """Linear layers of one input, as query, key and value: the first one asked computes all.
 
     Where a model turns out not to give the others the same tensor (the same object, unchanged),
     each is computed alone from then on.
@@ -119,13 +116,9 @@ class Siblings:
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self.modules = tuple(modules)
-        self.forget()
-
-    def forget(self) -> None:
-        """Drops outputs that nobody has asked for."""
         self.x: Tensor | None = None
         self.version = -1
-        self.waiting: dict[nn.Module, Tensor] = {}
+        self.waiting: dict[nn.Module, Tensor] = {}  # outputs that were not asked for yet
 
     def __getstate__(self) -> dict[str, Any]:
         return {"modules": self.modules, "x": None, "version": -1, "waiting": {}}
@@ -135,11 +128,10 @@ class Siblings:
         if x is self.x and x._version == self.version and module in self.waiting:
             y = self.waiting.pop(module)
             if not self.waiting:
-                self.forget()
+                self.x = None
             return y
         if self.waiting:
-            self.forget()
-            self.modules = ()
+            self.x, self.waiting, self.modules = None, {}, ()
         asked = self.modules if self.modules and module is self.modules[0] else (module,)
         projections = [read_projection(each, x) for each in asked]
         if projections[0] is None:
@@ -163,30 +155,25 @@ class FusedMlp(FusedForward):
         super().__init__(module)
         self.activation = activation
 
-    def fused(self, *inputs: Any, **options: Any) -> Any:
-        """See the class."""
-        if len(inputs) != 1 or options:
-            return self.own(*inputs, **options)
-        x, module = inputs[0], self.module
-        layers = (module.gate_proj, module.up_proj, module.down_proj)
+    def fused(self, x: Tensor) -> Tensor | None:
+        layers = (self.module.gate_proj, self.module.up_proj, self.module.down_proj)
         readable = [read_projection(layer, x) for layer in layers if is_untouched(layer)]
         projections = [each for each in readable if each is not None]
         if len(projections) == len(layers):
             of_gate, of_up, of_down = projections
             return gated_mlp(x, of_gate, of_up, of_down, self.activation)
         gate_proj, up_proj, down_proj = layers
-        return down_proj(gate(gate_proj(x), up_proj(x), self.activation))
+        y: Tensor = down_proj(gate(gate_proj(x), up_proj(x), self.activation))
+        return y
 
 
 class FusedPackedMlp(FusedMlp):
     """The same with gate and up in one matrix, as in Phi-3 and GLM-4."""
 
-    def fused(self, *inputs: Any, **options: Any) -> Any:
-        """See the class."""
-        if len(inputs) != 1 or options:
-            return self.own(*inputs, **options)
-        gate_I, up_I = self.module.gate_up_proj(inputs[0]).chunk(2, dim=-1)
-        return self.module.down_proj(gate(gate_I, up_I, self.activation))
+    def fused(self, x: Tensor) -> Tensor | None:
+        gate_I, up_I = self.module.gate_up_proj(x).chunk(2, dim=-1)
+        y: Tensor = self.module.down_proj(gate(gate_I, up_I, self.activation))
+        return y
 
 
 class FusedNorm(FusedForward):
@@ -198,11 +185,10 @@ class FusedNorm(FusedForward):
         super().__init__(module)
         self.formula = formula
 
-    def fused(self, *inputs: Any, **options: Any) -> Any:
-        """See the class."""
-        if len(inputs) != 1 or options or not is_plain(self.module.weight):
-            return self.own(*inputs, **options)
-        return rms_norm(inputs[0], self.module.weight, self.formula)
+    def fused(self, x: Tensor) -> Tensor | None:
+        if not is_plain(self.module.weight):
+            return None
+        return rms_norm(x, self.module.weight, self.formula)
 
 
 class FusedRotary(FusedForward):
@@ -219,8 +205,9 @@ class FusedRotary(FusedForward):
         super().__init__(module)
         self.forward = forward
 
-    def fused(self, *inputs: Any, **options: Any) -> Any:
-        """See the class."""
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self.own(*inputs, **options)
         return self.forward(self.module, *inputs, **options)
 
 
@@ -246,42 +233,34 @@ def read_projection(module: Any, x: Tensor) -> Projection | None:
             disabled nor of a variant (DoRA and others), without dropout.
         x: its input.
     """
-    projection = None
-    if type(module) is LoraLinear:
-        projection = _read_lora(module)
-    elif is_plain_linear(module):
-        projection = Projection(module.weight, module.bias)
-    if projection is None or projection.weight.device != x.device:
+    is_adapted = type(module) is LoraLinear
+    base = module.base_layer if is_adapted else module
+    if is_plain_linear(base):
+        projection = Projection(base.weight, base.bias)
+    elif is_adapted and type(base) is Conv1D and is_untouched(base) and is_plain(base.weight):
+        projection = Projection(base.weight.t(), base.bias)
+    else:
         return None
-    if autocast_dtype(x) is None and x.dtype != projection.weight.dtype:
+    weight = projection.weight
+    if weight.device != x.device or (autocast_dtype(x) is None and x.dtype != weight.dtype):
         return None
-    return projection
-
-
-def _read_lora(layer: Any) -> Projection | None:
-    adapters = layer.active_adapters
-    if layer.disable_adapters or layer.merged or len(adapters) != 1:
+    if not is_adapted:
+        return projection
+    names = module.active_adapters
+    if module.disable_adapters or module.merged or len(names) != 1:
         return None
-    name, weight, bias = adapters[0], *_read_base(layer.base_layer)
-    if weight is None or name not in layer.lora_A or name in layer.lora_variant:
+    name = names[0]
+    if name not in module.lora_A or name in module.lora_variant:
         return None
-    a, b, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
+    a, b, dropout = module.lora_A[name], module.lora_B[name], module.lora_dropout[name]
     is_silent = type(dropout) is nn.Identity or (type(dropout) is nn.Dropout and dropout.p == 0)
     if not (is_silent and is_plain_linear(a) and is_plain_linear(b) and b.bias is None):
         return None
     if a.weight.dtype != b.weight.dtype or a.weight.device != weight.device:
         return None
-    if not getattr(layer, "cast_input_dtype_enabled", True):
+    if not getattr(module, "cast_input_dtype_enabled", True):
         return None
-    return Projection(weight, bias, a.weight, b.weight, layer.scaling[name])
-
-
-def _read_base(base: Any) -> tuple[Tensor | None, Tensor | None]:
-    if is_plain_linear(base):
-        return base.weight, base.bias
-    if type(base) is Conv1D and is_untouched(base) and is_plain(base.weight):
-        return base.weight.t(), base.bias
-    return None, None
+    return projection._replace(a=a.weight, b=b.weight, scaling=module.scaling[name])
 
 
 def is_plain_linear(module: Any) -> bool:
