@@ -107,8 +107,7 @@ def first_difference(ours: str, theirs: str, names: tuple[str, str] = ("ours", "
     """Where two texts part, with a few letters around, as two lines."""
     pairs = zip(ours, theirs, strict=False)
     start = next(
-        (at for at, (mine, other) in enumerate(pairs) if mine != other),
-        min(len(ours), len(theirs)),
+        (at for at, (mine, other) in enumerate(pairs) if mine != other), min(len(ours), len(theirs))
     )
     width = max(map(len, names))
     lines = (
@@ -148,14 +147,41 @@ class ChatTemplate:
     efficient_eos: bool = False
     takes_text_beside_calls: bool = True
     content_words: tuple[str, ...] = (*COMMON_WORDS, *TOOL_CALL_WORDS)
-    _opens_after_answers: bool = dataclasses.field(init=False, repr=False)
-    _thought_key: str | None = dataclasses.field(init=False, repr=False)
+    _opens_after_answers: bool = dataclasses.field(default=False, init=False, repr=False)
+    _thought_key: str | None = dataclasses.field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_opens_after_answers", self._find_opening_after_answers())
-        object.__setattr__(self, "_thought_key", self._find_thought_key())
-        if not self.stop_words:
-            object.__setattr__(self, "stop_words", self._find_stop_words())
+        """Tries where the chat template looks for thoughts, and what it sets behind an answer."""
+        tokenizer = self.tokenizer
+        question = {"role": "user", "content": "the-question"}
+        answer = {"role": "assistant", "content": "the-answer"}
+        for key in ("reasoning_content", "reasoning", "thinking"):
+            try:
+                shown = render_chat(tokenizer, [question, answer | {key: "the-thought"}])
+            except TemplateError:
+                continue
+            if "the-thought" in shown:
+                object.__setattr__(self, "_thought_key", key)
+                break
+        try:
+            answered = render_chat(tokenizer, [question, answer])
+            after = answered.rpartition("the-answer")[2]
+            if not self.stop_words:
+                begun = after.lstrip()
+                words = [word for word in tokenizer.all_special_tokens if begun.startswith(word)]
+                longest = max(words, key=len, default="")
+                is_stop = longest and longest != tokenizer.eos_token
+                object.__setattr__(self, "stop_words", (longest,) if is_stop else ())
+            asked = render_chat(tokenizer, [question])
+            opens = (
+                after != ""
+                and after == asked.rpartition("the-question")[2]
+                and asked == render_chat(tokenizer, [question], is_prompt=True)
+                and not render_chat(tokenizer, [question, answer, question]).startswith(answered)
+            )
+            object.__setattr__(self, "_opens_after_answers", opens)
+        except TemplateError:
+            pass  # the first row will say it
 
     def turns(self, conversation: Conversation, *, is_history_masked: bool = False) -> list[Turn]:
         """Each question with its answer, for training.
@@ -221,10 +247,6 @@ class ChatTemplate:
             return self.turn(conversation, answer).prompt
         return (Piece(self._render(conversation, len(conversation.messages), is_prompt=True)),)
 
-    def answer(self, conversation: Conversation, message: Message) -> tuple[Piece, ...]:
-        """One answer to `conversation`, all of it learned."""
-        return self.turn(conversation, message).answer
-
     def fingerprint(self) -> str:
         """Text that changes with the chat template and with what it is given."""
         given = (
@@ -265,57 +287,10 @@ class ChatTemplate:
             _check_shown(message, whole, number // 2 + 1)
         if conversation.system and conversation.system.strip() not in whole:
             raise TemplateError(f"the tokenizer's chat template leaves out the system text.{_MEND}")
-        if as_chat_tools(conversation.tools) and not self._shows_tools(conversation, whole):
-            raise TemplateError(f"the tokenizer's chat template leaves out the tools.{_MEND}")
-
-    def _shows_tools(self, conversation: Conversation, whole: str) -> bool:
-        without = dataclasses.replace(conversation, tools=None)
-        return self._render(without, len(without.messages)) != whole
-
-    def _find_opening_after_answers(self) -> bool:
-        question, answer = _PROBE
-        try:
-            asked = render_chat(self.tokenizer, [question])
-            prompt = render_chat(self.tokenizer, [question], is_prompt=True)
-            answered = render_chat(self.tokenizer, [question, answer])
-            followed = render_chat(self.tokenizer, [question, answer, question])
-        except TemplateError:
-            return False
-        after_question = asked.rpartition(question["content"])[2]
-        after_answer = answered.rpartition(answer["content"])[2]
-        return (
-            asked == prompt
-            and after_question == after_answer != ""
-            and not followed.startswith(answered)
-        )
-
-    def _find_thought_key(self) -> str | None:
-        """The key of a message under which the chat template looks for its thought."""
-        question, answer = _PROBE
-        for key in ("reasoning_content", "reasoning", "thinking"):
-            try:
-                shown = render_chat(self.tokenizer, [question, answer | {key: "the-thought"}])
-            except TemplateError:
-                continue
-            if "the-thought" in shown:
-                return key
-        return None
-
-    def _find_stop_words(self) -> tuple[str, ...]:
-        try:
-            text = render_chat(self.tokenizer, _PROBE)
-        except TemplateError:
-            return ()
-        after = text.rpartition(_PROBE[1]["content"])[2].lstrip()
-        words = [word for word in self.tokenizer.all_special_tokens if after.startswith(word)]
-        longest = max(words, key=len, default="")
-        return (longest,) if longest and longest != self.tokenizer.eos_token else ()
-
-
-_PROBE = (
-    {"role": "user", "content": "the-question"},
-    {"role": "assistant", "content": "the-answer"},
-)
+        if as_chat_tools(conversation.tools):
+            without = dataclasses.replace(conversation, tools=None)
+            if self._render(without, len(without.messages)) == whole:
+                raise TemplateError(f"the tokenizer's chat template leaves out the tools.{_MEND}")
 
 
 def _piece(whole: str, start: int, end: int, is_learned: bool = False) -> Piece:

@@ -12,17 +12,10 @@ from typing import Any, TypeAlias
 from luthier.errors import TemplateError
 from luthier.records import Conversation, Message, Piece, Special, Token, Turn
 from luthier.registry import Registry
-from luthier.templates.thinking import (
-    COMMON_WORDS,
-    Thinking,
-    shape_thought,
-    split_thought,
-    spoken,
-)
+from luthier.templates.thinking import COMMON_WORDS, Thinking, shape_thought, split_thought, spoken
 from luthier.templates.tool_format import (
     TOOL_CALL_WORDS,
     TOOL_FORMATS,
-    FunctionCall,
     ToolFormat,
     read_calls,
     split_calls,
@@ -224,14 +217,6 @@ class Template:
                 `enable_thinking` None, where it decides on the empty thought.
         """
         return self.turn(conversation, answer or Message("assistant", "")).prompt
-
-    def answer(self, conversation: Conversation, message: Message) -> tuple[Piece, ...]:
-        """One answer to `conversation`, all of it learned."""
-        return self.turn(conversation, message).answer
-
-    def extract_calls(self, text: str) -> list[FunctionCall]:
-        """The function calls in a generated answer."""
-        return self.tools.extract_calls(text)
 
     def fingerprint(self) -> str:
         """Text that changes with every field, and with the code that renders them."""

@@ -135,18 +135,13 @@ def list_json_calls(
     before: str = "", after: str = "", between: str = "", key: str = "arguments"
 ) -> str:
     """Jinja that prints each call as a JSON object of `name` and `key`, between two texts."""
+    name, arguments = dump(before + '{"name": '), dump(f', "{key}": ')
     ending = '{{- "" if loop.last else ' + dump(between) + " }}" if between else ""
     return (
         '{%- for call in calls %}{%- set arguments = call["arguments"] %}'
-        "{{- "
-        + dump(before + '{"name": ')
-        + ' ~ (call["name"] | tojson) ~ '
-        + dump(f', "{key}": ')
-        + " ~ (arguments if arguments is string else arguments | tojson) ~ "
-        + dump("}" + after)
-        + " }}"
-        + ending
-        + "{%- endfor %}"
+        f'{{{{- {name} ~ (call["name"] | tojson) ~ {arguments} ~'
+        " (arguments if arguments is string else arguments | tojson)"
+        f" ~ {dump('}' + after)} }}}}{ending}{{%- endfor %}}"
     )
 
 
@@ -191,34 +186,29 @@ def check_tools(described: Any) -> None:
             '[{"type": "function", "function": {...}}].'
         )
     for tool in map(bare, described):
-        for place, value, kind in _find_misshapen(tool):
-            raise TemplateError(
-                f"{place} of tool {tool['name']!r} is no {kind}: {_shortened(dump(value))}\n"
-                '  Write "parameters" as {"type": "object", "properties": {"text": {"type": '
-                '"string"}}, "required": ["text"]}.'
-            )
+        for place, value, kind in _schema_parts(tool):
+            if not isinstance(value, kind):
+                wanted = "list" if kind == list | None else "object"
+                raise TemplateError(
+                    f"{place} of tool {tool['name']!r} is no {wanted}: {_shortened(dump(value))}\n"
+                    '  Write "parameters" as {"type": "object", "properties": {"text": {"type": '
+                    '"string"}}, "required": ["text"]}.'
+                )
 
 
-def _find_misshapen(tool: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    """What of a tool's parameters has another type than in a JSON schema: place, value, type."""
+def _schema_parts(tool: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Parts of a tool's parameters that have a type in a JSON schema: place, value, type."""
     parameters = tool.get("parameters")
-    if not isinstance(parameters, dict | None):
-        yield "parameters", parameters, "object"
-        return
-    properties = (parameters or {}).get("properties")
-    if not isinstance(properties, dict | None):
-        yield "parameters.properties", properties, "object"
-        return
-    if not isinstance((parameters or {}).get("required"), list | None):
-        yield "parameters.required", (parameters or {})["required"], "list"
+    yield "parameters", parameters, dict | None
+    parameters = parameters or {}
+    properties = parameters.get("properties")
+    yield "parameters.properties", properties, dict | None
+    yield "parameters.required", parameters.get("required"), list | None
     for name, schema in (properties or {}).items():
         place = f"parameters.properties.{name}"
-        if not isinstance(schema, dict):
-            yield place, schema, "object"
-            continue
-        for key, kind in (("enum", list), ("items", dict)):
-            if not isinstance(schema.get(key), kind | None):
-                yield f"{place}.{key}", schema[key], "list" if kind is list else "object"
+        yield place, schema, dict
+        yield f"{place}.enum", schema.get("enum"), list | None
+        yield f"{place}.items", schema.get("items"), dict | None
 
 
 def split_calls(
@@ -277,7 +267,10 @@ def read_calls(message: Message) -> list[FunctionCall]:
                 f"the call of {item['name']!r} has no arguments: {_shortened(text)}\n"
                 '  Write {"name": ..., "arguments": {}} for a call without any.'
             )
-        calls.append(FunctionCall(item["name"], _decoded(item["arguments"])))
+        arguments = item["arguments"]
+        if isinstance(arguments, str) and isinstance(decoded := load(arguments), dict):
+            arguments = decoded  # as OpenAI's interface sends them: JSON in a text
+        calls.append(FunctionCall(item["name"], arguments))
     return calls
 
 
@@ -310,14 +303,6 @@ def read_objects(texts: Sequence[str], key: str = "arguments") -> list[FunctionC
                 return []
             calls.append(FunctionCall(item["name"], item[key]))
     return calls
-
-
-def _decoded(arguments: Any) -> Any:
-    """Arguments as OpenAI's interface sends them, JSON in a text, become the object they encode."""
-    if not isinstance(arguments, str):
-        return arguments
-    decoded = load(arguments)
-    return decoded if isinstance(decoded, dict) else arguments
 
 
 def _shortened(text: str) -> str:

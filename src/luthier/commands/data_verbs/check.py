@@ -42,10 +42,7 @@ def run(argv: list[str]) -> int:
     from luthier.training.preflight import find_problems_of_the_data
 
     arguments = parse_command_line(
-        data_words(words),
-        purpose="data",
-        check=find_problems_of_the_data,
-        look_for_args_file=False,
+        data_words(words), purpose="data", check=find_problems_of_the_data, look_for_args_file=False
     )
 
     from luthier.inspecting.audit import audit

@@ -46,10 +46,7 @@ def run(argv: list[str]) -> int:
     from luthier.training.preflight import find_problems_of_the_data
 
     arguments = parse_command_line(
-        data_words(words),
-        purpose="data",
-        check=find_problems_of_the_data,
-        look_for_args_file=False,
+        data_words(words), purpose="data", check=find_problems_of_the_data, look_for_args_file=False
     )
     if not arguments.model.model_name_or_path:
         raise MissingArguments(

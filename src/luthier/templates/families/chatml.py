@@ -53,15 +53,8 @@ WITH_TOOLS.register(
         "DIRECTLY PERTINENT TO THE USER'S QUERY."
     ),
 )
-WITH_TOOLS.register(
-    "falcon_h1",
-    prefix="{{bos}}",
-    stop_words=("<|im_end|>", "<|end_of_text|>"),
-)
-WITH_TOOLS.register(
-    "opencoder",
-    default_system="You are OpenCoder, created by OpenCoder Team.",
-)
+WITH_TOOLS.register("falcon_h1", prefix="{{bos}}", stop_words=("<|im_end|>", "<|end_of_text|>"))
+WITH_TOOLS.register("opencoder", default_system="You are OpenCoder, created by OpenCoder Team.")
 CHATML.register(
     "sailor",
     user="<|im_start|>question\n{{content}}<|im_end|>\n<|im_start|>answer\n",
@@ -122,8 +115,7 @@ LFM2.register("lfm2", default_system="You are a helpful AI assistant.")
 LFM2.register("lfm2_vl", default_system="You are a helpful multimodal assistant by Liquid AI.")
 
 QWEN.register(
-    "qwen",
-    default_system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
+    "qwen", default_system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 )
 QWEN.register(
     "qwen2_vl", "qwen2_omni", "llava_next_qwen", default_system="You are a helpful assistant."

@@ -7,10 +7,7 @@ from luthier.templates.template import PLAIN
 V3 = PLAIN.but(user="<｜User｜>{{content}}<｜Assistant｜>", prefix="{{bos}}")
 
 PLAIN.register(
-    "deepseek",
-    user="User: {{content}}\n\nAssistant:",
-    system="{{content}}\n\n",
-    prefix="{{bos}}",
+    "deepseek", user="User: {{content}}\n\nAssistant:", system="{{content}}\n\n", prefix="{{bos}}"
 )
 V3.register("deepseek3")
 V3.register("deepseekr1", is_reasoning=True)

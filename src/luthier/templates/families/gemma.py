@@ -17,10 +17,7 @@ GEMMA.register("gemma", "gemma3", "gemma3n", stop_words=("<end_of_turn>",), repl
 GEMMA.register("gemma2", stop_words=("<eos>", "<end_of_turn>"), efficient_eos=True)
 PLAIN.register("paligemma", user="{{content}}\n", prefix="{{bos}}", is_system_in_user=True)
 GEMMA.register(
-    "paligemma_chat",
-    stop_words=("<end_of_turn>",),
-    replace_eos=True,
-    system="{{content}}",
+    "paligemma_chat", stop_words=("<end_of_turn>",), replace_eos=True, system="{{content}}"
 )
 PLAIN.register(
     "gemma4",

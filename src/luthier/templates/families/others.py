@@ -80,9 +80,7 @@ GRANITE = PLAIN.but(
     system="<|start_of_role|>system<|end_of_role|>{{content}}<|end_of_text|>\n",
 )
 
-GRANITE.register(
-    "granite3",
-)
+GRANITE.register("granite3")
 GRANITE.register(
     "granite4",
     observation=(
@@ -161,15 +159,14 @@ PLAIN.register(
     stop_words=("<|eot_id|>",),
 )
 
-PLAIN.register(
-    "phi",
-    "phi_small",
+PHI = PLAIN.but(
     user="<|user|>\n{{content}}<|end|>\n<|assistant|>\n",
     assistant="{{content}}<|end|>\n",
     system="<|system|>\n{{content}}<|end|>\n",
     stop_words=("<|end|>",),
-    replace_eos=True,
 )
+PHI.register("phi", "phi_small", replace_eos=True)
+PHI.register("starchat", user="<|user|>\n{{content}}<|end|>\n<|assistant|>")
 PLAIN.register(
     "phi4",
     user="<|im_start|>user<|im_sep|>{{content}}<|im_end|><|im_start|>assistant<|im_sep|>",
@@ -217,12 +214,7 @@ PLAIN.register(
     default_system="You are Zephyr, a helpful assistant.",
 )
 
-PLAIN.register(
-    "breeze",
-    user="[INST] {{content}} [/INST] ",
-    prefix="{{bos}}",
-    efficient_eos=True,
-)
+PLAIN.register("breeze", user="[INST] {{content}} [/INST] ", prefix="{{bos}}", efficient_eos=True)
 PLAIN.register(
     "cohere",
     user=(
@@ -247,16 +239,10 @@ PLAIN.register(
     system="[|system|]{{content}}[|endofturn|]\n",
 )
 PLAIN.register(
-    "falcon",
-    user="User: {{content}}\nFalcon:",
-    assistant="{{content}}\n",
-    efficient_eos=True,
+    "falcon", user="User: {{content}}\nFalcon:", assistant="{{content}}\n", efficient_eos=True
 )
 PLAIN.register(
-    "index",
-    user="reserved_0{{content}}reserved_1",
-    system="<unk>{{content}}",
-    efficient_eos=True,
+    "index", user="reserved_0{{content}}reserved_1", system="<unk>{{content}}", efficient_eos=True
 )
 PLAIN.register("olmo", user="<|user|>\n{{content}}<|assistant|>\n", prefix="{{eos}}")
 PLAIN.register(
@@ -264,13 +250,6 @@ PLAIN.register(
     user="### User:\n{{content}}\n\n### Assistant:\n",
     system="### System:\n{{content}}\n\n",
     efficient_eos=True,
-)
-PLAIN.register(
-    "starchat",
-    user="<|user|>\n{{content}}<|end|>\n<|assistant|>",
-    assistant="{{content}}<|end|>\n",
-    system="<|system|>\n{{content}}<|end|>\n",
-    stop_words=("<|end|>",),
 )
 PLAIN.register(
     "telechat2",
@@ -324,8 +303,5 @@ PLAIN.register(
     stop_words=("<|end_of_text|>",),
 )
 PLAIN.register(
-    "yuan",
-    user="{{content}}{{token:<sep>}}",
-    assistant="{{content}}<eod>\n",
-    stop_words=("<eod>",),
+    "yuan", user="{{content}}{{token:<sep>}}", assistant="{{content}}<eod>\n", stop_words=("<eod>",)
 )

@@ -8,10 +8,7 @@ VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
-VICUNA = PLAIN.but(
-    user="USER: {{content}} ASSISTANT:",
-    default_system=VICUNA_SYSTEM,
-)
+VICUNA = PLAIN.but(user="USER: {{content}} ASSISTANT:", default_system=VICUNA_SYSTEM)
 
 PLAIN.register(
     "default",
@@ -22,10 +19,7 @@ PLAIN.register(
 )
 PLAIN.register("empty", assistant="{{content}}")
 PLAIN.register(
-    "fewshot",
-    assistant="{{content}}\n\n",
-    efficient_eos=True,
-    replace_chat_template=True,
+    "fewshot", assistant="{{content}}\n\n", efficient_eos=True, replace_chat_template=True
 )
 PLAIN.register(
     "alpaca",
