@@ -7,7 +7,7 @@ import fsspec
 import pytest
 
 from luthier.data.catalog import load_catalog, metric_names
-from luthier.data.cloud import check_url, fetch
+from luthier.data.cloud import check_url, find_cloud_files
 from luthier.data.files import pick_data_files
 from luthier.data.reader import Row, file_name
 from luthier.data.sources import HubAccess, Source
@@ -45,18 +45,18 @@ def test_a_url_is_a_data_set_like_any_other(bucket, tmp_path):
 
 
 def test_a_folder_gives_its_data_files_in_order(bucket, tmp_path):
-    copies, _ = fetch("rows", "memory://bucket/parts", tmp_path)
+    copies, _ = find_cloud_files("rows", "memory://bucket/parts", folder=tmp_path)
 
     assert [url.rpartition("/")[2] for _, url in copies] == ["a.jsonl", "b.jsonl"]
     assert all(copy.read_text() == LINES for copy, _ in copies)
 
 
 def test_a_file_is_fetched_once_until_it_changes(bucket, tmp_path, capsys):
-    (first,), _ = fetch("rows", "memory://bucket/rows.jsonl", tmp_path)
-    (again,), _ = fetch("rows", "memory://bucket/rows.jsonl", tmp_path)
+    (first,), _ = find_cloud_files("rows", "memory://bucket/rows.jsonl", folder=tmp_path)
+    (again,), _ = find_cloud_files("rows", "memory://bucket/rows.jsonl", folder=tmp_path)
     assert capsys.readouterr().err.count("fetching") == 1
     bucket.pipe("/bucket/rows.jsonl", b"{}")
-    (changed,), _ = fetch("rows", "memory://bucket/rows.jsonl", tmp_path)
+    (changed,), _ = find_cloud_files("rows", "memory://bucket/rows.jsonl", folder=tmp_path)
 
     assert first == again != changed
     assert changed[0].read_text() == "{}"
@@ -65,7 +65,9 @@ def test_a_file_is_fetched_once_until_it_changes(bucket, tmp_path, capsys):
 def test_local_files_have_urls_too(tmp_path):
     (tmp_path / "rows.jsonl").write_text(LINES)
 
-    ((copy, _),), _ = fetch("rows", f"file://{tmp_path}/rows.jsonl", tmp_path / "cache")
+    ((copy, _),), _ = find_cloud_files(
+        "rows", f"file://{tmp_path}/rows.jsonl", folder=tmp_path / "cache"
+    )
 
     assert copy.read_text() == LINES
 
@@ -82,7 +84,7 @@ def test_what_cannot_be_had_is_one_sentence(bucket, tmp_path, url, words):
     bucket.rm("/bucket/rows.jsonl")
 
     with pytest.raises(DataError, match=words):
-        fetch("rows", url, tmp_path)
+        find_cloud_files("rows", url, folder=tmp_path)
 
 
 def test_an_unknown_protocol_is_known_before_anything_is_loaded():
@@ -112,4 +114,4 @@ def test_what_signs_a_url_is_no_part_of_the_files_name(tmp_path):
 
 def test_errors_of_a_cloud_do_not_tell_the_password(tmp_path):
     with pytest.raises(DataError, match=r"memory://\*+@bucket/absent.jsonl cannot be fetched"):
-        fetch("rows", "memory://me:secret@bucket/absent.jsonl", tmp_path)
+        find_cloud_files("rows", "memory://me:secret@bucket/absent.jsonl", folder=tmp_path)

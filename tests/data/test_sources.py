@@ -190,7 +190,7 @@ def test_an_error_of_the_hubs_library_is_one_sentence(
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "rows.jsonl").write_bytes(content)
     load = datasets.load_dataset_builder
-    monkeypatch.setattr(sources, "_check_files", lambda *_: None)  # it is no hub's
+    monkeypatch.setattr(sources, "is_of_cloud", lambda _: True)
     monkeypatch.setattr(
         datasets, "load_dataset_builder", lambda _, **given: load(str(tmp_path / "data"), **given)
     )

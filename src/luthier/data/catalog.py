@@ -316,26 +316,33 @@ class Catalog:
         elif isinstance(given[source], str):
             try:
                 place, location = self._locate(source, given[source])
-                problems += _unused(place, given, where)
+                problems += [
+                    f'{where}: "{key}" is of data sets of the hub and of folders here, not of '
+                    "URLs. Name the folder that holds the files."
+                    for key in ("subset", "folder")
+                    if key in given and place == "cloud"
+                ]
+                if isinstance(given.get("folder"), str) and not is_inside(given["folder"]):
+                    problems.append(
+                        f'{where}: "folder" {given["folder"]!r} leads out; expected is one inside '
+                        "the data set."
+                    )
             except DataError as error:
                 problems.append(f'{where}: "{source}" {given[source]!r} {error}')
         if problems or source is None:
             raise DataError("\n".join(problems))
         assert isinstance(columns, Columns)
         assert isinstance(tags, Tags)
+        plain = ("ranking", "subset", "split", "folder", "num_samples")
         return DatasetDescription(
-            name=name,
-            place=place,
-            location=location,
-            formatting=formatting,
-            ranking=given.get("ranking", False),
-            subset=given.get("subset"),
-            split=given.get("split"),
-            folder=given.get("folder"),
-            num_samples=given.get("num_samples"),
+            name,
+            place,
+            location,
+            formatting,
             columns=columns,
             tags=tags,
             home=self.folder if self.is_confined and place == "file" else None,
+            **{key: given[key] for key in plain if key in given},
         )
 
     def _locate(self, source: str, value: str) -> tuple[Place, str]:
@@ -548,22 +555,6 @@ def _overlay(
         taken = (group for group in _GROUPS if any(accepted.get(name) for name in group))
         accepted = {name: None for group in taken for name in group} | accepted
     return replace(defaults, **accepted)
-
-
-def _unused(place: Place, given: Mapping[str, Any], where: str) -> list[str]:
-    """What is wrong with the keys that say which part of a data set is read."""
-    problems = []
-    for key in ("subset", "folder"):
-        if key in given and place == "cloud":
-            problems.append(
-                f'{where}: "{key}" is of data sets of the hub and of folders here, not of URLs. '
-                "Name the folder that holds the files."
-            )
-    if isinstance(given.get("folder"), str) and not is_inside(given["folder"]):
-        problems.append(
-            f'{where}: "folder" {given["folder"]!r} leads out; expected is one inside the data set.'
-        )
-    return problems
 
 
 def _is_a(value: Any, kind: type) -> bool:

@@ -1,11 +1,9 @@
-"""a URL of cloud storage or of the hub's files -> local copies, each fetched once."""
+"""a URL of cloud storage or of the hub's files -> its data files, there or as copies here."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +56,15 @@ def check_url(name: str, url: str) -> None:
         raise DataError(masked(f"data set {name!r}: {url} cannot be read: {error}")) from error
 
 
-def fetch(
-    name: str, url: str, folder: Path, token: str | None = None, split: str | None = None
-) -> tuple[list[tuple[Path, str]], str]:
-    """The data files behind a URL of a file or a folder, copied to `folder` unless they are there.
+def find_cloud_files(
+    name: str,
+    url: str,
+    token: str | None = None,
+    split: str | None = None,
+    *,
+    folder: Path | None = None,
+) -> tuple[list[tuple[Path | str, str]], str]:
+    """The data files behind a URL of a file or a folder, to be read there or copied to `folder`.
 
     A file that changed at its place, as its size, time or checksum there tell, is fetched again.
     Credentials are those that the cloud's own library finds in the environment.
@@ -69,72 +72,40 @@ def fetch(
     Args:
         name: the data set, for messages.
         url: where it lies; the protocol is one that fsspec knows (s3, gs, gcs, az, hf, https).
-        folder: keeps the copies.
         token: a login of the hub, for `hf://`.
-        split: which files of a folder, as for `find_files`.
+        split: which files of a folder, as for `files.find_files`.
+        folder: keeps the copies; None to read the files where they lie.
 
     Returns:
-        Each copy with the URL that it was fetched from, and which files were left out.
+        Where each file is read, with its URL, and which files were left out.
 
     Raises:
         DataError: if nothing is there, or the cloud cannot be asked.
     """
-    from filelock import FileLock
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with _told(name, url):
-        system, paths, told = _find(name, url, token, split)
-        copies = []
-        for one in paths:
-            version = f"{system.unstrip_protocol(one)}\0{system.ukey(one)}"
-            digest = hashlib.sha256(version.encode()).hexdigest()[:16]
-            copy = folder / f"{digest}-{file_name(one)}"
-            with FileLock(f"{copy}.lock"):
-                if not copy.exists():
-                    _copy(system, one, copy)
-            copies.append((copy, str(system.unstrip_protocol(one))))
-    return copies, told
-
-
-def find_urls(
-    name: str, url: str, token: str | None = None, split: str | None = None
-) -> tuple[list[str], str]:
-    """The URL of each data file behind one, to read it where it lies; as `fetch` otherwise.
-
-    Raises:
-        DataError: if nothing is there, or the cloud cannot be asked.
-    """
-    with _told(name, url):
-        system, paths, told = _find(name, url, token, split)
-        return [str(system.unstrip_protocol(one)) for one in paths], told
-
-
-def _find(name: str, url: str, token: str | None, split: str | None) -> tuple[Any, list[str], str]:
-    """The file system of a URL, the paths of the data files behind it, and what was left out."""
     import fsspec
 
     check_url(name, url)
-    options = {"token": token} if token and protocol_of(url) == "hf" else {}
-    system, path = fsspec.core.url_to_fs(url, **options)
-    is_folder = system.isdir(path)
-    if not is_folder and not system.exists(path):
-        raise FileNotFoundError(path)
-    if not is_folder and split not in (None, "train"):
-        raise DataError(
-            f'data set {name!r}: "split" is {split!r}, and {url} is one file. Take "split" away.'
-        )
-    paths = [str(one) for one in system.ls(path, detail=False)] if is_folder else [str(path)]
-    return system, *pick_data_files(name, url, paths, split if is_folder else None)
-
-
-@contextmanager
-def _told(name: str, url: str) -> Iterator[None]:
-    """Says what a cloud's library cannot do; each has errors of its own beside OSError."""
     try:
-        yield
+        options = {"token": token} if token and protocol_of(url) == "hf" else {}
+        system, path = fsspec.core.url_to_fs(url, **options)
+        is_folder = system.isdir(path)
+        if not is_folder and not system.exists(path):
+            raise FileNotFoundError(path)
+        if not is_folder and split not in (None, "train"):
+            raise DataError(
+                f'data set {name!r}: "split" is {split!r}, and {url} is one file. Take "split" '
+                "away."
+            )
+        paths = [str(one) for one in system.ls(path, detail=False)] if is_folder else [str(path)]
+        paths, told = pick_data_files(name, url, paths, split if is_folder else None)
+        urls = [str(system.unstrip_protocol(one)) for one in paths]
+        if folder is None:
+            return [(one, one) for one in urls], told
+        copies = [_fetch(system, one, folder) for one in paths]
+        return list(zip(copies, urls, strict=True)), told
     except DataError:
         raise
-    except Exception as error:
+    except Exception as error:  # each cloud's library has errors of its own beside OSError
         raise DataError(
             masked(
                 f"data set {name!r}: {url} cannot be fetched: {type(error).__name__}: {error}. "
@@ -143,8 +114,18 @@ def _told(name: str, url: str) -> Iterator[None]:
         ) from error
 
 
-def _copy(system: Any, path: str, copy: Path) -> None:
-    console.info(f"fetching {system.unstrip_protocol(path)}")
-    part = copy.with_name(f"{copy.name}.part")
-    system.get_file(path, str(part))
-    os.replace(part, copy)
+def _fetch(system: Any, path: str, folder: Path) -> Path:
+    """The copy of a file, made once for each of its versions."""
+    from filelock import FileLock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    url = system.unstrip_protocol(path)
+    digest = hashlib.sha256(f"{url}\0{system.ukey(path)}".encode()).hexdigest()[:16]
+    copy = folder / f"{digest}-{file_name(path)}"
+    with FileLock(f"{copy}.lock"):
+        if not copy.exists():
+            console.info(f"fetching {url}")
+            part = copy.with_name(f"{copy.name}.part")
+            system.get_file(path, str(part))
+            os.replace(part, copy)
+    return copy

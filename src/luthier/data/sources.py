@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.data.cache import cache_root, hash_of_file
 from luthier.data.catalog import DatasetDescription, is_offline
-from luthier.data.cloud import fetch, find_urls, is_of_cloud
+from luthier.data.cloud import find_cloud_files, is_of_cloud
 from luthier.data.reader import (
     NUM_TOGETHER,
     Cell,
@@ -85,15 +85,13 @@ class Source:
         files: list[DataFile] = []
         if description.place == "hub":
             self._hub_rows = load_from_hub(description, access, is_streamed=in_place)
-        elif description.place == "cloud" and in_place:
-            urls, told = find_urls(name, description.location, access.token, description.split)
-            files = [DataFile(url, masked(url), access.token, by) for url in urls]
         elif description.place == "cloud":
-            folder = self._root / "fetched"
-            copies, told = fetch(
-                name, description.location, folder, access.token, description.split
+            folder = None if in_place else self._root / "fetched"
+            found, told = find_cloud_files(
+                name, description.location, access.token, description.split, folder=folder
             )
-            files = [DataFile(copy, masked(url), sample_by=by) for copy, url in copies]
+            token = access.token if in_place else None
+            files = [DataFile(place, masked(url), token, by) for place, url in found]
         else:
             paths, told = description.find_files()
             files = [DataFile(path, str(path), sample_by=by) for path in paths]
@@ -193,23 +191,17 @@ def load_from_hub(
             cache_dir=hub.cache_dir,
             token=hub.token,
         )
-        _check_files(description, builder)
+        for file in (one for some in (builder.config.data_files or {}).values() for one in some):
+            if not is_of_cloud(str(file)):  # a README on the hub may name files of this machine
+                raise DataError(
+                    f"data set {description.name!r} ({description.location!r} on the hub): it "
+                    f"names {file}, which is no file of the hub. It is not read."
+                )
         split = description.split or "train"
         if is_streamed:
             return builder.as_streaming_dataset(split=split)
         builder.download_and_prepare(num_proc=hub.num_workers)
         return builder.as_dataset(split=split)
-
-
-def _check_files(description: DatasetDescription, builder: Any) -> None:
-    """Refuses files of this machine that a README on the hub may name."""
-    for files in (builder.config.data_files or {}).values():
-        for file in files:
-            if not is_of_cloud(str(file)):
-                raise DataError(
-                    f"data set {description.name!r} ({description.location!r} on the hub): it "
-                    f"names {file}, which is no file of the hub. It is not read."
-                )
 
 
 @contextmanager

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from luthier.data.catalog import DatasetDescription
 from luthier.data.check import NOT_UTF8, SAVE_AS_UTF8, RowError
 from luthier.errors import TemplateError
-from luthier.records import Message
 from luthier.templates.tool_format import check_tools
 
 if TYPE_CHECKING:
@@ -78,8 +77,7 @@ def as_object(value: Any, field: str) -> Mapping[str, Any]:
     Raises:
         RowError: otherwise.
     """
-    if isinstance(value, str):
-        value = _parse(value)
+    value = _parse(value) if isinstance(value, str) else value
     if not isinstance(value, Mapping):
         raise RowError(field, f"{kind_of(value)} where an object belongs", "Write it as {...}.")
     return value
@@ -91,8 +89,7 @@ def as_list(value: Any, field: str) -> list[Any]:
     Raises:
         RowError: otherwise.
     """
-    if isinstance(value, str):
-        value = _parse(value)
+    value = _parse(value) if isinstance(value, str) else value
     if not isinstance(value, list):
         raise RowError(field, f"{kind_of(value)} where a list belongs", "Write it as [...].")
     return value
@@ -181,11 +178,9 @@ def tools_of(row: Mapping[str, Any], description: DatasetDescription) -> str | N
         RowError: if they are not a list of objects, or the text of one.
     """
     column = description.columns.tools
-    value = row.get(column) if column is not None else None
-    if value is None:
+    if column is None or row.get(column) is None:
         return None
-    assert column is not None
-    given = value
+    value = given = row[column]
     if isinstance(value, str):
         value = _parse(as_text(value, column)) if value.strip() else None
         if value is None:
@@ -231,38 +226,6 @@ def dump(value: Any, field: str) -> str:
         return json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise RowError(field, "not to be written as JSON", "Use texts and numbers.") from error
-
-
-def check_order(
-    messages: list[Message], numbers: Sequence[int], field: str, *, needs_answer: bool, tags: str
-) -> list[Message]:
-    """`messages` in turn: a question or tool result, then an answer or tool call.
-
-    Args:
-        messages: without the system message.
-        numbers: which of the row's messages each is.
-        field: how the row names them.
-        needs_answer: whether the last one is an answer; if not, an empty one is put there.
-        tags: how roles are called in this data set, for the message.
-
-    Raises:
-        RowError: at the first message out of turn.
-    """
-    expected = (("user", "observation"), ("assistant", "function"))
-    for number, message in enumerate(messages):
-        if message.role not in expected[number % 2]:
-            raise RowError(
-                f"{field}[{numbers[number]}]",
-                f"role {message.role} out of order",
-                f"Questions and answers take turns, a question first ({tags}).",
-            )
-    if not messages:
-        raise RowError(field, "no messages", "Give a question and an answer.")
-    if len(messages) % 2:
-        if needs_answer:
-            raise RowError(field, "no answer at the end", f"The last message answers ({tags}).")
-        return [*messages, Message("assistant", "")]
-    return messages
 
 
 def kind_of(value: Any) -> str:

@@ -14,7 +14,6 @@ from luthier.data.formats.fields import (
     as_list,
     as_object,
     as_text,
-    check_order,
     dump,
     kind_of,
     optional_text,
@@ -53,49 +52,48 @@ def read_messages(row: Mapping[str, Any], reading: Reading, origin: Origin | Non
     tags, column = description.tags, description.columns.messages or "messages"
     if description.formatting == "openai" and column == "messages" and column not in row:
         column = "conversations" if "conversations" in row else column
-    given = messages_of(row, column, description.name)
+    if row.get(column) is None:
+        raise RowError(
+            column,
+            "null" if column in row else "missing",
+            'Write the messages there, or name their column as "messages" in "columns" of '
+            f"{description.name!r}.",
+            f" (there are: {', '.join(map(repr, list(row)[:8]))})",
+        )
+    listed = as_list(row[column], column)
+    given = [as_object(one, f"{column}[{number}]") for number, one in enumerate(listed)]
     system = optional_text(row, description.columns.system)
     first = 0
     if given and tags.system_tag and given[0].get(tags.role_tag) in (tags.system_tag, "developer"):
         system, first = _read_content(given[0], tags.content_tag, f"{column}[0]").text, 1
     messages: list[Message] = []
     numbers: list[int] = []
-    for number, message in enumerate(given[first:], first):
+    for number, one in enumerate(given[first:], first):
         field = f"{column}[{number}]"
-        read = _read_message(message, field, reading)
+        read = _read_message(one, field, reading)
         if messages and read.role in ("observation", "function") and messages[-1].role == read.role:
             messages[-1] = _join(messages[-1], read, field, reading.tool_turns.separator)
         else:
             messages.append(read)
             numbers.append(number)
-    shown = (
-        f"{tags.user_tag} or {tags.observation_tag}, then {tags.assistant_tag} or "
-        f"{tags.function_tag}"
+    said = (
+        f"({tags.user_tag} or {tags.observation_tag}, then {tags.assistant_tag} or "
+        f"{tags.function_tag})."
     )
-    ordered = check_order(messages, numbers, column, needs_answer=reading.needs_answer, tags=shown)
-    tools = tools_of(row, description)
-    weight = weight_of_row(row, reading)
-    return Conversation(tuple(ordered), system or None, tools, origin, weight)
-
-
-def messages_of(row: Mapping[str, Any], column: str, name: str) -> list[Mapping[str, Any]]:
-    """The row's list of messages.
-
-    Raises:
-        RowError: if it is missing, no list, or holds something else than objects.
-    """
-    if row.get(column) is None:
-        raise RowError(
-            column,
-            "null" if column in row else "missing",
-            'Write the messages there, or name their column as "messages" in "columns" of '
-            f"{name!r}.",
-            f" (there are: {', '.join(map(repr, list(row)[:8]))})",
-        )
-    return [
-        as_object(message, f"{column}[{number}]")
-        for number, message in enumerate(as_list(row[column], column))
-    ]
+    expected = (("user", "observation"), ("assistant", "function"))
+    for at, message in enumerate(messages):
+        if message.role not in expected[at % 2]:
+            fix = f"Questions and answers take turns, a question first {said}"
+            reason = f"role {message.role} out of order"
+            raise RowError(f"{column}[{numbers[at]}]", reason, fix)
+    if not messages:
+        raise RowError(column, "no messages", "Give a question and an answer.")
+    if len(messages) % 2:
+        if reading.needs_answer:
+            raise RowError(column, "no answer at the end", f"The last message answers {said}")
+        messages.append(Message("assistant", ""))
+    tools, weight = tools_of(row, description), weight_of_row(row, reading)
+    return Conversation(tuple(messages), system or None, tools, origin, weight)
 
 
 def _read_message(message: Mapping[str, Any], field: str, reading: Reading) -> Message:
