@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import itertools
 import os
 import sys
 import threading
@@ -30,7 +31,10 @@ LOST = 70
 """The exit code of a rank that ends because of another."""
 
 PREFIX = "luthier/watchdog"
-"""Of the names in the store: a heartbeat of each rank, and why the run ends."""
+"""Of the names in the store: a heartbeat of each rank, and why the run ends; then the run's number,
+as a process may run one after another."""
+
+_numbers = itertools.count(1)
 
 OPERATION_TIMEOUT = timedelta(seconds=30)
 
@@ -132,7 +136,7 @@ class Watchdog:
         self._interval_s = max(1.0, num_ranks / 256)
         self._linger_s = 2.5 * self._interval_s  # so that the others can read the last words
         self._num_ranks, self._folder, self._holds_store = num_ranks, folder, holds_store
-        self._told_store: Any = store
+        self._told_store, self._prefix = store, f"{PREFIX}/{next(_numbers)}"
         self._store: Any = None
         self._num_exchanges = 0
         self._is_broken = self._talk_failed = False
@@ -282,7 +286,7 @@ class Watchdog:
         """Leaves a heartbeat in the store, and reads those of the others."""
         try:
             if self._store is None or self._is_broken:  # after an error a connection is of no use
-                self._store = dist.PrefixStore(PREFIX, self._told_store.clone())
+                self._store = dist.PrefixStore(self._prefix, self._told_store.clone())
                 self._store.set_timeout(OPERATION_TIMEOUT)
             store, begun = self._store, time.monotonic()
             own = self.own.now(self._stack)
