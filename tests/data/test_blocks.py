@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.data.pack import BlockOptions, cut_blocks
+from luthier.data.pack import DocumentPacker
 from luthier.errors import DataError
 from luthier.example import Example
 from luthier.records import IGNORE_INDEX
@@ -30,7 +30,7 @@ corpora = st.lists(st.integers(1, 40), max_size=30).map(
 """Documents whose tokens are all different, so that each is known again."""
 
 many_options = st.builds(
-    lambda cutoff_len, overlap, **rest: BlockOptions(
+    lambda cutoff_len, overlap, **rest: DocumentPacker(
         cutoff_len + overlap + 1, overlap=overlap, **rest
     ),
     cutoff_len=st.integers(1, 24),
@@ -55,19 +55,19 @@ def sequences(block: Example) -> list[list[int]]:
 
 
 @given(corpora, many_options)
-def test_every_token_is_new_once_and_in_order(documents: list[Example], options: BlockOptions):
-    blocks = list(cut_blocks(documents, options))
+def test_every_token_is_new_once_and_in_order(documents: list[Example], options: DocumentPacker):
+    blocks = list(options.cut(documents))
 
     assert [token for block in blocks for token in new_tokens(block)] == stream(documents)
 
 
 @given(corpora, many_options)
 def test_nothing_is_invented_but_bos_and_repeated_context(
-    documents: list[Example], options: BlockOptions
+    documents: list[Example], options: DocumentPacker
 ):
     known = {*stream(documents), *([] if options.bos is None else [options.bos])}
 
-    for block in cut_blocks(documents, options):
+    for block in options.cut(documents):
         assert {*block.input_ids.tolist()} <= known
         for sequence in sequences(block):
             text = [token for token in sequence if token != BOS]
@@ -77,9 +77,9 @@ def test_nothing_is_invented_but_bos_and_repeated_context(
 
 
 @given(corpora, many_options)
-def test_no_block_is_longer_than_cutoff_len(documents: list[Example], options: BlockOptions):
-    for block in cut_blocks(documents, options):
-        assert 0 < len(block.input_ids) <= options.cutoff_len
+def test_no_block_is_longer_than_cutoff_len(documents: list[Example], options: DocumentPacker):
+    for block in options.cut(documents):
+        assert 0 < len(block.input_ids) <= options.size
         assert sum(block.sequence_lengths) == len(block.input_ids) == len(block.labels)
         assert min(block.sequence_lengths) > 0
 
@@ -88,7 +88,7 @@ def test_no_block_is_longer_than_cutoff_len(documents: list[Example], options: B
 def test_blocks_of_the_stream_are_plain_concatenation_and_cutting(
     documents: list[Example], cutoff_len: int
 ):
-    blocks = cut_blocks(documents, BlockOptions(cutoff_len, is_isolated=False))
+    blocks = DocumentPacker(cutoff_len, is_isolated=False).cut(documents)
 
     tokens = stream(documents)
     expected = [tokens[at : at + cutoff_len] for at in range(0, len(tokens), cutoff_len)]
@@ -97,11 +97,11 @@ def test_blocks_of_the_stream_are_plain_concatenation_and_cutting(
 
 @given(corpora, many_options)
 def test_an_isolated_sequence_is_part_of_one_document(
-    documents: list[Example], options: BlockOptions
+    documents: list[Example], options: DocumentPacker
 ):
     whole = {token: at for at, one in enumerate(documents) for token in one.input_ids.tolist()}
 
-    for block in cut_blocks(documents, options):
+    for block in options.cut(documents):
         if options.is_isolated or not options.is_packed:
             for sequence in sequences(block):
                 assert len({whole[token] for token in sequence if token != BOS}) == 1
@@ -111,7 +111,7 @@ def test_an_isolated_sequence_is_part_of_one_document(
 
 @given(corpora, st.integers(2, 24))
 def test_isolated_blocks_are_full_but_for_one_token(documents: list[Example], cutoff_len: int):
-    *full, _ = [*cut_blocks(documents, BlockOptions(cutoff_len)), None]
+    *full, _ = [*DocumentPacker(cutoff_len).cut(documents), None]
 
     for block, following in pairwise(full):
         missing = cutoff_len - len(block.input_ids)
@@ -122,21 +122,21 @@ def test_three_tokens_are_not_cut_where_two_fit():
     lengths = [1, 1, 3, 2]
     documents = [document(np.arange(length)) for length in lengths]
 
-    blocks = list(cut_blocks(documents, BlockOptions(4)))
+    blocks = list(DocumentPacker(4).cut(documents))
 
     assert [block.sequence_lengths for block in blocks] == [(1, 1), (3,), (2,)]
 
 
 @given(corpora, many_options)
 def test_the_end_of_a_document_never_stands_alone_where_that_can_be_helped(
-    documents: list[Example], options: BlockOptions
+    documents: list[Example], options: DocumentPacker
 ):
     lasts = {one.input_ids[-1] for one in documents if len(one.input_ids) > 1}
 
-    if options.is_isolated and options.cutoff_len > 3:
+    if options.is_isolated and options.size > 3:
         alone = {
             sequence[0]
-            for block in cut_blocks(documents, options)
+            for block in options.cut(documents)
             for sequence in sequences(block)
             if len(sequence) == 1
         }
@@ -144,13 +144,13 @@ def test_the_end_of_a_document_never_stands_alone_where_that_can_be_helped(
 
 
 @given(corpora, many_options)
-def test_a_later_part_begins_with_its_context(documents: list[Example], options: BlockOptions):
+def test_a_later_part_begins_with_its_context(documents: list[Example], options: DocumentPacker):
     if options.is_packed and not options.is_isolated:
         starts = [1]
     else:
         starts = [int(document.input_ids[0]) for document in documents]
 
-    for block in cut_blocks(documents, options):
+    for block in options.cut(documents):
         ends = np.cumsum(block.sequence_lengths)[:-1]
         for sequence, labels in zip(sequences(block), np.split(block.labels, ends), strict=True):
             new = labels[labels != IGNORE_INDEX]
@@ -162,7 +162,7 @@ def test_a_later_part_begins_with_its_context(documents: list[Example], options:
 def test_overlap_repeats_what_stands_before_the_cut():
     text = document(np.arange(1, 8, dtype=np.int32))
 
-    first, second, third = cut_blocks([text], BlockOptions(4, overlap=2))
+    first, second, third = DocumentPacker(4, overlap=2).cut([text])
 
     assert first.input_ids.tolist() == [1, 2, 3, 4]
     assert second.input_ids.tolist() == [3, 4, 5, 6]
@@ -175,7 +175,7 @@ def test_without_packing_each_document_begins_an_example():
         document(np.arange(length, dtype=np.int32), f"a.txt:{length}") for length in (2, 5, 3)
     ]
 
-    blocks = list(cut_blocks(documents, BlockOptions(4, is_packed=False)))
+    blocks = list(DocumentPacker(4, is_packed=False).cut(documents))
 
     assert [len(block.input_ids) for block in blocks] == [2, 3, 2, 3]
     assert [block.origin for block in blocks] == ["a.txt:2", "a.txt:5", "a.txt:5", "a.txt:3"]
@@ -189,7 +189,7 @@ def test_documents_are_drawn_as_they_are_needed():
             drawn.append(number)
             yield document(np.full(5, number, np.int32))
 
-    blocks = cut_blocks(documents(), BlockOptions(8))
+    blocks = DocumentPacker(8).cut(documents())
     next(blocks)
 
     assert len(drawn) <= 3
@@ -197,4 +197,4 @@ def test_documents_are_drawn_as_they_are_needed():
 
 def test_context_and_bos_have_to_leave_room():
     with pytest.raises(DataError, match="cutoff_len 8 leaves no room"):
-        BlockOptions(8, overlap=7, bos=BOS)
+        DocumentPacker(8, overlap=7, bos=BOS)

@@ -171,11 +171,6 @@ class Published:
         tables = [MemoryMappedTable.from_file(str(file)) for file in self.files]
         return datasets.Dataset(concat_tables(tables), fingerprint=key[:32])
 
-    @property
-    def size(self) -> int:
-        """Bytes of all shards."""
-        return sum(shard.size for shard in self.shards)
-
 
 def write_shard(folder: Path, number: int, write: Callable[[Path], dict[str, Any]]) -> Shard:
     """Publishes a shard.
@@ -220,7 +215,10 @@ def get_or_build(
     from filelock import FileLock, Timeout
 
     folder = root / key
-    made_since = _begin_of_run_ns() if overwrite else 0
+    made_since = 0
+    if overwrite:  # launched processes do not begin at once, and a file server has its own clock
+        began = (psutil.Process().create_time() - SKEW_S) * 1e9
+        made_since = int(began) if "RANK" in os.environ else time.time_ns()
     if (found := _find_published(folder, made_since)) is not None:
         return found
     lock = FileLock(root / f"{key}.lock")
@@ -244,8 +242,8 @@ def get_or_build(
     try:
         if (found := _find_published(folder, made_since)) is not None:
             return found
-        if overwrite:
-            _empty(folder)
+        for path in folder.iterdir() if overwrite else ():
+            path.unlink(missing_ok=True)
         store = _take_up(folder)
         return store.publish(build(store))
     except OSError as error:
@@ -256,16 +254,6 @@ def get_or_build(
         ) from error
     finally:
         lock.release()
-
-
-def _begin_of_run_ns() -> int:
-    """From when on data counts as made anew: now, and for launched processes since they began.
-
-    Those of a run do not begin at once, and the clock of a file server may be another.
-    """
-    if "RANK" not in os.environ:
-        return time.time_ns()
-    return int((psutil.Process().create_time() - SKEW_S) * 1e9)
 
 
 def _find_published(folder: Path, made_since_ns: int) -> Published | None:
@@ -281,12 +269,12 @@ def _find_published(folder: Path, made_since_ns: int) -> Published | None:
         return None
     if any(shard.changed_ns < made_since_ns for shard in shards):
         return None
-    found = Published(folder, shards, report, was_there=True)
-    check_all = console.is_main_process() and found.size <= CHECKED_BYTES
-    if all(_is_whole(folder, shard, check_all=check_all) for shard in shards):
-        os.utime(folder / MANIFEST)
-        return found
-    return None
+    is_small = sum(shard.size for shard in shards) <= CHECKED_BYTES
+    check_all = console.is_main_process() and is_small
+    if not all(_is_whole(folder, shard, check_all=check_all) for shard in shards):
+        return None
+    os.utime(folder / MANIFEST)
+    return Published(folder, shards, report, was_there=True)
 
 
 def _is_whole(folder: Path, shard: Shard, *, check_all: bool) -> bool:
@@ -337,11 +325,6 @@ def _journal(folder: Path) -> dict[int, Shard]:
             break
         shards[shard.number] = shard
     return shards
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.unlink(missing_ok=True)
 
 
 def _checksum(file: Path) -> int:

@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from luthier.data.catalog import DatasetDescription
 from luthier.data.reader import Position, RawRow, RawRows, Row
@@ -21,6 +21,8 @@ from luthier.errors import DataError
 
 if TYPE_CHECKING:
     import datasets
+
+    from luthier.data.sources import Source
 
 WINDOW_BYTES = 128 << 20
 """A window of long rows ends here, however few they are."""
@@ -160,14 +162,6 @@ def column_of(dataset: datasets.Dataset, name: str) -> Any:
     return numpy.concatenate([part[name].to_numpy() for part in parts] or [numpy.zeros(0, int)])
 
 
-class Rows(Protocol):
-    """The rows of a data set."""
-
-    def raw_rows(self, position: Position = None) -> RawRows:
-        """Those behind a position, each with the position behind it."""
-        ...
-
-
 class Drawn(NamedTuple):
     """A row on its way.
 
@@ -187,12 +181,12 @@ class _Reader:
     """Where one data set stands.
 
     Attributes:
-        rows: its rows.
+        source: its rows.
         limit: rows of a pass; None for all there are.
         is_filled: whether a pass of fewer rows begins again until it has `limit`.
     """
 
-    rows: Rows
+    source: Source
     limit: int | None = None
     is_filled: bool = False
     num_taken: int = 0
@@ -224,11 +218,11 @@ class _Reader:
         if self.limit is not None and self.num_taken >= self.limit:
             return None
         if self._reading is None:
-            self._reading = self.rows.raw_rows(self.position)
+            self._reading = self.source.raw_rows(self.position)
         found = next(self._reading, None)
         if found is None and self.is_filled and self.position is not None:
             self.position, self.is_again = None, True
-            self._reading = self.rows.raw_rows()
+            self._reading = self.source.raw_rows()
             found = next(self._reading, None)
         if found is None:
             return None
@@ -241,7 +235,7 @@ class Mixture:
     """Draws rows of several data sets, one epoch after the other.
 
     Args:
-        sets: the rows of each, none of them empty.
+        sources: the rows of each, none of them empty.
         strategy: the value of `mix_strategy`.
         shares: how often each is drawn from when interleaving; empty for taking turns.
         seed: where drawing starts.
@@ -251,7 +245,7 @@ class Mixture:
 
     def __init__(
         self,
-        sets: Sequence[Rows],
+        sources: Sequence[Source],
         strategy: str,
         shares: Sequence[float],
         seed: int,
@@ -259,8 +253,8 @@ class Mixture:
         filled: Sequence[bool],
     ) -> None:
         self.readers = [
-            _Reader(rows, limit, is_filled)
-            for rows, limit, is_filled in zip(sets, limits, filled, strict=True)
+            _Reader(source, limit, is_filled)
+            for source, limit, is_filled in zip(sources, limits, filled, strict=True)
         ]
         self.strategy, self.shares, self.seed = strategy, list(shares), seed
         self.epoch = self.num_draws = 0
@@ -319,20 +313,17 @@ class Mixture:
         draw = self.num_draws
         self.num_draws += 1
         shares = [self.shares[at] for at in open_ones] if self.shares else []
-        if sum(shares) <= 0:
-            return self._take_turns(draw, open_ones)
+        if sum(shares) <= 0:  # they take turns
+            turn = draw % len(readers)
+            while turn not in open_ones:
+                turn, self.num_draws = (turn + 1) % len(readers), self.num_draws + 1
+            return turn
         point = self._number(draw) * sum(shares)
         for at, share in zip(open_ones, shares, strict=True):
             point -= share
             if point < 0:
                 return at
         return max(at for at, share in zip(open_ones, shares, strict=True) if share > 0)
-
-    def _take_turns(self, draw: int, open_ones: Sequence[int]) -> int:
-        turn = draw % len(self.readers)
-        while turn not in open_ones:
-            turn, self.num_draws = (turn + 1) % len(self.readers), self.num_draws + 1
-        return turn
 
     def _number(self, draw: int) -> float:
         """The random number of a draw, from 0 to 1."""
@@ -343,18 +334,6 @@ class Mixture:
             generator = numpy.random.default_rng([self.seed, self.epoch, _DRAWS, block])
             self._numbers = (self.epoch, block, generator.random(_DRAWN_TOGETHER).tolist())
         return float(self._numbers[2][draw % _DRAWN_TOGETHER])
-
-
-class Window(NamedTuple):
-    """Rows that follow each other in the mixture.
-
-    Attributes:
-        place: where the window starts, as JSON.
-        rows: in the order in which they are used.
-    """
-
-    place: dict[str, Any]
-    rows: list[Drawn]
 
 
 class Windows:
@@ -377,8 +356,11 @@ class Windows:
         self.mixture.restore(place["mixture"])
         self.number = place["number"]
 
-    def next(self) -> Window:
-        """The next window; one without rows is the last of its epoch."""
+    def next(self) -> tuple[dict[str, Any], list[Drawn]]:
+        """Where the next window starts, as JSON, and its rows in the order of their use.
+
+        One without rows is the last of its epoch.
+        """
         import numpy
 
         place = {"mixture": self.mixture.state(), "number": self.number}
@@ -401,7 +383,7 @@ class Windows:
         elif self.is_shuffled:
             generator = numpy.random.default_rng([*key, _ORDER, self.number])
             rows = [rows[at] for at in generator.permutation(len(rows)).tolist()]
-        return Window(place, rows)
+        return place, rows
 
 
 @dataclass(frozen=True)
@@ -436,16 +418,13 @@ def content_of(values: Any, columns: Sequence[str]) -> int | None:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-class Held(NamedTuple):
-    """Rows that are evaluated on, the rule that keeps them out of training, and what is said."""
-
-    rows: list[Drawn]
-    rule: HeldOut
-    line: str
-
-
-def hold_out(mixture: Mixture, descriptions: Sequence[DatasetDescription], size: float) -> Held:
+def hold_out(
+    mixture: Mixture, descriptions: Sequence[DatasetDescription], size: float
+) -> tuple[list[Drawn], HeldOut, str]:
     """The rows of a stream that `val_size` keeps: a share of all contents, or the first so many.
+
+    Returns:
+        Rows that are evaluated on, the rule that keeps them out of training, and what is said.
 
     Raises:
         DataError: if none is kept, or all are.
@@ -478,7 +457,7 @@ def hold_out(mixture: Mixture, descriptions: Sequence[DatasetDescription], size:
             f"val_size: {size:.3g} of all rows, by a hash of their content, are never trained "
             f"on; {len(kept):,} of them, found in the first {num_read:,} rows, are evaluated on"
         )
-        return Held(list(kept.values()), rule, line)
+        return list(kept.values()), rule, line
     if mixture.next() is None:
         raise DataError(
             f"val_size {size:g} of {num_read:,} rows leaves nothing to train on. Lower it, or "
@@ -488,4 +467,4 @@ def hold_out(mixture: Mixture, descriptions: Sequence[DatasetDescription], size:
         f"val_size: the first {len(kept):,} different rows are evaluated on; they, and others "
         "of the same content, are never trained on"
     )
-    return Held(list(kept.values()), HeldOut(columns, contents=frozenset(kept)), line)
+    return list(kept.values()), HeldOut(columns, contents=frozenset(kept)), line

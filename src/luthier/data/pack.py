@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, count, islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from luthier.data.cache import Store, get_or_build, write_shard
 from luthier.data.report import Packing
@@ -33,29 +33,31 @@ MOST_NAMED = 32
 """So many places of the rows of an example are listed; of more, the rest is counted."""
 
 
-class Packer(Protocol):
-    """A way to make blocks of a data set."""
+@dataclass(frozen=True)
+class Packer:
+    """A way to make blocks of a data set.
 
-    @property
-    def size(self) -> int:
-        """The most tokens of a block."""
+    Attributes:
+        size: the most tokens of a block.
+    """
 
-    def ingredients(self) -> dict[str, Any]:
-        """What decides about the blocks beside the rows."""
+    size: int
 
     def blocks(self, dataset: datasets.Dataset) -> Iterator[Example]:
         """They, in order."""
+        raise NotImplementedError
 
     def line(self, packing: Packing) -> str:
-        """What the console says."""
+        """What the console says of them."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class BlockOptions:
-    """How documents become blocks.
+class DocumentPacker(Packer):
+    """Documents in the order of the data set, cut where a block ends.
 
     Attributes:
-        cutoff_len: the most tokens of a block.
+        size: `cutoff_len`.
         is_packed: whether documents share blocks; otherwise each begins one of its own.
         is_isolated: whether each document, or part of one, is a sequence of its own, with
             positions from 0 on. Otherwise a block is one stretch of the stream of all documents.
@@ -64,7 +66,6 @@ class BlockOptions:
         bos: the token that every sequence begins with; None where the tokenizer wants none.
     """
 
-    cutoff_len: int
     is_packed: bool = True
     is_isolated: bool = True
     overlap: int = 0
@@ -72,63 +73,110 @@ class BlockOptions:
 
     def __post_init__(self) -> None:
         least = self.overlap + (self.bos is not None) + 1
-        if self.cutoff_len < least:
+        if self.size < least:
             raise DataError(
-                f"cutoff_len {self.cutoff_len:,} leaves no room for new tokens: document_overlap "
+                f"cutoff_len {self.size:,} leaves no room for new tokens: document_overlap "
                 f"and BOS take {least - 1:,} of each block. Raise cutoff_len."
             )
 
-
-@dataclass(frozen=True)
-class DocumentPacker:
-    """Documents, cut where a block ends."""
-
-    options: BlockOptions
-
-    @property
-    def size(self) -> int:
-        """`cutoff_len`."""
-        return self.options.cutoff_len
-
-    def ingredients(self) -> dict[str, Any]:
-        """The options."""
-        return asdict(self.options)
-
     def blocks(self, dataset: datasets.Dataset) -> Iterator[Example]:
-        """Of documents in the order of the data set."""
-        return cut_blocks(_documents(dataset), self.options)
+        import numpy
+
+        lengths = dataset.with_format("numpy")["num_tokens"][:]
+        groups = numpy.cumsum(lengths, dtype=numpy.int64) // TOKENS_TOGETHER
+        limits = [0, *(numpy.flatnonzero(numpy.diff(groups)) + 1).tolist(), len(lengths)]
+        table = dataset.with_format("arrow")
+        documents = (one for start, end in pairwise(limits) for one in _placed(table[start:end]))
+        return self.cut(documents)
+
+    def cut(self, documents: Iterable[Example]) -> Iterator[Example]:
+        """Blocks that hold every token of the documents, in their order, once as something new.
+
+        Without BOS and overlap, blocks of the stream are `stream[n * size :][:size]`; only the last
+        is short. Isolated blocks are as full, but for a last token that would stand alone: nothing
+        comes before it, so nothing would be learned from it. (Of three that are left, one or the
+        other would, so they begin the next block where only two fit.)
+
+        Args:
+            documents: tokens of texts, EOS at their end and no BOS before them, none empty; they
+                are drawn one by one, and only the current one is kept.
+        """
+        is_isolated = self.is_isolated or not self.is_packed
+        return self._cut_isolated(documents) if is_isolated else self._cut_stream(documents)
 
     def line(self, packing: Packing) -> str:
-        """Says how documents stand in blocks."""
         counted = (
             f"{packing.num_rows:,} documents -> {packing.num_blocks:,} "
-            f"{'blocks' if self.options.is_packed else 'examples'} of up to {self.size:,} tokens"
+            f"{'blocks' if self.is_packed else 'examples'} of up to {self.size:,} tokens"
         )
         num_cut = packing.num_sequences - packing.num_rows
-        if not self.options.is_packed:
+        if not self.is_packed:
             cut = f", long ones cut into {num_cut:,} further parts, nothing lost" if num_cut else ""
             return f"packing off: {counted}{cut}"
         filled = f"{packing.fill:.1%} filled".replace("%", " %")
-        if not self.options.is_isolated:
+        if not self.is_isolated:
             return f"packing: {counted}, {filled}; attention reaches across documents"
         return (
             f"packing: {counted}, {filled}; each of the {packing.num_sequences:,} documents and "
             "parts sees itself only"
         )
 
+    def _cut_isolated(self, documents: Iterable[Example]) -> Iterator[Example]:
+        growing = _Growing(self)
+        num_bos = int(self.bos is not None)
+        for document in documents:
+            tokens, start = document.input_ids, 0
+            while start < len(tokens):
+                rest = len(tokens) - start
+                context = min(self.overlap, start)
+                room = growing.room - num_bos - context
+                fewest = min(rest, 1 if num_bos or context else 2)
+                if rest == 3 and fewest == 2 and not self.overlap:  # in two, one would stand alone
+                    fewest = 3
+                if room < fewest and growing.size:
+                    yield growing.close()
+                    continue
+                taken = min(rest, max(room, 1))
+                is_next_alone = rest - taken == 1 and not (num_bos or self.overlap)
+                if is_next_alone and taken > fewest:
+                    taken -= 1
+                growing.begin(document.origin)
+                growing.add(tokens[start - context : start], is_new=False)
+                growing.add(tokens[start : start + taken], is_new=True)
+                start += taken
+            if not self.is_packed:
+                yield growing.close()
+        if growing.size:
+            yield growing.close()
+
+    def _cut_stream(self, documents: Iterable[Example]) -> Iterator[Example]:
+        growing = _Growing(self)
+        context: Tokens | None = None
+        for document in documents:
+            tokens, start = document.input_ids, 0
+            while start < len(tokens):
+                if not growing.size:
+                    growing.begin(document.origin)
+                    if context is not None:
+                        growing.add(context, is_new=False)
+                else:
+                    growing.origins.append(document.origin)
+                taken = min(growing.room, len(tokens) - start)
+                growing.add(tokens[start : start + taken], is_new=True)
+                start += taken
+                if not growing.room:
+                    block = growing.close()
+                    context = block.input_ids[len(block.input_ids) - self.overlap :]
+                    yield block
+        if growing.size:
+            yield growing.close()
+
 
 @dataclass(frozen=True)
-class RowPacker:
-    """Whole conversations side by side, by best fit."""
-
-    size: int
-
-    def ingredients(self) -> dict[str, Any]:
-        """The size."""
-        return {"best_fit": self.size}
+class RowPacker(Packer):
+    """Whole conversations side by side, none longer than a block, by best fit."""
 
     def blocks(self, dataset: datasets.Dataset) -> Iterator[Example]:
-        """Of rows with ids and labels, none longer than a block."""
         import numpy
 
         lengths = dataset.with_format("numpy")["num_tokens"][:].tolist()
@@ -149,7 +197,6 @@ class RowPacker:
                 )
 
     def line(self, packing: Packing) -> str:
-        """Says what a step counts now."""
         rows = packing.num_rows / max(packing.num_blocks, 1)
         return (
             f"packing: {packing.num_rows:,} conversations -> {packing.num_blocks:,} blocks of up "
@@ -217,18 +264,6 @@ def pack(
     return published.open(key), packing, published.folder
 
 
-def _documents(dataset: datasets.Dataset) -> Iterator[Example]:
-    """The rows in order, as many at a time as have `TOKENS_TOGETHER`."""
-    import numpy
-
-    lengths = dataset.with_format("numpy")["num_tokens"][:]
-    groups = numpy.cumsum(lengths, dtype=numpy.int64) // TOKENS_TOGETHER
-    limits = [0, *(numpy.flatnonzero(numpy.diff(groups)) + 1).tolist(), len(lengths)]
-    table = dataset.with_format("arrow")
-    for start, end in pairwise(limits):
-        yield from _placed(table[start:end])
-
-
 def _placed(table: Any) -> Iterator[Example]:
     """The examples of a table, those of a JSON array named by their row, too."""
     for example in read_examples(table):
@@ -236,84 +271,14 @@ def _placed(table: Any) -> Iterator[Example]:
         yield replace(example, origin=origin)
 
 
-def cut_blocks(documents: Iterable[Example], options: BlockOptions) -> Iterator[Example]:
-    """Blocks that hold every token of the documents, in their order, once as something new.
-
-    Without BOS and overlap, blocks of the stream are `stream[n * cutoff_len :][:cutoff_len]`; only
-    the last is short. Isolated blocks are as full, but for a last token that would stand alone:
-    nothing comes before it, so nothing would be learned from it. (Of three that are left, one or
-    the other would, so they begin the next block where only two fit.)
-
-    Args:
-        documents: tokens of texts, EOS at their end and no BOS before them, none empty; they are
-            drawn one by one, and only the current one is kept.
-        options: lengths, isolation and overlap.
-    """
-    if options.is_isolated or not options.is_packed:
-        return _cut_isolated(documents, options)
-    return _cut_stream(documents, options)
-
-
-def _cut_isolated(documents: Iterable[Example], options: BlockOptions) -> Iterator[Example]:
-    growing = _Growing(options)
-    num_bos = int(options.bos is not None)
-    for document in documents:
-        tokens, start = document.input_ids, 0
-        while start < len(tokens):
-            rest = len(tokens) - start
-            context = min(options.overlap, start)
-            room = growing.room - num_bos - context
-            fewest = min(rest, 1 if num_bos or context else 2)
-            if rest == 3 and fewest == 2 and not options.overlap:  # in two, one would stand alone
-                fewest = 3
-            if room < fewest and growing.size:
-                yield growing.close()
-                continue
-            taken = min(rest, max(room, 1))
-            is_next_alone = rest - taken == 1 and not (num_bos or options.overlap)
-            if is_next_alone and taken > fewest:
-                taken -= 1
-            growing.begin(document.origin)
-            growing.add(tokens[start - context : start], is_new=False)
-            growing.add(tokens[start : start + taken], is_new=True)
-            start += taken
-        if not options.is_packed:
-            yield growing.close()
-    if growing.size:
-        yield growing.close()
-
-
-def _cut_stream(documents: Iterable[Example], options: BlockOptions) -> Iterator[Example]:
-    growing = _Growing(options)
-    context: Tokens | None = None
-    for document in documents:
-        tokens, start = document.input_ids, 0
-        while start < len(tokens):
-            if not growing.size:
-                growing.begin(document.origin)
-                if context is not None:
-                    growing.add(context, is_new=False)
-            else:
-                growing.origins.append(document.origin)
-            taken = min(growing.room, len(tokens) - start)
-            growing.add(tokens[start : start + taken], is_new=True)
-            start += taken
-            if not growing.room:
-                block = growing.close()
-                context = block.input_ids[len(block.input_ids) - options.overlap :]
-                yield block
-    if growing.size:
-        yield growing.close()
-
-
 class _Growing:
     """A block on its way."""
 
-    def __init__(self, options: BlockOptions) -> None:
+    def __init__(self, packer: DocumentPacker) -> None:
         import numpy
 
-        self.options = options
-        self.bos = numpy.array([] if options.bos is None else [options.bos], numpy.int32)
+        self.size_of_block = packer.size
+        self.bos = numpy.array([] if packer.bos is None else [packer.bos], numpy.int32)
         self._clear()
 
     def _clear(self) -> None:
@@ -325,7 +290,7 @@ class _Growing:
     @property
     def room(self) -> int:
         """How many more tokens the block takes."""
-        return self.options.cutoff_len - self.size
+        return self.size_of_block - self.size
 
     def begin(self, origin: str) -> None:
         """Begins a sequence, with BOS where the tokenizer wants it."""

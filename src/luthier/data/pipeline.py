@@ -28,6 +28,7 @@ from luthier.data.check import check_budget, refuse_weights
 from luthier.data.encode import OVERLONG
 from luthier.data.formats.detect import NUM_LOOKED_AT
 from luthier.data.mixture import (
+    Drawn,
     Mixture,
     Windows,
     column_of,
@@ -206,7 +207,10 @@ class _Loader:
             encodings = tuple(Encoding(road, reading, purpose) for reading in readings)
             return MixedEncoding(data.dataset, encodings, **given)
 
-        held = hold_out(mixture(), descriptions, data.val_size) if data.val_size else None
+        held: list[Drawn] = []
+        rule, said = None, ""
+        if data.val_size:
+            held, rule, said = hold_out(mixture(), descriptions, data.val_size)
         is_mixed = len(sources) > 1
         settings = {
             "content of dataset": [[*report.hashes.values()] for report in reports],
@@ -221,7 +225,7 @@ class _Loader:
             "sample_by": data.sample_by,
         }
         packer = road.packer(is_trained=True)
-        learned = encoding("learn", packer=packer, held_out=held and held.rule)
+        learned = encoding("learn", packer=packer, held_out=rule)
         found.train = Stream(
             begin,
             learned,
@@ -242,11 +246,11 @@ class _Loader:
                 "or once mixes them"
             )
         if held:
-            console.info(held.line)
+            console.info(said)
             packer = road.packer(is_trained=False)
-            found.eval[""] = encoding("learn", packer=packer).encode_all(held.rows)
+            found.eval[""] = encoding("learn", packer=packer).encode_all(held)
             if self.answers:
-                found.predict[""] = encoding("answer").encode_all(held.rows)
+                found.predict[""] = encoding("answer").encode_all(held)
 
     def ingredients(self) -> dict[str, Any]:
         """What decides about the encoded data, in the words of the configuration."""
@@ -341,7 +345,7 @@ class _Loader:
                 "mix": [data.mix_strategy, list(data.interleave_probs)],
                 "part": [part, data.val_size],
                 "seed": self.seed if data.val_size or data.mix_strategy != "concat" else None,
-                "packing": packer.ingredients(),
+                "packing": {"by": type(packer).__name__, **asdict(packer)},
             }
         )
         root = cache_root(self.arguments.model.cache_dir)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.data.catalog import Reading
 from luthier.data.encode import Outcome
 from luthier.data.formats.text import detect_text, read_text
-from luthier.data.pack import BlockOptions, DocumentPacker
+from luthier.data.pack import DocumentPacker
 from luthier.data.report import Counts
 from luthier.data.road import Encoding
 from luthier.data.tokenize import TYPECODE, Ids, TextTokenizer
@@ -40,7 +40,7 @@ class PreTraining(NextToken):
     def fit(self, tokenizer: PreTrainedTokenizerBase, template: Renders | None) -> None:
         super().fit(tokenizer, None)
         self.encoder = TextEncoder(tokenizer, splits_special=self.options.split_special_tokens)
-        self.blocks = BlockOptions(
+        self.blocks = DocumentPacker(
             self.data.cutoff_len,
             is_packed=self.data.packing is not False,
             is_isolated=self.data.neat_packing is not False,
@@ -56,7 +56,7 @@ class PreTraining(NextToken):
     def settings(self) -> dict[str, Any]:
         return {
             "stage": "pt",
-            "cutoff_len": self.blocks.cutoff_len,
+            "cutoff_len": self.blocks.size,
             "packing": self.blocks.is_packed,
             "neat_packing": self.blocks.is_isolated,
             "document_overlap": self.blocks.overlap,
@@ -82,7 +82,7 @@ class PreTraining(NextToken):
 
     def packer(self, *, is_trained: bool) -> DocumentPacker:
         """Cuts documents, trained on or not: a whole one may be of any length."""
-        return DocumentPacker(self.blocks)
+        return self.blocks
 
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
         """The perplexity, `exp(loss)`; infinite where that has no float."""
