@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import signal
@@ -15,7 +14,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from luthier import console
-from luthier.commands.help import commands
+from luthier.commands.help import commands, unknown_command
 from luthier.errors import LuthierError, Stopped
 from luthier.secrecy import guard_output
 
@@ -54,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _Interrupts(repeats=word == "train") as interrupts:
         try:
             if word not in commands():
-                console.error(_unknown(word))
+                console.error(unknown_command(word))
                 return LuthierError.exit_code
             run = importlib.import_module(f"luthier.commands.{word}").run
             code: int = run(words[1:])
@@ -76,27 +75,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return INTERNAL
             _tell_interrupted()
             return INTERRUPTED
-
-
-INSTEAD = {
-    "api": "serve output_dir with `vllm serve` or `sglang`; `luthier chat` answers in the terminal",
-    "eval": "run lm-evaluation-harness on output_dir; `luthier train` with do_eval: true gives the "
-    "loss on rows of one's own",
-    "export": "merge an adapter with peft's `merge_and_unload`, and push_to_hub: true uploads",
-    "webchat": "`luthier chat` answers in the terminal",
-    "webui": "write a configuration (examples/ has some) and start `luthier train CONFIG.yaml`",
-}
-"""First words of LLaMA-Factory that are no commands -> what there is instead."""
-
-
-def _unknown(word: str) -> str:
-    if word in INSTEAD:
-        return f"there is no command {word!r}: {INSTEAD[word]}."
-    if word.endswith((".yaml", ".yml", ".json")):
-        return f"a command comes before {word}: luthier train {word}"
-    near = difflib.get_close_matches(word, commands(), n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(commands())}."
-    return f"the command {word!r} is unknown. {hint}"
 
 
 def _tell(problem: LuthierError) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import NoneType
 from typing import Any
@@ -26,7 +26,7 @@ from luthier.arguments.resolve import resolve
 from luthier.arguments.rules import TASKS, Purpose, broken_rules, missing_names, nothing_to_do
 from luthier.arguments.wording import bare, describe, expectation, members, misfit
 from luthier.errors import ArgumentsError, MissingArguments
-from luthier.secrecy import learn
+from luthier.secrecy import learn, names_a_secret
 
 USAGE = "     usage: luthier train CONFIG.yaml [name=value ...], or: luthier train --name value ..."
 
@@ -97,7 +97,11 @@ def assemble(
         origins={name: each.origin for name, each in settings.items()},
     )
     found.problems += broken_rules(arguments, found.wrong, purpose)
-    found.notes += _told_by_environment()
+    found.notes += [
+        f"{variable} is set in the environment, and has no effect. {instead}"
+        for variable, instead in ENVIRONMENT.items()
+        if is_switched_on(variable)
+    ]
     missing = [each for each in missing_names(arguments, purpose) if each not in found.wrong]
     idle = nothing_to_do(arguments) if purpose == "train" and not found.wrong & TASKS else []
     resolved = resolve(replace(arguments, notes=tuple(found.notes)))
@@ -186,7 +190,7 @@ class _Assembly:
         ):
             self.notes.append(f"{each.origin}: {each.name} has no effect. {legacy.says}")
         elif not legacy.is_default(each.value):
-            shown = "given" if _is_private(each.name) else repr(each.value)
+            shown = "given" if names_a_secret(each.name) else repr(each.value)
             self.problems.append(f"{each.origin}: {each.name} is {shown}. {legacy.says}")
         return {}
 
@@ -249,7 +253,8 @@ class _Assembly:
     ) -> list[str]:
         """The problems with their places, without those of names that are wrong or absent."""
         known = (*self.wrong, *missing)
-        places = {text: _subject(text) for text in problems}
+        # the name that a problem begins with
+        places = {text: text.partition(" ")[0].rstrip(":") for text in problems}
         return [
             f"{arguments.origins[name]}: {text}" if name in arguments.origins else text
             for text, name in places.items()
@@ -276,22 +281,6 @@ def typed(each: Setting, annotation: Any) -> Any:
 
 def _joins(each: Setting) -> bool:
     return each.name in LEGACY and LEGACY[each.name].joins
-
-
-def _told_by_environment() -> Iterator[str]:
-    """What switches of LLaMA-Factory in the environment do here: nothing, or less than there."""
-    for variable, instead in ENVIRONMENT.items():
-        if is_switched_on(variable):
-            yield f"{variable} is set in the environment, and has no effect. {instead}"
-
-
-def _subject(problem: str) -> str:
-    """The name that a problem begins with."""
-    return problem.partition(" ")[0].rstrip(":")
-
-
-def _is_private(name: str) -> bool:
-    return name.endswith(("_token", "_key", "_secret", "_url"))
 
 
 def _source(each: Setting) -> str:

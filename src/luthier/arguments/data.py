@@ -101,6 +101,7 @@ class DataArguments(Section):
             "How several data sets become one: one after the other (the default), or drawn in "
             "turn until the first is used up (`under`), until all are with repeats (`over`), or "
             "until all are without repeats (`once`).",
+            draws=True,
             resume="elsewhere",
         )
     )
@@ -109,6 +110,7 @@ class DataArguments(Section):
         "The share of each data set in an interleaved mix, a comma list of numbers. By default "
         "they take turns.",
         resume="elsewhere",
+        draws=True,
     )
     streaming: bool = knob(
         False,
@@ -139,6 +141,7 @@ class DataArguments(Section):
         "The most rows taken from each data set, from its start. By default all.",
         resume="elsewhere",
         ge=1,
+        draws=True,
     )
     eval_num_beams: int | None = free(
         None,
@@ -151,11 +154,13 @@ class DataArguments(Section):
         "By default none.",
         resume="elsewhere",
         ge=0.0,
+        draws=True,
     )
     eval_on_each_dataset: bool = free(
         False,
         "Whether each evaluation data set gets its own numbers. By default they are evaluated as "
         "one.",
+        draws=True,
     )
     tool_format: str | None = knob(
         None,

@@ -56,6 +56,7 @@ class Facts:
         is_strict: whether it is refused with another method, where others are told to be idle.
         needs: packages that must be there where it is set; a mapping says which for which value.
         on_card: whether the model card shows it.
+        draws: whether it says which rows of the data sets that are named are taken.
         reads: whether its value may be a file or folder that a run reads.
         variable: by which the environment tells its value to another library.
     """
@@ -70,6 +71,7 @@ class Facts:
     is_strict: bool = False
     needs: ReadOnly[str, str] | tuple[str, ...] = ()
     on_card: bool = False
+    draws: bool = False
     reads: bool = False
     variable: str = ""
 

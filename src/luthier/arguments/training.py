@@ -376,6 +376,7 @@ class TrainingArguments(Section):
         on_card=True,
         ge=0,
         lt=2**32,
+        draws=True,
     )
     data_seed: int | None = knob(
         None, "Where the order of the examples starts. By default `seed`.", ge=0

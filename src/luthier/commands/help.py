@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib
 from pathlib import Path
 
-from luthier.errors import UnknownName
+from luthier.errors import LuthierError, UnknownName
 
 FOLDER = Path(__file__).parent
 SUMMARY = "list the commands, or explain one: luthier help train"
@@ -18,7 +19,7 @@ def run(argv: list[str]) -> int:
         print(page())
         return 0
     if argv[0] not in commands():
-        raise UnknownName("command", argv[0], commands())
+        raise LuthierError(unknown_command(argv[0]))
     code: int = importlib.import_module(f"luthier.commands.{argv[0]}").run(["--help"])
     return code
 
@@ -76,3 +77,25 @@ def listing(folder: Path = FOLDER) -> list[str]:
     names = commands(folder)
     width = max(map(len, names))
     return [f"  {name:<{width}}  {summary(name, folder)}" for name in names]
+
+
+INSTEAD = {
+    "api": "serve output_dir with `vllm serve` or `sglang`; `luthier chat` answers in the terminal",
+    "eval": "run lm-evaluation-harness on output_dir; `luthier train` with do_eval: true gives the "
+    "loss on rows of one's own",
+    "export": "merge an adapter with peft's `merge_and_unload`, and push_to_hub: true uploads",
+    "webchat": "`luthier chat` answers in the terminal",
+    "webui": "write a configuration (examples/ has some) and start `luthier train CONFIG.yaml`",
+}
+"""First words of LLaMA-Factory that are no commands -> what there is instead."""
+
+
+def unknown_command(word: str) -> str:
+    """The sentence for a first word that is none: what there is instead, or the nearest."""
+    if word in INSTEAD:
+        return f"there is no command {word!r}: {INSTEAD[word]}."
+    if word.endswith((".yaml", ".yml", ".json")):
+        return f"a command comes before {word}: luthier train {word}"
+    near = difflib.get_close_matches(word, commands(), n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(commands())}."
+    return f"the command {word!r} is unknown. {hint}"

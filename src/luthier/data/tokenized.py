@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier import console
+from luthier.arguments.record import facts
 from luthier.data.report import DataReport, Packing, SetReport
 from luthier.errors import DataError
 
@@ -142,6 +143,8 @@ class Tokenized:
 
     def _compare(self, theirs: Mapping[str, Any]) -> None:
         differing = []
+        # they say nothing when the run names no data and takes what is there
+        drawing = {name for name, known in facts().items() if known.draws}
         for name, mine in self.ingredients.items():
             other = theirs.get(name)
             if mine == other:
@@ -153,7 +156,7 @@ class Tokenized:
                     differing.append(f"{name}: {_difference(mine, other or [])}")
             elif name in ("tokenizer", "template"):
                 differing.append(f"another {name}{_named(name, mine, other)}")
-            elif name in _OF_THE_DATA and not self.ingredients["dataset"]:
+            elif name in drawing and not self.ingredients["dataset"]:
                 continue
             else:
                 differing.append(f"{name} {_shown(other)}, now {_shown(mine)}")
@@ -193,17 +196,6 @@ class Tokenized:
             "tokenizer, template, cutoff_len and data it is made: nothing could be compared"
         )
         return found, report
-
-
-_OF_THE_DATA = (
-    "max_samples",
-    "mix_strategy",
-    "interleave_probs",
-    "val_size",
-    "seed",
-    "eval_on_each_dataset",
-)
-"""Ingredients that say nothing when the run names no data and takes what is there."""
 
 
 def _difference(mine: list[Any], theirs: list[Any]) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from luthier.arguments.choices import OPTIMIZERS
+from luthier.arguments.choices import ADAPTERS, OPTIMIZERS
 from luthier.arguments.record import Arguments, facts
 from luthier.checkpoints.output_folder import OutputFolder
 from luthier.data.catalog import check_datasets, metric_names
 from luthier.distributed import deepspeed_config, fsdp_config
-from luthier.errors import UnknownName
+from luthier.distributed.deepspeed_config import read_config, stage_of
+from luthier.errors import ArgumentsError, UnknownName
 from luthier.modeling.source import check_model, check_tokenizer
 from luthier.optional import is_installed, missing
 from luthier.records import Conversation
@@ -82,6 +83,26 @@ def _absent(needed: Iterable[tuple[str, str]]) -> Iterator[str]:
             yield missing(package, said)
 
 
+def _parts(arguments: Arguments) -> Iterator[str]:
+    """What cannot be done on weights, gradients or states that lie in parts."""
+    training, method = arguments.training, arguments.finetuning.finetuning_type
+    try:
+        config = {} if training.deepspeed is None else read_config(training.deepspeed)
+    except ArgumentsError:
+        return  # DeepSpeed's own check tells
+    how = "fsdp" if training.fsdp else "deepspeed" if stage_of(config) else ""
+    if training.do_train and how:
+        for said, entry in (
+            (f"optim: {training.optim}", OPTIMIZERS.get(training.optim)),
+            (f"finetuning_type: {method}", ADAPTERS.get(method) if method in ADAPTERS else None),
+        ):
+            if entry is not None and not entry.is_sharded:
+                yield (
+                    f"{said} works on whole weights, and {how} holds what it needs in parts. "
+                    f"Choose another, or leave {how} out."
+                )
+
+
 def _best_metric(arguments: Arguments) -> Iterator[str]:
     data, training = arguments.data, arguments.training
     metric = training.metric_for_best_model
@@ -105,6 +126,7 @@ CHECKS: tuple[Callable[[Arguments], Iterator[str]], ...] = (
     _data,
     _template,
     _packages,
+    _parts,
     _best_metric,
     lambda arguments: OutputFolder(arguments).problems(),
     deepspeed_config.find_problems,
