@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -95,27 +95,19 @@ def _add_tokens(tokenizer: PreTrainedTokenizerBase, model_args: ModelArguments) 
             [AddedToken(one, special=is_special, normalized=False) for one in tokens]
         )
         added += [token for token in tokens if token not in known and token not in added]
-    _check_found(tokenizer, [*model_args.add_tokens, *special])
+    for token in (*model_args.add_tokens, *special):
+        number = tokenizer.convert_tokens_to_ids(token)
+        for text in (f"{token}a", f"a{token}a", f"a {token} a", f"a\n{token}\n"):
+            if number not in tokenizer(text)["input_ids"]:
+                raise ModelError(
+                    f"add_tokens, add_special_tokens: the token {token!r} is not found in the text "
+                    f"{text!r}; this tokenizer reads {tokenizer.tokenize(text)}. Another token, or "
+                    "how the model's own tokenizer.json describes this one, stands before it: "
+                    "choose other letters."
+                )
     if added:
         console.info(f"new tokens: {', '.join(added)}")
     return tuple(added)
-
-
-def _check_found(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
-    """Tries each token at the beginning of a text and further on."""
-    lost = [
-        (token, text)
-        for token in tokens
-        for text in (f"{token}a", f"a{token}a", f"a {token} a", f"a\n{token}\n")
-        if tokenizer.convert_tokens_to_ids(token) not in tokenizer(text)["input_ids"]
-    ]
-    if lost:
-        token, text = lost[0]
-        raise ModelError(
-            f"add_tokens, add_special_tokens: the token {token!r} is not found in the text "
-            f"{text!r}; this tokenizer reads {tokenizer.tokenize(text)}. Another token, or how the "
-            "model's own tokenizer.json describes this one, stands before it: choose other letters."
-        )
 
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from luthier import console
@@ -45,7 +45,7 @@ def grow_vocabulary(
     Raises:
         ModelError: if the model's head cannot be resized.
     """
-    old_size = _rows(model.get_input_embeddings())
+    old_size = int(full_shape(model.get_input_embeddings().weight)[0])
     ids = {int(tokenizer.convert_tokens_to_ids(token)): token for token in new_tokens}
     if len(tokenizer) <= old_size and not ids:
         return False
@@ -58,11 +58,30 @@ def grow_vocabulary(
         model.resize_token_embeddings(
             len(tokenizer), pad_to_multiple_of=MULTIPLE, mean_resizing=False
         )
-    new_size = _rows(model.get_input_embeddings())
-    told = _described(tokenizer, ids, descriptions or {}) if init != "noise_init" else {}
+    new_size = int(full_shape(model.get_input_embeddings().weight)[0])
+    told: dict[int, list[int]] = {}  # new row -> the rows of what describes it
+    for number, token in ids.items() if init != "noise_init" else ():
+        words = tokenizer((descriptions or {}).get(token, ""), add_special_tokens=False)
+        told[number] = [word for word in words["input_ids"] if word not in ids]
+        if not told[number]:
+            console.warn(
+                f"the new token {token} has no description that the tokenizer knows; it starts "
+                "from the mean of all rows with noise"
+            )
+    new_rows = sorted({*ids, *range(old_size, new_size)})
     with whole(_matrices(model), changes=True) as matrices, torch.no_grad():
-        for rows in matrices:
-            _start(rows, {*ids, *range(old_size, new_size)}, told, with_noise=init != "desc_init")
+        for weight in matrices:
+            old = torch.ones(weight.shape[0], dtype=torch.bool, device=weight.device)
+            old[new_rows] = False
+            before = weight.detach().clone()
+            mean = before[old].float().mean(dim=0)
+            deviation = 1 / math.sqrt(weight.shape[1])
+            for row in new_rows:
+                known = told.get(row)
+                start = before[known].float().mean(dim=0) if known else mean
+                if init != "desc_init" or not known:
+                    start = start + torch.randn(weight.shape[1]).to(start) * deviation
+                weight[row] = start.to(weight.dtype)
     num_new = max(len(ids), len(tokenizer) - old_size)
     new = f"{num_new} new token{'s' if num_new > 1 else ''}"
     if new_size == old_size:
@@ -142,38 +161,3 @@ def _matrices(model: PreTrainedModel) -> list[nn.Parameter]:
     head = model.get_output_embeddings()
     own_head = [] if head is None or is_tied(model) else [head.weight]
     return [model.get_input_embeddings().weight, *own_head]
-
-
-def _rows(embeddings: Any) -> int:
-    return int(full_shape(embeddings.weight)[0])
-
-
-def _described(
-    tokenizer: PreTrainedTokenizerBase, ids: Mapping[int, str], descriptions: Mapping[str, str]
-) -> dict[int, list[int]]:
-    told = {}
-    for number, token in ids.items():
-        words = tokenizer(descriptions.get(token, ""), add_special_tokens=False)["input_ids"]
-        told[number] = [word for word in words if word not in ids]
-        if not told[number]:
-            console.warn(
-                f"the new token {token} has no description that the tokenizer knows; it starts "
-                "from the mean of all rows with noise"
-            )
-    return told
-
-
-def _start(
-    weight: Tensor, new: set[int], told: Mapping[int, list[int]], *, with_noise: bool
-) -> None:
-    old = torch.ones(weight.shape[0], dtype=torch.bool, device=weight.device)
-    old[sorted(new)] = False
-    before = weight.detach().clone()
-    mean = before[old].float().mean(dim=0)
-    deviation = 1 / math.sqrt(weight.shape[1])
-    for row in sorted(new):
-        words = told.get(row)
-        start = before[words].float().mean(dim=0) if words else mean
-        if with_noise or not words:
-            start = start + torch.randn(weight.shape[1]).to(start) * deviation
-        weight[row] = start.to(weight.dtype)
