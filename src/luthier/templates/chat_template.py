@@ -213,18 +213,21 @@ class ChatTemplate:
                 turns, start = [], 0
                 continue
             _check_prompt(prompt, answered, question // 2 + 1)
-            _check_history(answered, whole, question // 2 + 1)
+            if not whole.startswith(answered):
+                raise TemplateError(
+                    f"the tokenizer's chat template renders turn {question // 2 + 1} otherwise "
+                    "once turns follow it. They part at "
+                    f"{first_difference(answered, whole, ('alone', 'followed'))}{_MEND}"
+                    "\n  Or set mask_history: true, to learn only the last turn."
+                )
             is_learned = is_last or not is_history_masked
             if is_learned:
                 answer = conversation.messages[question + 1]
                 shown = whole[len(prompt) : len(answered)]
                 _check_shown(answer, shown, question // 2 + 1, is_learned=True)
-            turns.append(
-                Turn(
-                    (_piece(whole, start, len(prompt)),),
-                    (_piece(whole, len(prompt), len(answered), is_learned),),
-                )
-            )
+            asked = _piece(whole, start, len(prompt))
+            learned = _piece(whole, len(prompt), len(answered), is_learned)
+            turns.append(Turn((asked,), (learned,)))
             start = len(answered)
         return turns
 
@@ -341,17 +344,6 @@ def _check_prompt(prompt: str, answered: str, turn: int) -> None:
             "is answered. They part at "
             + first_difference(prompt, answered, ("prompt", "answered"))
             + _MEND
-        )
-
-
-def _check_history(answered: str, whole: str, turn: int) -> None:
-    if not whole.startswith(answered):
-        raise TemplateError(
-            f"the tokenizer's chat template renders turn {turn} otherwise once turns follow it. "
-            "They part at "
-            + first_difference(answered, whole, ("alone", "followed"))
-            + _MEND
-            + "\n  Or set mask_history: true, to learn only the last turn."
         )
 
 

@@ -24,25 +24,15 @@ _NEEDS_OBJECT = "this tool format needs a call's arguments as an object"
 
 @dataclass(frozen=True)
 class Tags:
-    """The texts of a call, name and values left out.
+    """The texts of a call, name and values left out."""
 
-    Attributes:
-        before_name: opens a call.
-        after_name: stands between the name and the first argument.
-        before_key: opens an argument.
-        after_key: stands between key and value.
-        after_value: closes an argument.
-        end: closes a call.
-        between: stands between two calls.
-    """
-
-    before_name: str
+    before_name: str  # opens a call
     after_name: str
-    before_key: str
+    before_key: str  # opens an argument
     after_key: str
-    after_value: str
-    end: str
-    between: str = ""
+    after_value: str  # closes an argument
+    end: str  # closes a call
+    between: str = ""  # stands between two calls
 
     def as_jinja(self) -> str:
         """Statements that print the list `calls` a call after the other."""
@@ -64,27 +54,25 @@ class Tags:
 
     def read(self, text: str) -> list[FunctionCall]:
         """The calls in `text`, with any whitespace between the tags."""
-        call = re.compile(
-            f'{_loose(self.before_name)}([^<>\\n"]+?){_loose(self.after_name)}'
-            f"((?:(?!{_loose(self.before_name)}).)*?){_loose(self.end)}",
-            re.DOTALL,
+        before_name, after_name, before_key, after_key, after_value, end = (
+            r"\s*" + "".join(re.escape(part) + r"\s*" for part in tag.split())
+            for tag in (
+                *(self.before_name, self.after_name, self.before_key),
+                *(self.after_key, self.after_value, self.end),
+            )
         )
-        argument = re.compile(
-            f"{_loose(self.before_key)}(.*?){_loose(self.after_key)}(.*?)"
-            f"{_loose(self.after_value)}",
-            re.DOTALL,
-        )
+        call = f'{before_name}([^<>\\n"]+?){after_name}((?:(?!{before_name}).)*?){end}'
+        argument = f"{before_key}(.*?){after_key}(.*?){after_value}"
         return [
             FunctionCall(
                 name.strip(),
-                {key.strip(): load(value) for key, value in argument.findall(arguments)},
+                {
+                    key.strip(): load(value)
+                    for key, value in re.findall(argument, arguments, re.DOTALL)
+                },
             )
-            for name, arguments in call.findall(text)
+            for name, arguments in re.findall(call, text, re.DOTALL)
         ]
-
-
-def _loose(tag: str) -> str:
-    return r"\s*" + r"\s*".join(map(re.escape, tag.split())) + r"\s*" if tag.strip() else r"\s*"
 
 
 def _read_glm(text: str) -> list[FunctionCall]:
