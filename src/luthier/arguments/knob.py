@@ -159,6 +159,11 @@ def free(default: Any, description: str, **said: Any) -> Any:
     return knob(default, description, resume="free", **said)
 
 
+def ours(default: Any, description: str, **said: Any) -> Any:
+    """A knob that transformers' `TrainingArguments` do not get; mostly a free one."""
+    return knob(default, description, **({"resume": "free", "is_ours": True} | said))
+
+
 def facts_of(field: FieldInfo) -> Facts:
     """What a knob's field knows of itself."""
     assert isinstance(field.json_schema_extra, dict)

@@ -13,6 +13,7 @@ from luthier.arguments.knob import (
     Section,
     free,
     knob,
+    ours,
     read_mapping,
     split_commas,
 )
@@ -129,11 +130,10 @@ class TrainingArguments(Section):
         "The folder for everything the run writes; made when absent. Required to train, evaluate "
         "or predict.",
     )
-    overwrite_output_dir: bool = free(
+    overwrite_output_dir: bool = ours(
         False,
         "Whether to start anew in an `output_dir` that holds a run; that run is moved beside it, "
         "to `<output_dir>.old-<time>`. By default it goes on from the newest checkpoint there.",
-        is_ours=True,
         status="honoured otherwise",
     )
     do_train: bool = free(False, "Whether to train. By default not.")
@@ -145,28 +145,25 @@ class TrainingArguments(Section):
         "Whether to generate an answer for every evaluation row; goes with "
         "`predict_with_generate`. By default not.",
     )
-    predict_with_generate: bool = free(
+    predict_with_generate: bool = ours(
         False,
         "Whether predictions are generated texts, scored by BLEU and ROUGE. By default there are "
         "none.",
-        is_ours=True,
         needs=("nltk", "jieba", "rouge_chinese"),
     )
     resume_from_checkpoint: Annotated[
         str, BeforeValidator(_checkpoint, json_schema_input_type=str | bool | None)
-    ] = free(
+    ] = ours(
         "auto",
         "Where to go on: `auto` (the default) takes the newest checkpoint in `output_dir` that is "
         "as it was written, if there is one; `true` the same, and ends where there is none; "
         "`false` ends where there is one; a `checkpoint-N` folder means that one and no other.",
-        is_ours=True,
         reads=True,
     )
-    resume_allow_changes: bool = free(
+    resume_allow_changes: bool = ours(
         False,
         "Whether a run may go on with other data, another batch or other settings than those of "
         "its checkpoint. By default it ends and lists them.",
-        is_ours=True,
     )
     per_device_train_batch_size: int = knob(
         8,
@@ -189,13 +186,12 @@ class TrainingArguments(Section):
         ge=1,
         in_deepspeed="gradient_accumulation_steps",
     )
-    tokens_per_micro_batch: int | None = free(
+    tokens_per_micro_batch: int | None = ours(
         None,
         "The most tokens that go through the model at once, padding counted and shared prefixes "
         "once; lower it when memory runs out: the result stays the same. By default "
         "`per_device_train_batch_size` x `cutoff_len`, or less where the device gains nothing from "
         "more.",
-        is_ours=True,
         ge=1,
     )
     num_train_epochs: float = knob(
@@ -243,12 +239,11 @@ class TrainingArguments(Section):
         ge=0,
         in_deepspeed="gradient_clipping",
     )
-    on_nonfinite: Literal["stop", "skip"] = free(
+    on_nonfinite: Literal["stop", "skip"] = ours(
         "stop",
         "What becomes of a step whose loss or gradient is NaN or infinite: by default it ends the "
         "run, weights unchanged, and names the rows; `skip` leaves its gradient out and goes on, "
         "up to 3 times in a row. The learning rate of later steps stays what it would be.",
-        is_ours=True,
     )
     lr_scheduler_type: Scheduler = knob(
         "linear",
@@ -261,23 +256,23 @@ class TrainingArguments(Section):
         "Settings of the scheduler, a mapping or JSON text. By default its own.",
         resume="schedule",
     )
-    warmup_ratio: float = knob(
+    warmup_ratio: float = ours(
         0.0,
         "The share of all steps in which the learning rate climbs from zero; rounded up. Counts "
         "when `warmup_steps` is 0. By default none.",
-        is_ours=True,
         on_card=True,
         status="honoured otherwise",
         ge=0.0,
         le=1.0,
+        resume="learned",
     )
-    warmup_steps: float = knob(
+    warmup_steps: float = ours(
         0,
         "The steps in which the learning rate climbs from zero (below 1: their share of all "
         "steps). Wins over `warmup_ratio`. By default none.",
-        is_ours=True,
         on_card=True,
         ge=0,
+        resume="learned",
     )
     optim: Optim = knob(
         "adamw_torch_fused",
@@ -335,40 +330,35 @@ class TrainingArguments(Section):
         "Whether float32 products may use TF32 on NVIDIA GPUs from Ampere on. By default torch "
         "decides.",
     )
-    layout: Literal["auto", "tree", "padded"] = free(
+    layout: Literal["auto", "tree", "padded"] = ours(
         "auto",
         "How examples share a micro-batch: `tree` puts them behind one another without padding, "
         "`padded` side by side. By default the tree, where a probe at the start shows that this "
         "model computes in it what it computes on each example alone; `tree` ends the run where it "
         "does not.",
-        is_ours=True,
     )
-    prefix_sharing: Annotated[Literal["auto", "off"], BeforeValidator(_sharing)] = free(
+    prefix_sharing: Annotated[Literal["auto", "off"], BeforeValidator(_sharing)] = ours(
         "auto",
         "Whether what examples of a micro-batch begin with alike goes through the model once. By "
         "default it does in the tree layout, unless dropout gives every example zeros of its own; "
         "`off` never does.",
-        is_ours=True,
     )
     gradient_checkpointing: Annotated[
         bool | Literal["auto"],
         BeforeValidator(_switch_or_auto, json_schema_input_type=bool | Literal["auto"]),
-    ] = free(
+    ] = ours(
         "auto",
         "Whether activations are computed again in the backward pass instead of kept: less memory, "
         "slower. By default only where keeping them would not fit in memory, by an estimate that "
         "is printed; `disable_gradient_checkpointing` is the other way to say `false`.",
-        is_ours=True,
     )
-    gradient_checkpointing_kwargs: Mapping | None = free(
+    gradient_checkpointing_kwargs: Mapping | None = ours(
         None,
         "Settings of gradient checkpointing, a mapping or JSON text. By default its own.",
-        is_ours=True,
     )
-    use_cpu: bool = free(
+    use_cpu: bool = ours(
         False,
         "Whether the run stays on the CPU. By default it takes the accelerator it finds.",
-        is_ours=True,
     )
     seed: int = knob(
         42,
@@ -413,19 +403,17 @@ class TrainingArguments(Section):
     save_total_limit: int | None = free(
         None, "The most checkpoints kept; the oldest go first. By default all are kept.", ge=1
     )
-    max_failed_saves: int = free(
+    max_failed_saves: int = ours(
         3,
         "Checkpoints in a row that may fail to be written, for want of space mostly, before the "
         "run ends; until then it trains on. By default 3.",
-        is_ours=True,
         ge=1,
     )
-    stop_grace_seconds: float = free(
+    stop_grace_seconds: float = ours(
         60.0,
         "Seconds from a signal to stop (Ctrl-C, SIGTERM) to the end of the running step, where a "
         "checkpoint is written; a run whose step takes longer ends without one. Steps of a minute "
         "need more, if the scheduler gives it. By default 60.",
-        is_ours=True,
         gt=0,
     )
     save_only_model: bool = free(
@@ -472,10 +460,9 @@ class TrainingArguments(Section):
     logging_first_step: bool = free(
         False, "Whether the first step is logged as well. By default not."
     )
-    logging_dir: str | None = free(
+    logging_dir: str | None = ours(
         None,
         "The folder of TensorBoard's files. By default `runs` inside `output_dir`.",
-        is_ours=True,
         variable="TENSORBOARD_LOGGING_DIR",
         status="honoured otherwise",
     )
@@ -488,9 +475,7 @@ class TrainingArguments(Section):
     log_on_each_node: bool = free(
         True, "Whether the first process of every machine logs. By default it does."
     )
-    disable_tqdm: bool | None = free(
-        None, "Whether progress is not shown. By default it is shown.", is_ours=True
-    )
+    disable_tqdm: bool | None = ours(None, "Whether progress is not shown. By default it is shown.")
     report_to: Annotated[
         tuple[Tracker, ...],
         BeforeValidator(_trackers, json_schema_input_type=str | list[str] | None),
@@ -513,28 +498,24 @@ class TrainingArguments(Section):
     trackio_static_space_id: str | None = free(
         None, "A read-only Space over that bucket. By default there is none."
     )
-    swanlab_project: str | None = free(
+    swanlab_project: str | None = ours(
         None,
         "The project of the run in SwanLab. By default SWANLAB_PROJECT, or the folder's name.",
-        is_ours=True,
         variable="SWANLAB_PROJECT",
     )
-    swanlab_workspace: str | None = free(
+    swanlab_workspace: str | None = ours(
         None,
         "The workspace of the run in SwanLab. By default one's own.",
-        is_ours=True,
         variable="SWANLAB_WORKSPACE",
     )
-    swanlab_mode: Literal["cloud", "local", "offline", "disabled"] | None = free(
+    swanlab_mode: Literal["cloud", "local", "offline", "disabled"] | None = ours(
         None,
         "Where SwanLab keeps the numbers. By default SWANLAB_MODE, or its cloud.",
-        is_ours=True,
         variable="SWANLAB_MODE",
     )
-    swanlab_logdir: str | None = free(
+    swanlab_logdir: str | None = ours(
         None,
         "The folder of SwanLab's files. By default `swanlog` in this folder.",
-        is_ours=True,
         variable="SWANLAB_LOG_DIR",
     )
     skip_memory_metrics: bool = free(
@@ -580,20 +561,18 @@ class TrainingArguments(Section):
     ddp_backend: Literal["nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl", "xccl"] | None = (
         free(None, "How processes exchange gradients. By default what fits the device.")
     )
-    nproc: int | None = knob(
+    nproc: int | None = ours(
         None,
         "The processes that `luthier train` starts on this machine. By default one for each "
         "accelerator it sees, and one where there is none; no launcher that is already at work is "
         "asked again.",
         resume="elsewhere",
-        is_ours=True,
         ge=1,
     )
-    max_restarts: int = free(
+    max_restarts: int = ours(
         0,
         "How often `luthier train` starts all processes again when one of them fails; they go on "
         "from the newest checkpoint. By default it does not.",
-        is_ours=True,
         ge=0,
     )
     ddp_timeout: int = free(
@@ -603,11 +582,10 @@ class TrainingArguments(Section):
         status="honoured otherwise",
         gt=0,
     )
-    allow_long_timeout: bool = free(
+    allow_long_timeout: bool = ours(
         False,
         "Whether `ddp_timeout` may be longer than 1,800 seconds: as long as it is, a run whose "
         "process has died hangs. By default it may not.",
-        is_ours=True,
     )
     ddp_find_unused_parameters: bool | None = free(
         None,
@@ -637,32 +615,30 @@ class TrainingArguments(Section):
     fsdp: Annotated[
         bool | tuple[ShardingWord, ...],
         BeforeValidator(_sharding_words, json_schema_input_type=bool | str | list[str] | None),
-    ] = knob(
+    ] = ours(
         False,
         "Whether the processes hold weights, gradients and optimizer states in parts, by torch's "
         "FSDP2. The older words (`full_shard auto_wrap`, `shard_grad_op`, `offload`) are taken as "
         "what FSDP2 calls them. By default every process holds all.",
         resume="elsewhere",
-        is_ours=True,
         status="honoured otherwise",
     )
-    fsdp_config: FileOrMapping = knob(
+    fsdp_config: FileOrMapping = ours(
         None,
         "Settings of FSDP: a JSON or YAML file, JSON text or a mapping, with transformers' or "
         "accelerate's names: `reshard_after_forward`, `cpu_offload`, `auto_wrap_policy`, "
         "`transformer_layer_cls_to_wrap`, `state_dict_type`, ... By default a layer at a time is "
         "whole and checkpoints hold whole weights.",
         resume="elsewhere",
-        is_ours=True,
         reads=True,
         status="honoured otherwise",
     )
-    fsdp_transformer_layer_cls_to_wrap: CommaList = knob(
+    fsdp_transformer_layer_cls_to_wrap: CommaList = ours(
         (),
         "Classes of layers that FSDP holds for themselves, a comma list. By default those that "
         "the model names.",
-        is_ours=True,
         status="honoured otherwise",
+        resume="learned",
     )
     accelerator_config: Mapping | None = knob(
         None,
