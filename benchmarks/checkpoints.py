@@ -100,54 +100,53 @@ def measure(model: str, template: str, saves: int, folder: str | None) -> dict[s
     """
     import luthier
     from luthier.checkpoints.folders import list_checkpoints, size_of
-    from luthier.training.trainer import LuthierTrainer
+    from luthier.checkpoints.saver import CheckpointSaver
 
     found: dict[str, list[float]] = {"ours": [], "plain": [], "step": []}
-    save, since = LuthierTrainer._save_checkpoint, [time.perf_counter()]
+    save, since = CheckpointSaver.save, [time.perf_counter()]
     with tempfile.TemporaryDirectory(dir=folder) as name:
         place = Path(name)
         plain_place = place / "plain"
 
-        def both(trainer: LuthierTrainer, model: Any, trial: Any) -> None:
+        def both(saver: CheckpointSaver, progress: dict[str, Any]) -> Any:
             found["step"].append(time.perf_counter() - since[0])
             for side in ("ours", "plain") if len(found["ours"]) % 2 else ("plain", "ours"):
                 begun = time.perf_counter()
                 if side == "ours":
-                    save(trainer, model, trial)
+                    published = save(saver, progress)
                 else:
-                    save_plainly(trainer, plain_place)
+                    save_plainly(saver._trainer, plain_place)
                 found[side].append(time.perf_counter() - begun)
             since[0] = time.perf_counter()
+            return published
 
         rows = material.write_rows(place / "rows.json", 200)
         config = peers.configuration(
             model, str(rows), template, name, batch=1, accumulation=1, steps=saves
         )
-        LuthierTrainer._save_checkpoint = both  # type: ignore[method-assign]
+        CheckpointSaver.save = both  # type: ignore[method-assign]
         try:
             result = luthier.train(
                 config | {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
             )
         finally:
-            LuthierTrainer._save_checkpoint = save  # type: ignore[method-assign]
+            CheckpointSaver.save = save  # type: ignore[method-assign]
         size = size_of(list_checkpoints(result.output_dir)[-1])
         return {**found, "bytes": size, "disk": kind_of_disk(place)}
 
 
 def save_plainly(trainer: Any, folder: Path) -> None:
     """Transformers' save with its rotation, to another folder, as its own trainer would do it."""
+    from copy import copy
+
     from transformers import Trainer
 
-    args, our_class, output_dir = trainer.args, type(trainer), trainer.args.output_dir
-    best = trainer.state.best_model_checkpoint
+    args = copy(trainer.args)
     args.output_dir, args.save_total_limit = str(folder), 1
-    trainer.__class__ = Trainer
-    try:
-        trainer._save_checkpoint(trainer.model, None)
-    finally:
-        trainer.__class__ = our_class
-        args.output_dir, args.save_total_limit = output_dir, None
-        trainer.state.best_model_checkpoint = best
+    plain = Trainer(trainer.model, args, processing_class=trainer.processing_class)
+    plain.optimizer, plain.lr_scheduler = trainer.optimizer, trainer.lr_scheduler
+    plain.state = copy(trainer.state)
+    plain._save_checkpoint(trainer.model, None)
 
 
 def kind_of_disk(folder: Path) -> str:

@@ -116,8 +116,8 @@ def _deal_epoch(sequences: list[Any], ranks: int, split: str, layout: str) -> di
     from luthier.arguments.data import DataArguments
     from luthier.batching.padded import pad
     from luthier.batching.plan import plan_examples
+    from luthier.batching.steps import SATURATING_TOKENS
     from luthier.batching.tree import build_tree
-    from luthier.training.stepping_trainer import SATURATING_TOKENS
 
     batch, accumulation = map(int, split.split("x"))
     cutoff_len = DataArguments.model_fields["cutoff_len"].default

@@ -160,26 +160,26 @@ def run(settings: dict[str, Any], is_profiled: bool = False) -> dict[str, Any]:
 
     import luthier
     from benchmarks import peers
-    from luthier.training.trainer import LuthierTrainer
+    from luthier.training.metrics import Meter
 
     model, rows, template, folder = (
         settings.pop(name) for name in ("model", "rows", "template", "folder")
     )
     config = peers.configuration(model, rows, template, folder, **settings)
-    needed = [0]  # operations of the step under way
-    count = LuthierTrainer.floating_point_ops
+    needed = [0.0]  # operations of the step under way
+    count = Meter.flops
 
-    def count_and_keep(self: LuthierTrainer, inputs: Any) -> int:
-        needed[0] = count(self, inputs)
+    def count_and_keep(self: Meter, step: Any) -> float:
+        needed[0] = count(self, step)
         return needed[0]
 
-    LuthierTrainer.floating_point_ops = count_and_keep  # type: ignore[method-assign]
+    Meter.flops = count_and_keep  # type: ignore[method-assign]
     profiler = torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True
     )
 
     class Watch(peers.Clock):
-        useful_flops = 0
+        useful_flops = 0.0
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if is_profiled and state.global_step == peers.WARM_STEPS:
@@ -198,7 +198,7 @@ def run(settings: dict[str, Any], is_profiled: bool = False) -> dict[str, Any]:
         try:
             luthier.train(config, callbacks=[watch])
         finally:
-            LuthierTrainer.floating_point_ops = count  # type: ignore[method-assign]
+            Meter.flops = count  # type: ignore[method-assign]
     value = {"seconds": watch.seconds(0), "useful_flops": watch.useful_flops}
     if is_profiled:
         vocabulary = vocabulary_of(model)

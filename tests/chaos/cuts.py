@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from luthier.checkpoints.control_files import FOLDER
 from tests.chaos import trial
@@ -81,19 +82,19 @@ CASES = {
 
 def request_at(step: int, output_dir: str) -> None:
     """Has the process find, at a step, what `luthier stop` leaves."""
-    from luthier.training.trainer import LuthierTrainer
+    from luthier.training import loop
 
-    plain = LuthierTrainer.training_step
+    plain = loop.train_step
 
     @functools.wraps(plain)
-    def asked(self: LuthierTrainer, *given: object, **options: object) -> object:
-        if self.state.global_step == step - 1 and self.args.process_index == 0:
+    def asked(learner: Any, *given: Any) -> Any:
+        if learner.state.global_step == step - 1 and learner.args.process_index == 0:
             folder = Path(output_dir) / FOLDER
             folder.mkdir(exist_ok=True)
             (folder / "stop").touch()
-        return plain(self, *given, **options)
+        return plain(learner, *given)
 
-    LuthierTrainer.training_step = asked  # type: ignore[method-assign]
+    loop.train_step = asked
 
 
 def try_case(

@@ -136,17 +136,17 @@ def arguments_of(workshop: trial.Workshop, folder: Path, kind: str) -> dict[str,
 
 def hold_a_step() -> None:
     """Makes one step last until the process is ended."""
-    from luthier.training.trainer import LuthierTrainer
+    from luthier.training import loop
 
-    plain = LuthierTrainer.training_step
+    plain = loop.train_step
 
     @functools.wraps(plain)
-    def held(self: LuthierTrainer, *args: Any, **options: Any) -> Any:
-        if self.state.global_step == SLOW_STEP - 1:
+    def held(learner: Any, *args: Any) -> Any:
+        if learner.state.global_step == SLOW_STEP - 1:
             time.sleep(120)
-        return plain(self, *args, **options)
+        return plain(learner, *args)
 
-    LuthierTrainer.training_step = held  # type: ignore[method-assign]
+    loop.train_step = held
 
 
 def hold_an_evaluation() -> None:

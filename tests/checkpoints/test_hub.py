@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import HfApi
 from transformers.trainer_utils import HubStrategy
 
-from luthier.checkpoints.hub import push_checkpoint, push_model
+from luthier.checkpoints.hub import Hub
 from tests.checkpoints import made
 
 
@@ -26,6 +26,10 @@ def uploads(monkeypatch) -> list[dict[str, Any]]:
         done.set_result(None)
         return done
 
+    def create(self: HfApi, name: str, **options: Any) -> SimpleNamespace:
+        return SimpleNamespace(repo_id=name)
+
+    monkeypatch.setattr(HfApi, "create_repo", create)
     monkeypatch.setattr(HfApi, "upload_folder", upload)
     return seen
 
@@ -37,16 +41,16 @@ def trainer_of(folder: Path, strategy: HubStrategy = HubStrategy.EVERY_SAVE) -> 
         hub_token=None,
         hub_revision=None,
         hub_always_push=False,
+        hub_model_id="me/mine",
+        hub_private_repo=None,
+        push_to_hub=True,
     )
     return SimpleNamespace(
         args=args,
-        hub_model_id="me/mine",
-        push_in_progress=None,
         state=SimpleNamespace(global_step=3),
         control=None,
         callback_handler=SimpleNamespace(on_push_begin=lambda *heard: None),
         is_world_process_zero=lambda: True,
-        _finish_current_push=lambda: None,
     )
 
 
@@ -58,21 +62,21 @@ def sent(upload: dict[str, Any]) -> set[str]:
 
 
 def test_of_each_checkpoint_the_model_is_sent(tmp_path, uploads):
-    trainer = trainer_of(tmp_path)
+    hub = Hub(trainer_of(tmp_path))
 
-    push_checkpoint(trainer, made.checkpoint(tmp_path, 3))
+    hub.push_checkpoint(made.checkpoint(tmp_path, 3))
 
     assert [sent(each) for each in uploads] == [{"adapter_model.safetensors", "MANIFEST.json"}]
-    assert trainer.push_in_progress.is_done()
+    assert {each["repo_id"] for each in uploads} == {"me/mine"}
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
 
 
 def test_whole_checkpoints_are_sent_when_they_are_asked_for(tmp_path, uploads):
     checkpoint = made.checkpoint(tmp_path, 3)
 
-    push_checkpoint(trainer_of(tmp_path, HubStrategy.CHECKPOINT), checkpoint)
-    push_checkpoint(trainer_of(tmp_path, HubStrategy.ALL_CHECKPOINTS), checkpoint)
-    push_checkpoint(trainer_of(tmp_path, HubStrategy.END), checkpoint)
+    Hub(trainer_of(tmp_path, HubStrategy.CHECKPOINT)).push_checkpoint(checkpoint)
+    Hub(trainer_of(tmp_path, HubStrategy.ALL_CHECKPOINTS)).push_checkpoint(checkpoint)
+    Hub(trainer_of(tmp_path, HubStrategy.END)).push_checkpoint(checkpoint)
 
     places = [each.get("path_in_repo") for each in uploads]
     assert places == [None, "last-checkpoint", None, "checkpoint-3"]
@@ -85,6 +89,6 @@ def test_at_the_end_the_folder_is_sent_without_what_stays_here(tmp_path, uploads
         (tmp_path / name).write_text("")
     made.stage(tmp_path, 4)
 
-    push_model(trainer_of(tmp_path), "Model save")
+    Hub(trainer_of(tmp_path)).push_model("Model save")
 
     assert sent(uploads[0]) == {"model.safetensors", "README.md"}

@@ -9,7 +9,7 @@ import pytest
 from luthier.checkpoints.fingerprint import fingerprint_run
 from luthier.checkpoints.folders import list_checkpoints
 from luthier.checkpoints.output_folder import OutputFolder
-from luthier.distributed.strategy import Strategy
+from luthier.distributed.whole import Whole
 from luthier.errors import ArgumentsError, CheckpointError, NoValidCheckpoint
 from tests.checkpoints import made
 from tests.checkpoints.made import arguments
@@ -80,7 +80,7 @@ def test_a_path_that_is_no_checkpoint_is_refused_at_once(tmp_path):
 
 def test_going_on_from_an_earlier_one_leaves_the_later_ones_behind(run, capsys):
     asked = arguments(run, resume_from_checkpoint=str(run / "checkpoint-2"))
-    now = fingerprint_run(asked, Strategy("single"), 1)
+    now = fingerprint_run(asked, Whole("single"), 1)
 
     with pytest.raises(ArgumentsError, match="examples of a step: 4 then, 8 now"):
         OutputFolder(asked).resume(now)

@@ -4,7 +4,7 @@ import datasets
 import pyarrow
 
 from luthier.batching.streamed import NUM_REMEMBERED, StreamedTable
-from luthier.training.origins import origins_of
+from luthier.training.report import origins_of
 
 
 class Stream:

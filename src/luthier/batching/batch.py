@@ -47,6 +47,7 @@ class MicroBatch:
         token_numbers: by name (N,) float32, the number of each read's target; `weight` is there
             only where some loss does not count once.
         sequence_numbers: by name (S,) float32.
+        step_numbers: by name a mean over the whole step, where its stage has read it first.
     """
 
     input_ids: Tensor
@@ -62,6 +63,7 @@ class MicroBatch:
     owners: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64))
     token_numbers: Mapping[str, Tensor] = field(default_factory=dict)
     sequence_numbers: Mapping[str, Tensor] = field(default_factory=dict)
+    step_numbers: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def num_computed(self) -> int:

@@ -6,20 +6,33 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import datasets
 import torch
 from torch.utils.data import DataLoader, Sampler
+from transformers import TrainingArguments as LibraryArguments
 
 from luthier.batching.batch import MicroBatch, Step
+from luthier.batching.order import LengthGroupedOrder, SequentialOrder, ShuffledOrder
 from luthier.batching.padded import pad
 from luthier.batching.plan import plan_examples
 from luthier.batching.streamed import StreamedTable
 from luthier.batching.tree import build_tree
+from luthier.errors import DataError
 from luthier.example import Example, read_examples, used_columns
 from luthier.processes.signals import held, let_first_pass
+
+if TYPE_CHECKING:
+    from luthier.arguments.record import Arguments
+
+SATURATING_TOKENS = {"cpu": 2048, "cuda": 8192}
+"""Computed tokens of a micro-batch beyond which a device gets no faster, by device type."""
+
+EVAL_GROUP = 16
+"""Evaluation batches that are planned together, so that rows of like length share a rectangle."""
 
 
 class EpochOrder(Protocol):
@@ -41,26 +54,23 @@ class StepSampler(Sampler[list[int]]):
         examples_per_step: per-device batch x accumulation x world size.
         multiple: with it, examples beyond the last whole multiple are left out of the epoch
             (`dataloader_drop_last`: per-device batch x world size); 1 keeps all.
+
+    Attributes:
+        first: the step that an epoch begins with; those before it were made already.
     """
 
     def __init__(self, order: EpochOrder, examples_per_step: int, multiple: int = 1) -> None:
         self.order = order
         self.examples_per_step = examples_per_step
         self.num_examples = len(order) - len(order) % multiple
+        self.first = 0
 
     def __len__(self) -> int:
         return -(-self.num_examples // self.examples_per_step)
 
     def __iter__(self) -> Iterator[list[int]]:
-        group: list[int] = []
-        for count, index in enumerate(self.order, 1):
-            if count > self.num_examples:
-                break
-            group.append(index)
-            if len(group) == self.examples_per_step:
-                yield group
-                group = []
-        if group:
+        indices = islice(self.order, self.first * self.examples_per_step, self.num_examples)
+        while group := list(islice(indices, self.examples_per_step)):
             yield group
 
     def set_epoch(self, epoch: int) -> None:
@@ -162,10 +172,121 @@ class StepLoader(DataLoader[int]):
         with held():  # workers start here
             return super().__iter__()
 
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch whose order comes next."""
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
+        """Chooses the epoch whose order comes next, and the step of it that comes first."""
         assert isinstance(self.batch_sampler, StepSampler)
+        self.batch_sampler.first = first
         self.batch_sampler.set_epoch(epoch)
+
+
+@dataclass
+class StepLoaders:
+    """Makes the loaders of a run's data sets, once its layout is known.
+
+    Attributes:
+        arguments: of the run.
+        args: the same as transformers takes them.
+        pad_token_id: fills the rectangles.
+        layout: how examples share a micro-batch.
+        shares_prefixes: whether a tree computes what examples begin with alike once.
+        train_table: what the steps of training are read from; None before there are any.
+    """
+
+    arguments: Arguments
+    args: LibraryArguments
+    pad_token_id: int
+    layout: Literal["tree", "padded"] = "padded"
+    shares_prefixes: bool = False
+    train_table: Any = None
+
+    @property
+    def examples_per_step(self) -> int:
+        """Examples of one optimizer update, all ranks together."""
+        training = self.arguments.training
+        batch, steps = training.per_device_train_batch_size, training.gradient_accumulation_steps
+        return int(batch * steps * self.args.world_size)
+
+    def train(self, dataset: datasets.Dataset | Any) -> StepLoader:
+        """A loader whose items are this rank's share of each optimizer step.
+
+        Args:
+            dataset: a table of examples, or a stream of them.
+
+        Raises:
+            DataError: if no step is left of the data.
+        """
+        args, per_step = self.args, self.examples_per_step
+        is_table = isinstance(dataset, datasets.Dataset)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        order: EpochOrder
+        if not is_table:
+            order = SequentialOrder(args.max_steps * per_step)
+        elif args.train_sampling_strategy == "sequential":
+            order = SequentialOrder(len(dataset))
+        elif args.train_sampling_strategy == "group_by_length":
+            order = LengthGroupedOrder(dataset["num_tokens"], per_step, seed)
+        else:
+            order = ShuffledOrder(len(dataset), seed)
+        batch_size = self.arguments.training.per_device_train_batch_size
+        of_all_devices = batch_size * args.world_size
+        sampler = StepSampler(order, per_step, of_all_devices if args.dataloader_drop_last else 1)
+        if not len(sampler):
+            raise DataError(
+                "dataloader_drop_last leaves out what does not fill a batch on every device, "
+                f"{of_all_devices:,} examples, and there are {len(dataset):,}: nothing would be "
+                "learned. Lower per_device_train_batch_size, or leave dataloader_drop_last out."
+            )
+        table = dataset if is_table else StreamedTable(dataset, sampler.num_examples)
+        self.train_table = table
+        return self._loader(table, sampler, batch_size)
+
+    def evaluate(self, dataset: datasets.Dataset) -> StepLoader:
+        """A loader over a whole evaluation set, in groups whose rows are sorted by length."""
+        batch_size = self.arguments.training.per_device_eval_batch_size
+        group = batch_size * self.args.world_size * EVAL_GROUP
+        sampler = StepSampler(SequentialOrder(len(dataset)), group)
+        return self._loader(dataset, sampler, batch_size)
+
+    def token_budget(self, batch_size: int) -> int:
+        """The most tokens of a micro-batch that are computed: padding counts, shared ones once.
+
+        Never more than a full batch as the user wrote it, and not more than saturates the device;
+        `tokens_per_micro_batch` overrides both.
+        """
+        if self.arguments.training.tokens_per_micro_batch is not None:
+            return self.arguments.training.tokens_per_micro_batch
+        saturating = SATURATING_TOKENS.get(self.args.device.type, SATURATING_TOKENS["cuda"])
+        return min(batch_size * self.arguments.data.cutoff_len, saturating)
+
+    def largest_micro_batch(self, dataset: datasets.Dataset | Any) -> tuple[int, int]:
+        """The most tokens of a micro-batch of training, and those of the longest example."""
+        is_table = isinstance(dataset, datasets.Dataset)
+        longest = max(dataset["num_tokens"][:]) if is_table else self.arguments.data.cutoff_len
+        budget = self.token_budget(self.arguments.training.per_device_train_batch_size)
+        return max(longest, min(budget, longest * self.examples_per_step)), longest
+
+    def _loader(
+        self, table: datasets.Dataset | StreamedTable, sampler: StepSampler, batch_size: int
+    ) -> StepLoader:
+        args = self.args
+        is_streamed = isinstance(table, StreamedTable)  # a stream has workers of its own
+        builder = StepBuilder(
+            table,
+            self.pad_token_id,
+            self.token_budget(batch_size),
+            args.process_index,
+            args.world_size,
+            self.layout,
+            self.shares_prefixes,
+        )
+        return StepLoader(
+            sampler,
+            builder,
+            num_workers=0 if is_streamed else args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
+            persistent_workers=args.dataloader_persistent_workers and not is_streamed,
+            prefetch_factor=None if is_streamed else args.dataloader_prefetch_factor,
+        )
 
 
 def _begin_worker(worker: int) -> None:

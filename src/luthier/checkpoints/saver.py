@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Protocol
+
+from transformers import TrainerState
+from transformers.trainer_callback import ExportableState
 
 from luthier import console
+from luthier.checkpoints.files import write_whole
 from luthier.checkpoints.final import replace_model
 from luthier.checkpoints.fingerprint import RunFingerprint
 from luthier.checkpoints.folders import (
@@ -16,7 +23,8 @@ from luthier.checkpoints.folders import (
     size_of,
     stage_folder,
 )
-from luthier.checkpoints.hub import push_checkpoint
+from luthier.checkpoints.hub import Hub
+from luthier.checkpoints.pretrained import PretrainedFiles
 from luthier.checkpoints.publish import (
     BESIDE_TENSORS,
     MARGIN,
@@ -29,14 +37,32 @@ from luthier.checkpoints.publish import (
     publish,
     rotate,
 )
-from luthier.checkpoints.subject import Subject
-from luthier.checkpoints.verify import newest_valid
-from luthier.checkpoints.writing import name_best, write_checkpoint
+from luthier.checkpoints.verify import (
+    HAS_MANIFEST,
+    STATE,
+    STATE_ENTRY,
+    newest_valid,
+    saved_entry_of,
+)
+from luthier.distributed.strategy import Learner
 from luthier.errors import SaveError
 from luthier.processes.ranks import gather_objects
 
 TOKEN = ".first-rank"
 """A file that the first rank puts into a stage: who sees it shares its file system."""
+
+
+class Saved(Learner, Protocol):
+    """A trainer as its checkpoints know it."""
+
+    def store_flos(self) -> None:
+        """Adds up what ranks have computed."""
+
+    def save_states(self, folder: str, written: Callable[[], None]) -> None:
+        """Writes all but the weights; says when the largest files are whole."""
+
+    def save_weights(self, folder: str) -> None:
+        """Writes the weights of a checkpoint."""
 
 
 class CheckpointSaver:
@@ -51,11 +77,14 @@ class CheckpointSaver:
         identity: what the manifests say of the run.
 
     Attributes:
+        hub: takes what is uploaded.
+        pretrained: writes the model's files.
         last_published: the newest checkpoint that this process knows to be good.
     """
 
-    def __init__(self, trainer: Subject, identity: RunFingerprint) -> None:
+    def __init__(self, trainer: Saved, identity: RunFingerprint) -> None:
         self._trainer = trainer
+        self.hub, self.pretrained = Hub(trainer), PretrainedFiles()
         self._identity = identity
         self._output_dir = Path(trainer.args.output_dir)
         self._limit = trainer.arguments.training.save_total_limit
@@ -66,8 +95,35 @@ class CheckpointSaver:
         self._best_before: str | None = None
         self.last_published: Path | None = None
 
-    def save(self) -> Path | None:
+    def entry_of(self, state: TrainerState) -> dict[str, Any] | None:
+        """What `save` was given when this state was saved; None where another program wrote it."""
+        return saved_entry_of(asdict(state)) or None
+
+    def name_best(self) -> None:
+        """Notes where the best model is, as soon as a checkpoint of it is there or being made."""
+        state = self._trainer.state
+        best = state.best_global_step
+        if best is None:
+            return
+        folder = checkpoint_folder(self._output_dir, best)
+        if best == state.global_step or folder.is_dir():
+            state.best_model_checkpoint = str(folder)
+
+    def finish(self) -> None:
+        """Waits for uploads."""
+        self.hub.finish()
+
+    def save_state(self) -> None:
+        """Writes trainer_state.json to the run's folder, whole."""
+        if self._trainer.is_world_process_zero():
+            text = json.dumps(asdict(self._trainer.state), indent=2, sort_keys=True)
+            write_whole(self._output_dir / STATE, [text, "\n"])
+
+    def save(self, progress: dict[str, Any]) -> Path | None:
         """Publishes a checkpoint of this moment.
+
+        Args:
+            progress: what trainer_state.json is to keep beside the library's.
 
         Returns:
             Its folder; None when it could not be written, which a line says.
@@ -77,8 +133,12 @@ class CheckpointSaver:
         """
         trainer, step = self._trainer, self._trainer.state.global_step
         self._best_before = trainer.state.best_model_checkpoint
+        trainer.state.stateful_callbacks[STATE_ENTRY] = {
+            "args": {},
+            "attributes": {HAS_MANIFEST: True, **progress},
+        }
         trainer.store_flos()
-        name_best(trainer, self._output_dir)
+        self.name_best()
         folder = checkpoint_folder(self._output_dir, step)
         stage = stage_folder(self._output_dir, folder.name, self._identity.run_id)
         problem = self._attempt(stage, folder)
@@ -92,7 +152,7 @@ class CheckpointSaver:
         if self._publishes:
             self._rotate(self._limit, folder, waits=False)
         if trainer.args.push_to_hub:
-            push_checkpoint(trainer, folder)
+            self.hub.push_checkpoint(folder)
         return folder
 
     def save_model(self, write: Callable[[str], None], end: str) -> None:
@@ -132,12 +192,7 @@ class CheckpointSaver:
             self._find_publishers(stage)
             sealing = Sealing()
             try:
-                problem = self._agreed(
-                    lambda: write_checkpoint(
-                        self._trainer, stage, lambda: self._begin(sealing, stage)
-                    ),
-                    is_collective=True,
-                )
+                problem = self._agreed(lambda: self._write(stage, sealing), is_collective=True)
                 if problem is None:
                     problem = self._agreed(lambda: self._publish(stage, folder, sealing))
             finally:
@@ -146,10 +201,28 @@ class CheckpointSaver:
             self._remove(stage)
         return problem
 
-    def _begin(self, sealing: Sealing, stage: Path) -> None:
-        """Hashes what is whole while the rest is written, where one rank writes nearly all."""
-        if self._publishes and not self._is_sharded:
-            sealing.begin(path for path in files_below(stage) if path.suffix != ".pth")
+    def _write(self, stage: Path, sealing: Sealing) -> None:
+        """Writes this rank's files; those that are whole are hashed in the meantime."""
+        trainer = self._trainer
+
+        def written() -> None:
+            if self._publishes and not self._is_sharded:  # one rank writes nearly all
+                sealing.begin(path for path in files_below(stage) if path.suffix != ".pth")
+
+        if not trainer.args.save_only_model:  # the largest first
+            trainer.save_states(str(stage), written)
+        trainer.save_weights(str(stage))
+        written()
+        if trainer.args.should_save:
+            states = trainer.state.stateful_callbacks
+            for callback in [*trainer.callback_handler.callbacks, trainer.control]:
+                if isinstance(callback, ExportableState):
+                    name, state = type(callback).__name__, callback.state()
+                    if isinstance(states.get(name), list):
+                        states[name].append(state)
+                    else:
+                        states[name] = state
+            trainer.state.save_to_json(str(stage / STATE))
 
     def _agreed(self, act: Callable[[], None], *, is_collective: bool = False) -> str | None:
         """Acts on all ranks, and says what went wrong on the first of those where it did.
@@ -182,8 +255,7 @@ class CheckpointSaver:
     @property
     def _is_sharded(self) -> bool:
         trainer = self._trainer
-        is_shared = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
-        return is_shared and trainer.args.world_size > 1
+        return trainer.strategy.shards_states and trainer.args.world_size > 1
 
     def _prepare(self, stage: Path, needed: int) -> None:
         self._make_stage(stage)

@@ -1,19 +1,25 @@
-"""A run under DeepSpeed: its settings, its backward passes, its steps."""
+"""A run under DeepSpeed: its settings, and how its engine steps."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DeepSpeedSchedulerWrapper, DummyScheduler
+from peft import PeftModel
 from torch import Tensor
-from transformers import Trainer
-from transformers.integrations.deepspeed import deepspeed_init
+from transformers.integrations.deepspeed import (
+    deepspeed_init,
+    deepspeed_load_checkpoint,
+    propagate_args_to_deepspeed,
+)
 
 from luthier import console
 from luthier.arguments.record import Arguments
+from luthier.distributed import fsdp_state
 from luthier.distributed.deepspeed_config import (
     Config,
     complete,
@@ -21,7 +27,15 @@ from luthier.distributed.deepspeed_config import (
     stage_of,
     value_of,
 )
-from luthier.distributed.strategy import DEEPSPEED_STAGES, WORDS
+from luthier.distributed.strategy import (
+    DEEPSPEED_STAGES,
+    SCHEDULER,
+    WORDS,
+    Accepts,
+    Learner,
+    Strategy,
+    StrategyName,
+)
 from luthier.errors import ArgumentsError
 from luthier.modeling.sharded import has_shards
 from luthier.processes.environment import distributed_environment
@@ -107,21 +121,116 @@ def _prepare_to_compile(name: str) -> None:
         )
 
 
-def settle(trainer: Trainer) -> None:
-    """Puts the model where its checks at the start find it, before there is an engine."""
-    allow_parts()
-    trainer.accelerator.gradient_accumulation_steps = trainer.args.hf_deepspeed_config.config[
-        "gradient_accumulation_steps"
-    ]  # accelerate takes DeepSpeed's in any case, and warns
-    if not has_shards(trainer.model):
-        trainer.model.to(trainer.args.device)
+class Zero(Strategy):
+    """DeepSpeed's engine, made by accelerate, clips gradients and updates weights."""
 
+    def __init__(self, name: StrategyName) -> None:
+        super().__init__(name)
+        self.shards_parameters = name == "zero3"
 
-def gather_to_evaluate(trainer: Any) -> None:
-    """Makes the engine that gathers weights in parts, for an evaluation without training."""
-    if trainer.deepspeed is None and has_shards(trainer.model):
-        deepspeed_init(trainer, num_training_steps=0, inference=True)
-        trainer.deepspeed = trainer.model_wrapped = trainer.accelerator.prepare(trainer.model)
+    def begin(self, learner: Learner) -> None:
+        """Puts the model where its checks find it, before there is an engine."""
+        args, accelerator = learner.args, learner.accelerator
+        if getattr(args, "hf_deepspeed_config", None) is None:  # accelerate's launcher names it
+            propagate_args_to_deepspeed(accelerator, args)
+        allow_parts()
+        # accelerate takes DeepSpeed's in any case, and warns
+        config = accelerator.state.deepspeed_plugin.hf_ds_config.config
+        accelerator.gradient_accumulation_steps = config["gradient_accumulation_steps"]
+        if not has_shards(learner.model):
+            learner.model.to(args.device)
+
+    def prepare(self, learner: Learner, max_steps: int, checkpoint: str | None) -> None:
+        """The engine reads all states of a checkpoint that holds its parts, else the weights."""
+        if checkpoint is not None and not any(Path(checkpoint).glob("global_step*/*.pt")):
+            fsdp_state.load_weights(learner.model, checkpoint)
+            checkpoint = None
+        learner.optimizer, learner.lr_scheduler = deepspeed_init(learner, max_steps)
+        learner.create_optimizer()
+        prepare, model = learner.accelerator.prepare, learner.model
+        if isinstance(learner.lr_scheduler, DummyScheduler):
+            engine, learner.optimizer, learner.lr_scheduler = prepare(
+                model, learner.optimizer, learner.lr_scheduler
+            )
+        else:
+            engine, learner.optimizer = prepare(model, learner.optimizer)
+        learner.create_scheduler(max_steps)
+        learner.model_wrapped = engine
+        if checkpoint is None:
+            return
+        is_strict = not isinstance(model, PeftModel)
+        deepspeed_load_checkpoint(engine, checkpoint, load_module_strict=is_strict)
+        if not isinstance(learner.lr_scheduler, DeepSpeedSchedulerWrapper):
+            saved = torch.load(Path(checkpoint) / SCHEDULER, weights_only=True)
+            learner.lr_scheduler.load_state_dict(saved)
+        if engine.zero_optimization():  # it restores the bound of the run before
+            engine.optimizer.clip_grad = engine.gradient_clipping()
+
+    def backward(self, learner: Learner, loss: Tensor, *, is_last: bool) -> None:
+        """DeepSpeed divides by nothing but the ranks.
+
+        Stages 0 and 1 exchange gradients where the step's is complete; stages 2 and 3 hold parts of
+        them and exchange each.
+        """
+        learner.model_wrapped.set_gradient_accumulation_boundary(is_boundary=is_last)
+        learner.model_wrapped.backward(loss, scale_wrt_gas=False)
+
+    def clip(self, learner: Learner, accepts: Accepts) -> Tensor | float | None:
+        """Clips, updates the weights and clears the gradient; the optimizer's own step is idle.
+
+        Stages 1 to 3 leave a step that is not finite out by themselves, so it is told afterwards.
+        """
+        engine = learner.model_wrapped
+        is_half = engine.bfloat16_enabled() or engine.fp16_enabled()
+        if engine.zero_optimization() or is_half:
+            engine.step()
+            told = engine.get_global_grad_norm()
+            norm = None if told is None else float(told)
+            if not accepts(norm):
+                engine.optimizer.overflow = False  # the schedule would be held back
+            return norm
+        # whole gradients, which stage 0 holds in float32 and says no norm of
+        gradients = [each.grad for each in engine.module.parameters() if each.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if accepts(norm):
+            engine.step()
+        return norm
+
+    def evaluation_model(self, learner: Learner) -> Any:
+        """Weights in parts are gathered by an engine, which evaluation without training makes."""
+        if not learner.is_prepared and has_shards(learner.model):
+            deepspeed_init(learner, num_training_steps=0, inference=True)
+            learner.model_wrapped = learner.accelerator.prepare(learner.model)
+            learner.is_prepared = True
+        return learner.model
+
+    def result_weights(self, learner: Learner) -> Mapping[str, Tensor] | None:
+        """Gathered to the first rank; of an adapter in parts what learns only."""
+        engine: Any = learner.model_wrapped
+        if self.shards_parameters and isinstance(learner.model, PeftModel):
+            weights: Mapping[str, Tensor] = engine._zero3_consolidated_16bit_state_dict(
+                exclude_frozen_parameters=True
+            )
+            return weights
+        weights = learner.accelerator.get_state_dict(engine)
+        return weights
+
+    def save_states(self, learner: Learner, folder: str) -> None:
+        """The engine's parts, every rank its own, and a schedule that is not the engine's."""
+        is_adapter = isinstance(learner.model, PeftModel)
+        learner.model_wrapped.save_checkpoint(folder, exclude_frozen_parameters=is_adapter)
+        is_own = not isinstance(learner.lr_scheduler, DeepSpeedSchedulerWrapper)
+        if learner.args.should_save and is_own:
+            torch.save(learner.lr_scheduler.state_dict(), Path(folder) / SCHEDULER)
+
+    def load_weights(self, learner: Learner, folder: str | Path) -> None:
+        """Into an engine, which is made first."""
+        self.prepare(learner, learner.state.max_steps, str(folder))
+
+    def load_best(self, learner: Learner, folder: str) -> None:
+        """By the engine, which wrote it."""
+        is_strict = not isinstance(learner.model, PeftModel)
+        deepspeed_load_checkpoint(learner.model_wrapped, folder, load_module_strict=is_strict)
 
 
 def allow_parts() -> None:
@@ -135,56 +244,3 @@ def allow_parts() -> None:
 
     needed: list[Any] = [ZeroStageEnum, fragment_address, LossScaler, DynamicLossScaler]
     torch.serialization.add_safe_globals(needed)
-
-
-def keep_clipping(engine: Any) -> None:
-    """Clips as this run is told to; the optimizers of DeepSpeed restore a checkpoint's bound."""
-    if engine.zero_optimization():
-        engine.optimizer.clip_grad = engine.gradient_clipping()
-
-
-def backward(engine: Any, loss: Tensor, *, is_last: bool) -> None:
-    """Adds the gradient of a micro-batch; DeepSpeed divides it by nothing but the ranks.
-
-    Args:
-        engine: the wrapped model.
-        loss: this rank's sum, scaled so that its mean over ranks is the loss.
-        is_last: whether the step's gradient is complete after it. Stages 0 and 1 exchange
-            gradients then only; stages 2 and 3 hold parts of them and exchange each.
-    """
-    engine.set_gradient_accumulation_boundary(is_boundary=is_last)
-    engine.backward(loss, scale_wrt_gas=False)
-
-
-def step(engine: Any, accepts: Callable[[float | None], bool] = lambda _: True) -> float | None:
-    """Clips the gradient, updates the weights and clears the gradient.
-
-    Args:
-        engine: the wrapped model.
-        accepts: told the norm; drops the gradient or ends the run where it is not finite. Stages 1
-            to 3 leave such a step out by themselves, so there it is told afterwards.
-
-    Returns:
-        The gradient's norm before it was clipped, of all ranks together.
-    """
-    if engine.zero_optimization() or _holds_half(engine):
-        engine.step()
-        told = engine.get_global_grad_norm()
-        norm = None if told is None else float(told)
-        if not accepts(norm):
-            engine.optimizer.overflow = False  # the library would hold the learning rate back
-        return norm
-    norm = float(_norm(engine))
-    if accepts(norm):
-        engine.step()
-    return norm
-
-
-def _holds_half(engine: Any) -> bool:
-    return bool(engine.bfloat16_enabled() or engine.fp16_enabled())
-
-
-def _norm(engine: Any) -> Tensor:
-    """Of whole gradients, which stage 0 holds in float32 and says no norm of."""
-    gradients = [each.grad for each in engine.module.parameters() if each.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from luthier.batching.batch import MicroBatch
 
-Sum: TypeAlias = "tuple[Tensor, Tensor | int]"
+Sum: TypeAlias = "tuple[Tensor | float, Tensor | float]"
 """A sum and what it is divided by, once, where a line is logged."""
 
 
@@ -44,17 +44,39 @@ class Stage(Road):
         train_metrics: the names in `Loss.metrics` of a step of training.
         eval_metrics: those of an evaluation; a curve is drawn of each.
         derived_metrics: those that `derive` adds to an evaluation.
+        measures_first: whether `measure` goes over a step before its loss is taken.
+        needs_reference: whether `measure_reference` does, with the model as it was at first.
     """
 
     train_metrics: tuple[str, ...] = ()
     eval_metrics: tuple[str, ...] = ()
     derived_metrics: tuple[str, ...] = ()
+    measures_first = False
+    needs_reference = False
 
     def loss(self, model: Any, batch: MicroBatch) -> Loss:
         """Runs the model on the micro-batch and sums the loss over its units.
 
         Args:
             model: in training mode in a step, otherwise in an evaluation.
+            batch: on the model's device.
+        """
+        raise NotImplementedError
+
+    def measure(self, model: Any, batch: MicroBatch) -> Mapping[str, Sum]:
+        """Sums of a micro-batch, without gradient.
+
+        Their means over micro-batches and ranks are `batch.step_numbers` when the loss is taken.
+        """
+        raise NotImplementedError
+
+    def measure_reference(self, reference: Any, batch: MicroBatch) -> Mapping[str, Tensor]:
+        """(S,) numbers of the sequences of a micro-batch, without gradient.
+
+        They are among `batch.sequence_numbers` when the loss is taken.
+
+        Args:
+            reference: the model without its adapter, or a copy from before the first step.
             batch: on the model's device.
         """
         raise NotImplementedError

@@ -1,64 +1,170 @@
-"""How like the wanted texts the predicted ones are: BLEU-4 and ROUGE, in percent."""
+"""What is measured of a run: metrics of the stage as sums, tokens, and how fast they go."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Sequence
-from types import ModuleType
-from typing import Any
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from luthier.optional import need
+from luthier.batching.batch import Step
+from luthier.processes.ranks import gather_objects
 
-SCORES = ("bleu-4", "rouge-1", "rouge-2", "rouge-l")
-"""What `score_texts` gives, by the names that predict_results.json has them under."""
-
-FEATURE = "predict_with_generate"
+if TYPE_CHECKING:
+    from luthier.stages.stage import Sum
 
 
-def score_texts(predictions: Iterable[str], labels: Iterable[str]) -> dict[str, float]:
-    """Means over all rows of BLEU-4 and the F-scores of ROUGE-1, ROUGE-2 and ROUGE-L.
-
-    BLEU-4 (Papineni et al. 2002) counts n-grams of characters with the third smoothing of Chen and
-    Cherry (2014); ROUGE (Lin 2004) counts words, which jieba finds in Chinese and other text alike.
-    Both as in LLaMA-Factory's predict_results.json, so numbers compare. An empty text scores 0.
+class MetricSums:
+    """Sums and counts by name, added where they lie: nothing waits for a device before `state`.
 
     Args:
-        predictions: what the model said.
-        labels: what was wanted, one for each.
-
-    Returns:
-        Percent, rounded to 4 digits row by row, under the names of `SCORES`; empty without rows.
-
-    Raises:
-        MissingPackage: if the extra `metrics` is not installed.
+        names: that are there from the start, so that every rank has them.
     """
-    bleu = need("nltk.translate.bleu_score", FEATURE)
-    jieba = _quiet_jieba()
-    rouge = need("rouge_chinese", FEATURE).Rouge()
-    smoothing = bleu.SmoothingFunction().method3
-    rows = []
-    for prediction, label in zip(predictions, labels, strict=True):
-        matched = bleu.sentence_bleu([list(label)], list(prediction), smoothing_function=smoothing)
-        row = {"bleu-4": 100 * float(matched)} | _rouge(
-            rouge, list(jieba.cut(prediction)), list(jieba.cut(label))
-        )
-        rows.append({name: round(row[name], 4) for name in SCORES})
-    return {name: _mean([row[name] for row in rows]) for name in SCORES} if rows else {}
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self._sums: dict[str, tuple[Any, Any]] = dict.fromkeys(names, (0, 0))
+
+    def add(self, metrics: Mapping[str, Sum]) -> None:
+        """Adds those of a micro-batch, or of a step."""
+        for name, (total, count) in metrics.items():
+            sums, counts = self._sums.get(name, (0, 0))
+            self._sums[name] = (sums + total, counts + count)
+
+    def held(self) -> dict[str, Sum]:
+        """The sums so far of this rank."""
+        return dict(self._sums)
+
+    def state(self) -> dict[str, list[float]]:
+        """The sums of all ranks, as a checkpoint keeps them; every rank must call it."""
+        own = {name: [float(total), float(count)] for name, (total, count) in self._sums.items()}
+        ranks = gather_objects(own)
+        names = dict.fromkeys(name for sums in ranks for name in sums)
+        return {
+            name: [math.fsum(sums[name][part] for sums in ranks if name in sums) for part in (0, 1)]
+            for name in names
+        }
+
+    def means(self) -> dict[str, float]:
+        """The mean of all ranks by name, but of what was never counted; every rank must call it."""
+        return {name: total / count for name, (total, count) in self.state().items() if count}
 
 
-def _rouge(rouge: Any, prediction: Sequence[str], label: Sequence[str]) -> dict[str, float]:
-    texts = " ".join(prediction), " ".join(label)
-    if not all(text.split() for text in texts):
-        return dict.fromkeys(("rouge-1", "rouge-2", "rouge-l"), 0.0)
-    (scores,) = rouge.get_scores(*texts)
-    return {name: 100 * float(score["f"]) for name, score in scores.items()}
+@dataclass
+class Work:
+    """What was computed, in sums over the steps of this process.
+
+    Attributes:
+        steps: optimizer updates.
+        examples: of all ranks together.
+        tokens: real tokens of the examples.
+        computed: tokens that went through the model; padding counts, shared prefixes once.
+        learned: positions that predict a learned token.
+        micro_batches: forward passes of one rank.
+    """
+
+    steps: int = 0
+    examples: int = 0
+    tokens: int = 0
+    computed: int = 0
+    learned: int = 0
+    micro_batches: int = 0
+
+    def add(self, step: Step) -> None:
+        """Counts this rank's share of a step."""
+        self.steps += 1
+        self.examples += step.num_examples
+        self.tokens += sum(each.num_tokens for each in step.micro_batches)
+        self.computed += sum(each.num_computed for each in step.micro_batches)
+        self.learned += sum(each.targets.numel() for each in step.micro_batches)
+        self.micro_batches += len(step.micro_batches)
+
+    def of_all_ranks(self) -> Work:
+        """The same with the tokens of all ranks; every rank must call it."""
+        ranks = gather_objects((self.tokens, self.computed, self.learned))
+        tokens, computed, learned = map(sum, zip(*ranks, strict=True))
+        return replace(self, tokens=tokens, computed=computed, learned=learned)
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers under the names of train_results.json."""
+        return {
+            "train_tokens": self.tokens,
+            "train_tokens_computed": self.computed,
+            "train_tokens_learned": self.learned,
+            "train_micro_batches_per_step": round(self.micro_batches / max(self.steps, 1), 2),
+        }
+
+    def describe(self, layout: str) -> str:
+        """One line of what was done: `... 88 % of them computed, 12 % shared (tree)`."""
+        share = self.computed / max(self.tokens, 1)
+        rest = f"{1 - share:.0%} shared" if share <= 1 else f"{share - 1:.0%} padding"
+        return (
+            f"{self.tokens:,} real tokens, {self.learned:,} learned; {self.computed:,} computed "
+            f"({share:.0%}, {rest}) in {self.micro_batches / max(self.steps, 1):.4g} "
+            f"micro-batches a step, layout {layout}"
+        ).replace("%", " %")
 
 
-def _quiet_jieba() -> ModuleType:
-    jieba = need("jieba", FEATURE)
-    jieba.setLogLevel(logging.WARNING)  # it tells how long its dictionary took to load
-    return jieba
+class Meter:
+    """Tokens and floating-point operations a second between two readings, pauses left out.
 
+    Args:
+        cost: asked once, gives the operations of a micro-batch by its depths and reads, or None
+            where they are not known; see `modeling/flops.py`.
+        peak: asked once, what the device can do in a second; None where that is not known.
+        now: a clock in seconds.
+    """
 
-def _mean(values: Sequence[float]) -> float:
-    return round(sum(values) / len(values), 4)
+    def __init__(
+        self,
+        cost: Callable[[], Any] = lambda: None,
+        peak: Callable[[], float | None] = lambda: None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cost, self._peak, self._now = cache(cost), cache(peak), now
+        self.restart(0.0)
+
+    def restart(self, total_flops: float) -> None:
+        """Begins to measure; all ranks have made `total_flops` before."""
+        self._since = self._now()
+        self._tokens, self._flops_before, self._paused_s = 0, total_flops, 0.0
+
+    def flops(self, step: Step) -> float:
+        """What this rank's share of a step needs; 0 where that is not known."""
+        cost = self._cost()
+        if cost is None:
+            return 0.0
+        batches = step.micro_batches
+        return float(sum(cost.of(each.depths(), each.sources.numel()) for each in batches))
+
+    def count(self, tokens: int) -> None:
+        """Adds tokens that were computed."""
+        self._tokens += tokens
+
+    def read(self, total_flops: float, num_ranks: int) -> dict[str, float]:
+        """The speed since the last reading, as a log says it; a new reading begins.
+
+        Args:
+            total_flops: of all ranks since the run began.
+            num_ranks: that made them.
+        """
+        with self.paused():  # a CPU's peak is measured the first time
+            peak = None if self._cost() is None else self._peak()
+        seconds = max(self._now() - self._since - self._paused_s, 1e-9)
+        speed = {"tokens_per_second": round(self._tokens / seconds, 1)}
+        if peak is not None:
+            flops = (total_flops - self._flops_before) / num_ranks
+            speed["mfu"] = round(flops / seconds / peak, 4)
+        self.restart(total_flops)
+        return speed
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out the time spent inside."""
+        begun = self._now()
+        try:
+            yield
+        finally:
+            self._paused_s += self._now() - begun

@@ -17,7 +17,7 @@ from luthier.arguments.record import Arguments
 from luthier.checkpoints.files import write_whole
 from luthier.generating.generator import Generator
 from luthier.records import IGNORE_INDEX
-from luthier.training.metrics import score_texts
+from luthier.training.scores import score_texts
 
 
 def predict_with_generate(

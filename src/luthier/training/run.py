@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments as LibraryArguments
 
     from luthier.data.pipeline import EncodedDatasets
+    from luthier.distributed.strategy import Strategy
     from luthier.stages.stage import Stage
-    from luthier.training.trainer import LuthierTrainer
+    from luthier.training.loop import Trainer
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,10 @@ def run(
         from transformers.utils.logging import disable_progress_bar
 
         from luthier.checkpoints.fingerprint import fingerprint_run
-        from luthier.checkpoints.hub import push_model
+        from luthier.checkpoints.saver import CheckpointSaver
         from luthier.data.pipeline import load_datasets
+        from luthier.distributed.choose import find_strategy
         from luthier.distributed.fsdp import with_sharding
-        from luthier.distributed.strategy import find_strategy
         from luthier.modeling.dtypes import without_emulation
         from luthier.modeling.loader import load_model
         from luthier.modeling.memory import choose_checkpointing
@@ -125,34 +127,35 @@ def run(
         check_group(here, library)
         arguments = with_sharding(arguments, library)
         callbacks = [*callbacks, *watchdog.begin(arguments)]
-        identity = fingerprint_run(
-            asked, find_strategy(arguments, library), library.world_size, data.train
-        )
+        strategy = find_strategy(library)
+        identity = fingerprint_run(asked, strategy, library.world_size, data.train)
         checkpoint = None
         if training.do_train:
             checkpoint, identity = output.resume(identity)
         model = load_model(
             arguments, tokenizer, is_trainable=training.do_train, checkpoint=checkpoint
         )
-        trainer = _make_trainer(arguments, library, stage, model, tokenizer, data, callbacks)
-        trainer.identity = identity
-        arguments = trainer.place_model(arguments)
+        trainer = _make_trainer(
+            arguments, library, stage, strategy, model, tokenizer, data, callbacks
+        )
+        trainer.saver = CheckpointSaver(trainer, identity)
+        arguments = strategy.place(trainer)
         if training.do_train or training.do_eval:
             _choose_layout(trainer, arguments, data)
         if training.do_train:
-            num_tokens, longest = trainer.largest_micro_batch()
+            num_tokens, longest = trainer.loaders.largest_micro_batch(data.train)
             choose_checkpointing(
                 trainer.model,
                 arguments,
                 num_tokens=num_tokens,
                 longest=longest,
-                is_padded=trainer.layout == "padded",
+                is_padded=trainer.loaders.layout == "padded",
                 autocast=trainer.accelerator.autocast,
             )
 
         folder = Path(trainer.args.output_dir)
         noted = replace(asked, notes=arguments.notes)
-        write_run_record(folder, noted, data.report, trainer.engine)
+        write_run_record(folder, noted, data.report, _engine(trainer))
         metrics: dict[str, float] = {}
         if training.do_train:
             with trainer.requests.listening(
@@ -172,7 +175,7 @@ def run(
             metrics |= _predict(trainer, data, arguments, fitted.stop_token_ids)
         write_model_card(folder, arguments, metrics, trainer.state.log_history)
         if training.push_to_hub and training.do_train:
-            push_model(trainer, "Model save")
+            trainer.saver.hub.push_model("Model save")
         return RunResult(folder, metrics, trainer.state.log_history, trainer.model)
 
 
@@ -180,16 +183,34 @@ def _make_trainer(
     arguments: Arguments,
     library_arguments: LibraryArguments,
     stage: Stage,
+    strategy: Strategy,
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     data: EncodedDatasets,
     callbacks: Sequence[TrainerCallback | type[TrainerCallback]],
-) -> LuthierTrainer:
-    from transformers import EarlyStoppingCallback, PrinterCallback
+) -> Trainer:
+    from transformers import EarlyStoppingCallback
 
+    from luthier.arguments.resolve import resolve_warmup_steps
+    from luthier.modeling.counts import count_flops
+    from luthier.modeling.device import peak_flops
+    from luthier.modeling.dtypes import computed_dtype
+    from luthier.suggestions import suggest
     from luthier.training.callbacks.log_file import LogFileCallback
     from luthier.training.callbacks.progress import ProgressCallback
-    from luthier.training.trainer import LuthierTrainer
+    from luthier.training.callbacks.requests import Requests
+    from luthier.training.callbacks.trackers import settle_trackers
+    from luthier.training.loop import Trainer
+    from luthier.training.metrics import Meter
+    from luthier.training.optimizers.make import make_optimizer
+    from luthier.training.report import origins_of
+
+    def meter_of(trainer: Trainer) -> Meter:
+        def peak() -> float | None:
+            dtype = computed_dtype(trainer.accelerator.mixed_precision, trainer.model)
+            return peak_flops(trainer.args.device, dtype)
+
+        return Meter(lambda: count_flops(trainer.model), peak)
 
     metrics = (*stage.train_metrics, *stage.eval_metrics)
     ours: list[TrainerCallback | type[TrainerCallback]] = [LogFileCallback(metrics)]
@@ -198,21 +219,47 @@ def _make_trainer(
     patience = arguments.finetuning.early_stopping_steps
     if patience is not None:
         ours.append(EarlyStoppingCallback(early_stopping_patience=patience))
-    trainer = LuthierTrainer(
+    trainer = Trainer(
         arguments,
         library_arguments,
         stage,
+        strategy,
         model,
         tokenizer,
         data.train,
         data.eval,
         [*callbacks, *ours],
+        requests=Requests(arguments.training.stop_grace_seconds),
+        optimizer=lambda model: make_optimizer(model, arguments, library_arguments),
+        warmup=partial(resolve_warmup_steps, arguments.training),
+        name_rows=origins_of,
+        suggest=suggest,
+        meter=meter_of,
     )
-    trainer.remove_callback(PrinterCallback)
+    settle_trackers(trainer.callback_handler.callbacks)
     return trainer
 
 
-def _choose_layout(trainer: LuthierTrainer, arguments: Arguments, data: EncodedDatasets) -> None:
+def _engine(trainer: Trainer) -> dict[str, Any]:
+    """What was chosen for a run, as run.json holds it; callbacks are told of recomputation."""
+    from luthier.modeling.dtypes import held_dtypes
+    from luthier.modeling.memory import recomputes_activations
+
+    args, loaders, model = trainer.args, trainer.loaders, trainer.model
+    is_recomputed = recomputes_activations(model)
+    args.gradient_checkpointing = args.activation_checkpointing = is_recomputed
+    return {
+        "weights": held_dtypes(model),
+        "layout": loaders.layout,
+        "shares_prefixes": loaders.shares_prefixes,
+        "tokens_per_micro_batch": loaders.token_budget(
+            trainer.arguments.training.per_device_train_batch_size
+        ),
+        "gradient_checkpointing": is_recomputed,
+    }
+
+
+def _choose_layout(trainer: Trainer, arguments: Arguments, data: EncodedDatasets) -> None:
     from luthier.data.stream import Stream
     from luthier.fused.fuse import fuse, unfuse
     from luthier.modeling.dtypes import computed_dtype
@@ -236,11 +283,9 @@ def _choose_layout(trainer: LuthierTrainer, arguments: Arguments, data: EncodedD
     trainer.take(layout)
 
 
-def _train(
-    trainer: LuthierTrainer, arguments: Arguments, checkpoint: Path | None
-) -> dict[str, float]:
+def _train(trainer: Trainer, arguments: Arguments, checkpoint: Path | None) -> dict[str, float]:
     from luthier.modeling.safe_loading import refusing_code
-    from luthier.training.ending import take_up_end, take_up_finished, what_is_left
+    from luthier.training.finalize import take_up_end, take_up_finished, what_is_left
     from luthier.training.report import save_metrics
 
     folder = Path(trainer.args.output_dir)
@@ -256,7 +301,7 @@ def _train(
             trainer.saver.last_published = checkpoint
         with refusing_code(checkpoint):
             metrics = trainer.train(None if checkpoint is None else str(checkpoint)).metrics
-    trainer.save_state()
+    trainer.saver.save_state()
     trainer.save_model()
     finish = ADAPTERS.get(arguments.finetuning.finetuning_type).finish
     if trainer.is_world_process_zero() and finish is not None:
@@ -265,16 +310,16 @@ def _train(
         save_metrics(folder, "train", metrics)
         return metrics
     trainer.tell_of_stream()
-    work = trainer.whole_work()
-    console.info(work.describe(trainer.layout))
-    metrics |= work.metrics() | trainer.numbers.metrics()
+    work = trainer.work.of_all_ranks()
+    console.info(work.describe(trainer.loaders.layout))
+    metrics |= work.metrics() | trainer.guard.metrics()
     if arguments.finetuning.include_effective_tokens_per_second:
         metrics["effective_tokens_per_sec"] = work.tokens / metrics["train_runtime"]
     save_metrics(folder, "train", metrics)
     return metrics
 
 
-def _evaluate(trainer: LuthierTrainer) -> dict[str, float]:
+def _evaluate(trainer: Trainer) -> dict[str, float]:
     from luthier.training.report import save_metrics
 
     metrics: dict[str, float] = trainer.evaluate()
@@ -283,7 +328,7 @@ def _evaluate(trainer: LuthierTrainer) -> dict[str, float]:
 
 
 def _predict(
-    trainer: LuthierTrainer,
+    trainer: Trainer,
     data: EncodedDatasets,
     arguments: Arguments,
     stop_token_ids: Sequence[int],
@@ -300,5 +345,5 @@ def _predict(
         stop_token_ids,
     )
     save_metrics(Path(trainer.args.output_dir), "predict", metrics)
-    trainer.announce_prediction(metrics)
+    trainer.callback_handler.on_predict(trainer.args, trainer.state, trainer.control, metrics)
     return metrics

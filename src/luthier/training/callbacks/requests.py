@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from luthier import console
 from luthier.checkpoints.control_files import answer, asked, take_up
 from luthier.checkpoints.folders import checkpoint_folder, list_checkpoints
-from luthier.checkpoints.verify import STATE_ENTRY
+from luthier.checkpoints.verify import saved_entry_of
 from luthier.errors import Stopped
 from luthier.processes.ranks import num_ranks
 from luthier.processes.signals import Signals, end_process
 from luthier.training.callbacks.pace import clock
+from luthier.training.evaluate import EvaluationCut
 
 NOTHING, SAVE, STOP = range(3)
 
@@ -29,10 +31,6 @@ OWED = "owes_evaluation"
 
 TELLING_S = 5.0
 """A step that takes longer is told of, since whoever has asked waits for it."""
-
-
-class EvaluationCut(Exception):
-    """An evaluation is left before its end, because the run is to stop."""
 
 
 class Requests(TrainerCallback):
@@ -86,6 +84,14 @@ class Requests(TrainerCallback):
         with Signals(self._grace_s, tell, give_up) as self._signals:
             yield
         self._signals = None
+
+    def progress(self) -> dict[str, bool]:
+        """What a checkpoint keeps."""
+        return {OWED: self.owes_evaluation}
+
+    def restore(self, progress: Mapping[str, Any] | None) -> None:
+        """Goes on behind a checkpoint; None behind one of another program."""
+        self.owes_evaluation = bool(progress and progress.get(OWED))
 
     def raise_if_asked(self, state: TrainerState) -> None:
         """Ends a run that was asked to stop when its last step was made; every rank calls it.
@@ -270,8 +276,7 @@ def owes_evaluation(state: TrainerState) -> bool:
     Args:
         state: the trainer_state.json of the checkpoint.
     """
-    entry: Any = (state.stateful_callbacks or {}).get(STATE_ENTRY, {})
-    return bool(entry.get("attributes", {}).get(OWED))
+    return bool(saved_entry_of(asdict(state)).get(OWED))
 
 
 def _duration(seconds: float) -> str:

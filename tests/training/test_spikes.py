@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from luthier.training.numbers.spikes import FEWEST, SpikeWatch
+from luthier.training.nonfinite import FEWEST, SpikeWatch
 
 
 def told(losses, watch=None):

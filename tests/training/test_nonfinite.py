@@ -8,9 +8,8 @@ from torch import nn
 
 from luthier.batching.steps import StepBuilder
 from luthier.errors import NonFiniteError
-from luthier.training.numbers.diagnosis import Finding, Search, describe
-from luthier.training.numbers.finite import are_finite, first_nonfinite, refuse_nonfinite
-from luthier.training.numbers.guard import MOST_OVERFLOWS, NumberGuard
+from luthier.training.diagnosis import Finding, Search, are_finite, describe, first_nonfinite
+from luthier.training.nonfinite import MOST_OVERFLOWS, NonFiniteGuard, refuse_nonfinite
 from tests.batching.test_steps import make_dataset
 
 
@@ -20,11 +19,11 @@ def search():
 
 
 def make_guard(policy="stop", *, has_scaler=False):
-    guard = NumberGuard(
+    guard = NonFiniteGuard(
         policy, has_scaler=has_scaler, name_rows=lambda rows: [f"rows.jsonl:{n}" for n in rows]
     )
     builder = StepBuilder(make_dataset(4), 0, 8, layout="tree")
-    guard.begin(builder(range(4)), torch.zeros(()))
+    guard.begin(builder(range(4)), torch.device("cpu"))
     return guard
 
 

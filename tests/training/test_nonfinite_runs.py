@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 import luthier
 from luthier.errors import NonFiniteError
-from luthier.training.numbers import guard
+from luthier.training import nonfinite
 from tests import tiny
 from tests.training import faults
 
@@ -197,7 +197,7 @@ def test_rows_of_streams_and_packed_rows_are_named(config, settings):
 
 
 def test_a_spike_is_told_with_its_step_and_rows(config, capsys, monkeypatch):
-    monkeypatch.setattr(guard, "SpikeWatch", lambda *_: Watch())
+    monkeypatch.setattr(nonfinite, "SpikeWatch", lambda *_: Watch())
 
     class Watch:
         losses = ()

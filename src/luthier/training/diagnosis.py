@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from luthier.batching.batch import MicroBatch, Step
 from luthier.batching.recut import rebuild
 from luthier.modeling.device import RandomState, is_out_of_memory
 from luthier.processes.ranks import rank
-from luthier.training.numbers.finite import are_finite, first_nonfinite
 
 MOST_ROWS, MOST_NAMES = 8, 3
 """How many rows and parameters are named; the rest is counted."""
@@ -187,3 +188,37 @@ def _describe(found: Finding, rows: Sequence[str], *, of_many: bool) -> str:
 def _names(names: Sequence[str]) -> str:
     more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
     return ", ".join(names[:MOST_NAMES]) + more
+
+
+def are_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether all numbers of all tensors are finite; the host waits once for each device.
+
+    The least and the largest number of a tensor are NaN where any is, and unlike a sum they never
+    overflow. Of a tensor in parts, this rank's part is looked at.
+    """
+    worst: dict[torch.device, list[Tensor]] = {}
+    for tensor in map(own_part, tensors):
+        if tensor.numel() and tensor.is_floating_point():
+            ends = tensor.detach().aminmax()  # on a CPU four times faster than a norm
+            worst.setdefault(tensor.device, []).extend(end.float() for end in ends)
+    return all(bool(torch.stack(each).isfinite().all()) for each in worst.values())
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What of a tensor lies on this rank: all of it, unless a strategy holds it in parts."""
+    if isinstance(tensor, DTensor):
+        return tensor.to_local()
+    # DeepSpeed's stage 3 leaves an empty tensor and hangs its part on it
+    part: Tensor = getattr(tensor, "ds_tensor", tensor)
+    return part
+
+
+def first_nonfinite(model: nn.Module) -> str:
+    """The first parameter that is not finite, and how much of it; empty if all are."""
+    for name, tensor in model.named_parameters():
+        part = own_part(tensor)
+        if not are_finite([part]):
+            wrong = ~part.detach().isfinite()
+            kind = "NaN" if bool(part.detach().isnan().any()) else "infinite"
+            return f"{name} ({int(wrong.sum()):,} of {part.numel():,} numbers, {kind})"
+    return ""

@@ -22,7 +22,7 @@ from luthier.processes.ranks import num_ranks, rank
 T = TypeVar("T")
 
 
-class MemoryKeeper:
+class OomHandler:
     """Computes micro-batches, and smaller ones where memory has run out.
 
     What a rank computes in smaller pieces is its own share of a step, so it needs to ask nobody:
@@ -34,7 +34,7 @@ class MemoryKeeper:
         can_retry: whether nothing else is exchanged within a step: one process, or DDP.
         exchanges: whether gradients are exchanged at all.
         pad_token_id: fills rectangles.
-        remedies: what to say when nothing is computed again, see `suggestions.py`; given the tokens
+        suggest: what to say when nothing is computed again, see `suggestions.py`; given the tokens
             of the micro-batch and of its longest sequence, 0 where they are not known.
 
     Attributes:
@@ -49,10 +49,10 @@ class MemoryKeeper:
         can_retry: bool,
         exchanges: bool,
         pad_token_id: int,
-        remedies: Callable[[int, int], str],
+        suggest: Callable[[int, int], str],
     ) -> None:
         self.can_retry, self.exchanges = can_retry, exchanges
-        self.pad_token_id, self.remedies = pad_token_id, remedies
+        self.pad_token_id, self.suggest = pad_token_id, suggest
         self.tokens: int | None = None
         self.share_prefixes = False
         self.latest: Step | None = None
@@ -190,19 +190,19 @@ class MemoryKeeper:
         failed, self._current = self._current, None
         where = f"rank {rank()} has run out of memory" if num_ranks() > 1 else "memory has run out"
         if failed is None:
-            raise OutOfMemory(f"{where}: {said}\n{self.remedies(0, 0)}")
+            raise OutOfMemory(f"{where}: {said}\n{self.suggest(0, 0)}")
         where += f" in a micro-batch of {failed.num_computed:,} tokens"
         is_single = len(failed.examples) < 2
         longest = int(failed.depths().max()) + 1
         if self._is_exchanging or not self.can_retry:
             raise OutOfMemory(
                 f"{where}, in which ranks wait for each other: no rank can compute it again alone. "
-                f"{said}\n{self.remedies(failed.num_computed, longest)}"
+                f"{said}\n{self.suggest(failed.num_computed, longest)}"
             )
         if is_single:
             raise OutOfMemory(
                 f"{where}, which is one example and cannot be cut. {said}\n"
-                + self.remedies(failed.num_computed, longest)
+                + self.suggest(failed.num_computed, longest)
             )
         self.tokens = max(min(failed.num_computed, self.tokens or failed.num_computed) // 2, 1)
         console.warn(

@@ -12,7 +12,7 @@ import luthier
 from luthier.batching.steps import StepBuilder
 from luthier.errors import OutOfMemory
 from luthier.modeling.device import is_out_of_memory
-from luthier.training.out_of_memory import MemoryKeeper
+from luthier.training.oom import OomHandler
 from tests.batching.test_steps import make_dataset
 from tests.training import faults
 
@@ -119,7 +119,7 @@ def test_evaluation_shrinks_only_itself(config, capsys):
 
 def make_keeper(**options):
     settings = {"can_retry": True, "exchanges": False, "pad_token_id": 0}
-    return MemoryKeeper(**settings | options, remedies=lambda tokens, longest: "remedies")
+    return OomHandler(**settings | options, suggest=lambda tokens, longest: "remedies")
 
 
 def fail_in(keeper):

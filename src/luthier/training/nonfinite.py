@@ -1,13 +1,15 @@
-"""The watch over a step's numbers: what is not finite ends the run, or the step."""
+"""Numbers that are not finite: found in their step, told with their rows, never saved."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from statistics import median
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from luthier import console
@@ -15,8 +17,14 @@ from luthier.batching.batch import Step
 from luthier.errors import NonFiniteError
 from luthier.modeling.device import RandomState
 from luthier.processes.ranks import agree_any, gather_objects, num_ranks
-from luthier.training.numbers.diagnosis import MOST_ROWS, Finding, Search, describe
-from luthier.training.numbers.spikes import SpikeWatch
+from luthier.training.diagnosis import (
+    MOST_ROWS,
+    Finding,
+    Search,
+    are_finite,
+    describe,
+    first_nonfinite,
+)
 
 MOST_SKIPPED = 3
 """Steps in a row that `on_nonfinite: skip` leaves out; the next one ends the run."""
@@ -24,8 +32,17 @@ MOST_SKIPPED = 3
 MOST_OVERFLOWS = 25
 """Steps in a row that fp16's scaler may leave out; each halves the scale, which begins at 2**16."""
 
+WINDOW, FEWEST = 50, 20
+"""Logged losses that are looked back on, and how many there have to be."""
 
-class NumberGuard:
+MADS, SHARE = 8.0, 0.3
+"""How far above the median a spike is: so many deviations, and so much of the median."""
+
+MAD_OF_NORMAL = 1.4826
+"""What a median absolute deviation is multiplied by to be a normal distribution's sigma."""
+
+
+class NonFiniteGuard:
     """Watches losses and gradients without waiting for the device but once a step.
 
     A loss that is not finite spoils its own gradient on the device, and gradients that are
@@ -55,19 +72,12 @@ class NumberGuard:
         self._step: Step | None = None
         self._random: RandomState | None = None
         self._losses: list[Tensor] = []
-        self._loss_before: Tensor | None = None
         self._spikes = SpikeWatch()
 
-    def begin(self, step: Step, loss_so_far: Tensor) -> None:
-        """A step begins, or begins again.
-
-        Args:
-            step: whose micro-batches will be computed, in this order.
-            loss_so_far: the sum of losses since the last log, without this step.
-        """
+    def begin(self, step: Step, device: torch.device) -> None:
+        """A step begins, or begins again; its micro-batches will be computed in this order."""
         self._step, self._losses = step, []
-        self._random = RandomState.take(loss_so_far.device)
-        self._loss_before = loss_so_far.detach().clone() if self.skips else None
+        self._random = RandomState.take(device)
 
     def watched(self, loss: Tensor) -> Tensor:
         """The loss of the next micro-batch; its gradient is NaN if it is not finite itself."""
@@ -93,7 +103,8 @@ class NumberGuard:
             return True
         assert self._step is not None, "a step has begun"
         assert self._random is not None
-        if self.has_scaler and not agree_any(not self._are_losses_finite()):
+        is_wrong = bool(self._losses) and not bool(torch.stack(self._losses).isfinite().all())
+        if self.has_scaler and not agree_any(is_wrong):
             self._overflows += 1
             if self._overflows <= MOST_OVERFLOWS:
                 return True  # the scaler leaves the step out, and tries a smaller scale
@@ -110,11 +121,6 @@ class NumberGuard:
             + told
         )
         return False
-
-    def take_back(self, loss_so_far: Tensor) -> None:
-        """Takes the loss of a step that was left out from the sum since the last log."""
-        assert self._loss_before is not None
-        loss_so_far.copy_(self._loss_before)
 
     def annotate(self, logs: dict[str, float], step_number: int) -> None:
         """Writes into a log what was left out, and says when its loss stands out.
@@ -154,9 +160,6 @@ class NumberGuard:
         self._logged_step, self._is_window_bad = state["logged_step"], state["is_window_bad"]
         self._spikes = SpikeWatch(state["last_losses"])
 
-    def _are_losses_finite(self) -> bool:
-        return bool(torch.stack(self._losses).isfinite().all()) if self._losses else True
-
     def _ended(self, step_number: int, told: str, findings: Sequence[Finding]) -> NonFiniteError:
         repeated = (
             f" {MOST_SKIPPED} steps before it were left out (on_nonfinite: skip)."
@@ -190,3 +193,69 @@ class NumberGuard:
             own = " of rank 0" if num_ranks() > 1 else ""
             named = f"; rows{own}: " + ", ".join(self.name_rows(list(dict.fromkeys(rows))))
         return f"the loss of {steps} is {loss:.4g}; {usual:.4g} was usual before{named}"
+
+
+class SpikeWatch:
+    """Compares each logged loss with the median of those before it.
+
+    A loss is a spike when it is 8 robust standard deviations and 30 % above the median of the last
+    50. Losses that fall, as they do at first, are never above it; before 20 are known nothing is
+    said. When the loss stays up, only its first value is told.
+
+    Args:
+        losses: that were logged before.
+    """
+
+    def __init__(self, losses: Iterable[float] = ()) -> None:
+        self._losses: deque[float] = deque(losses, maxlen=WINDOW)
+        self._is_up = False
+
+    @property
+    def losses(self) -> list[float]:
+        """The last ones that are looked back on."""
+        return list(self._losses)
+
+    def see(self, loss: float) -> float | None:
+        """Takes a logged loss.
+
+        Returns:
+            The median it stands out from; None if it does not.
+        """
+        if not math.isfinite(loss):
+            return None
+        usual = self._limit()
+        self._losses.append(loss)
+        if usual is None or loss <= usual[1]:
+            self._is_up = False
+            return None
+        was_up, self._is_up = self._is_up, True
+        return None if was_up else usual[0]
+
+    def _limit(self) -> tuple[float, float] | None:
+        if len(self._losses) < FEWEST:
+            return None
+        middle = median(self._losses)
+        deviation = MAD_OF_NORMAL * median(abs(each - middle) for each in self._losses)
+        return middle, middle + max(MADS * deviation, SHARE * abs(middle))
+
+
+def refuse_nonfinite(model: nn.Module, step: int) -> None:
+    """Ends the run instead of saving weights that are not finite; every rank has to call it.
+
+    Args:
+        model: whose trained parameters are about to be saved.
+        step: of the run, for the message.
+
+    Raises:
+        NonFiniteError: on all ranks, when the weights of any of them are not finite.
+    """
+    trained = [each for each in model.parameters() if each.requires_grad]
+    is_wrong = not are_finite(trained)
+    if not agree_any(is_wrong):
+        return
+    found = first_nonfinite(model) if is_wrong else "found by another rank"
+    raise NonFiniteError(
+        f"after step {step:,} a trained weight is not finite: {found}. Nothing was saved of it. "
+        "The newest checkpoint is the last good state: lower learning_rate, or train in bf16 "
+        "instead of fp16, and start again to go on from it."
+    )

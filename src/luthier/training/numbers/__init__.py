@@ -1,1 +1,0 @@
-"""Numbers that are none: found in their step, told with the rows they came from, never saved."""
