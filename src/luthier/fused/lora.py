@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -53,16 +52,7 @@ class Projection(NamedTuple):
 def apply_projection(
     x_NI: Tensor, projection: Projection, out_NO: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """The output and what its low-rank part keeps.
-
-    Args:
-        x_NI: in the dtype of the weight.
-        projection: in the dtypes in which to compute.
-        out_NO: where to write the output; None makes it.
-
-    Returns:
-        y, (N, O) in the dtype of x and the weight; A x^T, (R, N), None without a low-rank part.
-    """
+    """The output, written to `out_NO` if given, and A x^T, None without a low-rank part."""
     weight_OI, bias_O, a_RI, b_OR, scaling = projection
     weight_IO = weight_OI.t()
     if bias_O is None:
@@ -84,17 +74,9 @@ def input_gradient(
     wanted: bool = True,
     out_NI: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradient of the input and that of A x^T.
+    """The gradient of the input, None where not wanted, and that of A x^T.
 
-    Args:
-        gy_NO: gradient of the output.
-        projection: as in the forward pass.
-        gx_NI: a gradient to which to add, in place; None begins one.
-        wanted: whether the gradient of the input is.
-        out_NI: where to begin one; None makes it.
-
-    Returns:
-        (N, I), None where not wanted; (R, N), None without a low-rank part.
+    It is added to `gx_NI`, in place, or begins anew, in `out_NI` if given.
     """
     weight_OI, _, a_RI, b_OR, scaling = projection
     if wanted:
@@ -111,12 +93,7 @@ def input_gradient(
 
 
 class GradientSums:
-    """Sums, over blocks of rows, of the gradients of a projection's tensors.
-
-    Args:
-        projection: as in the forward pass.
-        wanted: which of weight, bias, a, b.
-    """
+    """Sums, over blocks of rows, of the gradients wanted of weight, bias, a, b."""
 
     def __init__(self, projection: Projection, wanted: Sequence[bool]) -> None:
         self.projection = projection
@@ -131,14 +108,7 @@ class GradientSums:
     def add(
         self, gy_NO: Tensor, x_NI: Tensor | None, h_RN: Tensor | None, gh_RN: Tensor | None
     ) -> None:
-        """Adds what some rows contribute.
-
-        Args:
-            gy_NO: gradient of the output.
-            x_NI: the input; None where it is not needed.
-            h_RN: A x^T.
-            gh_RN: its gradient.
-        """
+        """Adds what some rows contribute; `x_NI` is None where it is not needed."""
         wants_weight, wants_bias, wants_a, wants_b = self.wanted
         if wants_weight and x_NI is not None:
             self._add_product(0, gy_NO.t(), x_NI)
@@ -173,13 +143,6 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(x.device.type)
 
 
-def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Keeps the dtypes of products as they are."""
-    if not torch.is_autocast_enabled(device.type):
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
-
-
 def _add_product(y_NO: Tensor, left_NR: Tensor, right_RO: Tensor, scaling: float) -> None:
     if left_NR.dtype == y_NO.dtype:
         y_NO.addmm_(left_NR, right_RO, alpha=scaling)
@@ -205,17 +168,14 @@ class KeptInput(NamedTuple):
         dtype: as given.
         computed_dtype: what products are made in under autocast; None without.
         formula: of the norm that made the input; None if another function did.
+        num_tensors: how many tensors are kept.
     """
 
     shape: torch.Size
     dtype: torch.dtype
     computed_dtype: torch.dtype | None
     formula: NormFormula | None
-
-    @property
-    def num_tensors(self) -> int:
-        """How many tensors are kept."""
-        return 1 if self.formula is None else 3
+    num_tensors: int
 
     def remake(self, tensors: Sequence[Tensor]) -> Tensor:
         """The (N, I) input in the dtype of the products."""
@@ -232,21 +192,16 @@ class KeptInput(NamedTuple):
 def keep_input(
     x: Tensor, origin: NormOrigin | None
 ) -> tuple[KeptInput, Tensor, tuple[Tensor, ...]]:
-    """What to keep of an input.
+    """How to get an input back, itself in the dtype of the products, and the tensors to save.
 
-    Args:
-        x: (..., I).
-        origin: `norm_origin(x)`, asked before an autograd function took it over.
-
-    Returns:
-        How to get it back, the (N, I) input in the dtype of the products, the tensors to save.
+    `origin` is `norm_origin(x)`, asked before an autograd function took `x` over.
     """
     dtype = autocast_dtype(x)
     x_NI = x.reshape(-1, x.shape[-1])
     x_NI = x_NI if dtype is None else x_NI.to(dtype)
     formula = None if origin is None else origin.formula
-    kept = KeptInput(x.shape, x.dtype, dtype, formula)
-    return kept, x_NI, (x_NI,) if origin is None else origin[:3]
+    saved: tuple[Tensor, ...] = (x_NI,) if origin is None else origin[:3]
+    return KeptInput(x.shape, x.dtype, dtype, formula, len(saved)), x_NI, saved
 
 
 def lora_linear(x: Tensor, projections: Sequence[Projection]) -> tuple[Tensor, ...]:
@@ -300,7 +255,7 @@ class _LoraLinear(torch.autograd.Function):
         wants_x, wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[3:]
         gx_NI = x_NI = None
         gradients: list[Tensor | None] = []
-        with without_autocast(saved[0].device):
+        with torch.autocast(saved[0].device.type, enabled=False):
             for i, each in enumerate(as_projections(saved[first:last], ctx.scalings)):
                 projection = each.to(kept.computed_dtype)
                 sums = GradientSums(projection, wanted[4 * i : 4 * i + 4])

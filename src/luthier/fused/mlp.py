@@ -19,7 +19,6 @@ from luthier.fused.lora import (
     as_projections,
     input_gradient,
     keep_input,
-    without_autocast,
 )
 from luthier.fused.norm import NormOrigin, norm_origin, product_blocks, row_blocks
 
@@ -58,10 +57,14 @@ def gate(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
     return result
 
 
-def gate_forward(gate_NI: Tensor, up_NI: Tensor, activation: Activation) -> Tensor:
-    """act(gate) * up, (N, I), outside of any graph."""
-    act_NI = torch.empty_like(up_NI, memory_format=torch.contiguous_format)
-    _write(act_NI, gate_NI, up_NI, activation)
+def gate_forward(
+    gate_NI: Tensor, up_NI: Tensor, activation: Activation, act_NI: Tensor | None = None
+) -> Tensor:
+    """act(gate) * up, (N, I), outside of any graph, written to `act_NI` if given."""
+    if act_NI is None:
+        act_NI = torch.empty_like(up_NI, memory_format=torch.contiguous_format)
+    for rows in row_blocks(act_NI):
+        torch.mul(activation.apply(gate_NI[rows]), up_NI[rows], out=act_NI[rows])
     return act_NI
 
 
@@ -72,18 +75,7 @@ def gate_backward(
     activation: Activation,
     act_NI: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of gate and up.
-
-    Args:
-        gact_NI: gradient of the product.
-        gate_NI: as in the forward pass.
-        up_NI: as in the forward pass.
-        activation: as in the forward pass.
-        act_NI: where to write the product again, if somebody needs it.
-
-    Returns:
-        The gradient of the gate and that of up, (N, I).
-    """
+    """Gradients of gate and up; the product is written again to `act_NI` if somebody needs it."""
     ggate_NI = torch.empty_like(gact_NI)
     gup_NI = torch.empty_like(gact_NI)
     for rows in row_blocks(gact_NI):
@@ -104,7 +96,7 @@ class _Gate(torch.autograd.Function):
         ctx.activation = activation
         act = torch.empty_like(up, memory_format=torch.contiguous_format)
         act_NI, gate_NI, up_NI = (each.reshape(-1, up.shape[-1]) for each in (act, gate, up))
-        _write(act_NI, gate_NI, up_NI, activation)
+        gate_forward(gate_NI, up_NI, activation, act_NI)
         return act
 
     @staticmethod
@@ -114,11 +106,6 @@ class _Gate(torch.autograd.Function):
         gact_NI, gate_NI, up_NI = (each.reshape(-1, up.shape[-1]) for each in (gact, gate, up))
         ggate_NI, gup_NI = gate_backward(gact_NI, gate_NI, up_NI, ctx.activation)
         return ggate_NI.view(gate.shape), gup_NI.view(up.shape), None
-
-
-def _write(act_NI: Tensor, gate_NI: Tensor, up_NI: Tensor, activation: Activation) -> None:
-    for rows in row_blocks(act_NI):
-        torch.mul(activation.apply(gate_NI[rows]), up_NI[rows], out=act_NI[rows])
 
 
 def gated_mlp(
@@ -188,7 +175,7 @@ class _GatedMlp(torch.autograd.Function):
         gy_NH = gy.reshape(-1, gy.shape[-1])
         x_NH = kept.remake(saved) if of_gate.need_input or of_up.need_input else None
         gx_NH = gy_NH.new_empty((len(gy_NH), gate.weight.shape[1])) if wants_x else None
-        with without_autocast(gy.device):
+        with torch.autocast(gy.device.type, enabled=False):
             for rows, hdown_RB in zip(product_blocks(gy_NH), hdown_RBs, strict=True):
                 gy_BH, x_BH = gy_NH[rows], None if x_NH is None else x_NH[rows]
                 gact_BI, ghdown_RB = input_gradient(gy_BH, down)

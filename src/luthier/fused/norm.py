@@ -20,16 +20,10 @@ LEAST_PRODUCT_ROWS = 512
 
 
 def row_blocks(tensor_NW: Tensor) -> Iterator[slice]:
-    """Cuts the rows of a matrix for operations on one number after the other.
+    """Cuts the rows of a matrix for operations on one number after the other, that stay in a cache.
 
     On another device than a CPU there is one block: its kernels are started one by one, and few
     large ones are what it wants.
-
-    Args:
-        tensor_NW: (N, W), of which only shape and device count.
-
-    Yields:
-        Slices of about equal length.
     """
     num_rows, width = tensor_NW.shape
     rows = num_rows
