@@ -10,7 +10,7 @@ import pytest
 
 from luthier.arguments.parse import parse_dict
 from luthier.checkpoints.compatibility import Changes, compare, compare_files
-from luthier.checkpoints.fingerprint import RunFingerprint, hash_examples, settings_of
+from luthier.checkpoints.fingerprint import hash_examples, settings_of
 from luthier.checkpoints.manifest import FileRecord, Manifest
 
 GIVEN = {
@@ -24,15 +24,15 @@ GIVEN = {
 }
 
 
-def identity(**values: object) -> RunFingerprint:
+def identity(**values: object) -> Manifest:
     settings = settings_of(parse_dict(GIVEN | values))
     data = {"fingerprint": "f", "rows": 7}
-    return RunFingerprint(settings, 42, 1, "single", 8, data, run_id="one")
+    return Manifest(0, 0, "one", "", 1, "single", 42, 8, data=data, settings=settings)
 
 
-def checkpoint(then: RunFingerprint) -> Manifest:
+def checkpoint(then: Manifest) -> Manifest:
     """Of a run; with its optimizer, beside which random numbers are written."""
-    return replace(then.manifest(5, 10), files={"rng_state_0.pth": FileRecord(1, "")})
+    return replace(then.at(5, 10), files={"rng_state_0.pth": FileRecord(1, "")})
 
 
 def changed(**values: object) -> Changes:
@@ -88,7 +88,7 @@ def test_other_weights_are_refused_even_when_changes_are_allowed():
 def test_more_steps_are_told_where_the_schedule_looks_at_the_end():
     assert "max_steps: 10 then, 20 now" in changed(max_steps=20).notes[0]
 
-    before = identity(lr_scheduler_type="constant").manifest(5, 10)
+    before = identity(lr_scheduler_type="constant").at(5, 10)
     assert compare(before, identity(lr_scheduler_type="constant", max_steps=20)).notes == []
 
 
@@ -141,7 +141,7 @@ def test_states_of_the_optimizer_are_read_by_those_that_can(then, now, end):
     assert [problem is None for problem in problems] == [end == ALIKE, end != REFUSED]
     offers = "resume_allow_changes" in (problems[0] or "")
     assert offers == (end == ASKED)
-    only_weights = compare(before.manifest(5, 10), after)  # whole ones, in every strategy
+    only_weights = compare(before.at(5, 10), after)  # whole ones, in every strategy
     assert only_weights.problem(Path("c"), are_allowed=False) is None
 
 

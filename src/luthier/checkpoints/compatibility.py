@@ -13,7 +13,6 @@ from typing import Any
 
 from luthier.arguments.choices import SCHEDULES, Schedule
 from luthier.arguments.record import facts, fields
-from luthier.checkpoints.fingerprint import RunFingerprint
 from luthier.checkpoints.folders import deepspeed_parts, holds_states
 from luthier.checkpoints.manifest import Manifest
 
@@ -99,7 +98,7 @@ def compare_settings(manifest: Manifest, settings: Mapping[str, Any]) -> Changes
     return found
 
 
-def compare(manifest: Manifest, now: RunFingerprint) -> Changes:
+def compare(manifest: Manifest, now: Manifest) -> Changes:
     """How a run differs from a checkpoint in all that counts."""
     found = compare_settings(manifest, now.settings)
     was = manifest
@@ -127,7 +126,7 @@ def compare(manifest: Manifest, now: RunFingerprint) -> Changes:
     return found
 
 
-def compare_files(checkpoint: Path, now: RunFingerprint) -> Changes:
+def compare_files(checkpoint: Path, now: Manifest) -> Changes:
     """How a run differs from a checkpoint of another program, as far as its files say it."""
     found = Changes()
     if holds_states(checkpoint):
@@ -136,7 +135,7 @@ def compare_files(checkpoint: Path, now: RunFingerprint) -> Changes:
     return Changes(fixed=found.fixed)
 
 
-def _compare_states(was: str, was_world_size: int, now: RunFingerprint, found: Changes) -> None:
+def _compare_states(was: str, was_world_size: int, now: Manifest, found: Changes) -> None:
     """Whether this run can read the optimizer states of a checkpoint."""
     held = _line("how weights are held", was, now.strategy)
     if FORMS.get(was) != FORMS.get(now.strategy):

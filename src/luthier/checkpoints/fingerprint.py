@@ -6,9 +6,6 @@ import hashlib
 import json
 import platform
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -31,50 +28,7 @@ PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "tokenize
 COUNTS = ("num_tokens", "num_units")
 """Columns that are part of it whole, so that order and number of the examples count."""
 
-
-@dataclass(frozen=True)
-class RunFingerprint:
-    """What makes two runs the same, and what their checkpoints say beside it.
-
-    Attributes:
-        run_id: kept when a run goes on.
-        settings: every argument as it was asked for, secrets masked.
-        seed: of the run.
-        world_size: ranks.
-        strategy: how the weights are held.
-        examples_per_step: of all ranks.
-        data: `fingerprint` of the encoded training data, and its `rows`.
-        versions: of the packages that compute.
-    """
-
-    settings: Mapping[str, Any]
-    seed: int
-    world_size: int
-    strategy: str
-    examples_per_step: int
-    data: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
-
-    def manifest(
-        self, step: int, max_steps: int, loss: float | None = None, end: str = ""
-    ) -> Manifest:
-        """What a checkpoint of this run says of itself; the files come later."""
-        return Manifest(
-            step=step,
-            max_steps=max_steps,
-            run_id=self.run_id,
-            written=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            world_size=self.world_size,
-            strategy=self.strategy,
-            seed=self.seed,
-            examples_per_step=self.examples_per_step,
-            loss=loss,
-            data=self.data,
-            settings=self.settings,
-            versions=self.versions,
-            end=end,
-        )
+RunFingerprint = Manifest
 
 
 def fingerprint_run(
@@ -82,8 +36,8 @@ def fingerprint_run(
     strategy: Strategy,
     world_size: int,
     train: datasets.Dataset | Stream | None = None,
-) -> RunFingerprint:
-    """The fingerprint of a run that begins.
+) -> Manifest:
+    """The manifest of a run that begins: what makes it the run it is, before any step.
 
     Args:
         asked: the configuration as it was given, before it was fitted to the machine.
@@ -93,13 +47,17 @@ def fingerprint_run(
     """
     training = asked.training
     per_rank = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    return RunFingerprint(
-        settings=settings_of(asked),
-        seed=training.seed,
+    return Manifest(
+        step=0,
+        max_steps=0,
+        run_id=uuid.uuid4().hex,
+        written="",
         world_size=world_size,
         strategy=strategy.name,
+        seed=training.seed,
         examples_per_step=per_rank * world_size,
         data={} if train is None else hash_examples(train),
+        settings=settings_of(asked),
         versions=versions(),
     )
 

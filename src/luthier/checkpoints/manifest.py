@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint was made with.
+    """What a checkpoint was made with; of a run that begins, what it is before any step.
 
     Attributes:
         step: optimizer updates made.
@@ -73,6 +74,15 @@ class Manifest:
     @property
     def size(self) -> int:
         return sum(file.size for file in self.files.values())
+
+    def at(self, step: int, max_steps: int, loss: float | None = None, end: str = "") -> Manifest:
+        """That of the same run at a step, written now; the files come later."""
+        written = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        return replace(
+            self, step=step, max_steps=max_steps, written=written, loss=loss, end=end, files={}
+        )
+
+    manifest = at
 
     def text(self) -> str:
         """The manifest as a file, with the hash of its own text in it."""

@@ -14,11 +14,11 @@ from luthier import console
 from luthier.arguments.record import Arguments, facts
 from luthier.checkpoints.compatibility import Changes, compare, compare_files, compare_settings
 from luthier.checkpoints.control_files import forget_requests, was_stopped
-from luthier.checkpoints.fingerprint import RunFingerprint, settings_of
+from luthier.checkpoints.fingerprint import settings_of
 from luthier.checkpoints.folders import holds_states, list_checkpoints, size_of, step_of, sweep
 from luthier.checkpoints.lock import FILE_NAME, OutputLock, holder, last_holder, launch_of
 from luthier.checkpoints.manifest import FILE_NAME as MANIFEST
-from luthier.checkpoints.manifest import read_manifest
+from luthier.checkpoints.manifest import Manifest, read_manifest
 from luthier.checkpoints.verify import STATE, Problem, verify_once
 from luthier.errors import ArgumentsError, CheckpointError, NoValidCheckpoint, Stopped
 from luthier.processes.environment import distributed_environment, is_restart
@@ -197,7 +197,7 @@ class OutputFolder:
             )
         return None
 
-    def resume(self, now: RunFingerprint) -> tuple[Path | None, RunFingerprint]:
+    def resume(self, now: Manifest) -> tuple[Path | None, Manifest]:
         """The checkpoint that all ranks go on from, and what the run then is.
 
         The first rank looks, and all hear of what it found; every rank must call it. The data, the
