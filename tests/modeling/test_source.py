@@ -150,11 +150,10 @@ def test_every_problem_is_told_at_once(tmp_path: Path):
     found = problems(
         model_name_or_path=str(tmp_path / "none"),
         adapter_name_or_path="./no-adapter,./neither",
-        flash_attn="fa2",
         new_special_tokens_config=str(tmp_path / "none.yaml"),
     )
 
-    assert len(found) == 5
+    assert len(found) == 4
 
 
 def test_looking_needs_no_heavy_import(llama_folder: Path):

@@ -75,6 +75,13 @@ class Facts:
     reads: bool = False
     variable: str = ""
 
+    def needed(self, name: str, value: Any) -> list[tuple[str, str]]:
+        """What a value of the knob `name` needs, each with the words that ask for it."""
+        if isinstance(self.needs, tuple):
+            return [(name, package) for package in self.needs if value]
+        chosen = value if isinstance(value, tuple) else (value,)
+        return [(f"{name}: {each}", self.needs[each]) for each in chosen if self.needs.get(each)]
+
 
 FACTS = tuple(each.name for each in fields(Facts))
 

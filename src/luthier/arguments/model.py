@@ -85,6 +85,7 @@ class ModelArguments(Section):
         "The attention kernel of padded batches and of generation: `disabled` is the plain one, "
         "`sdpa` torch's, `fa2` and `fa3` need a GPU and the package flash-attn. The tree layout "
         "has its own, so the result is the same. By default the fastest that is there.",
+        needs={"fa2": "flash_attn", "fa3": "flash_attn_interface"},
     )
     disable_gradient_checkpointing: bool = free(
         False,

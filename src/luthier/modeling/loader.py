@@ -23,7 +23,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from luthier import console
 from luthier.arguments.choices import ADAPTERS
 from luthier.arguments.model import ModelArguments
-from luthier.arguments.record import Arguments
+from luthier.arguments.record import Arguments, facts
 from luthier.errors import MissingPackage, ModelError
 from luthier.modeling.counts import say_counts
 from luthier.modeling.dtypes import cast_trained, choose_dtypes, held_dtypes, upcast
@@ -33,7 +33,6 @@ from luthier.modeling.quirks import (
     silence_idle_warnings,
 )
 from luthier.modeling.source import (
-    ATTENTION_PACKAGES,
     ModelSource,
     check_weights,
     fetch_model,
@@ -163,14 +162,11 @@ def load_config(model_args: ModelArguments) -> PreTrainedConfig:
     if source.gguf_file:
         options["gguf_file"] = source.gguf_file
     asked = model_args.flash_attn
-    package = ATTENTION_PACKAGES.get(asked)
-    if package is not None:
+    for said, package in facts()["flash_attn"].needed("flash_attn", asked):
         if not is_installed(package):
-            raise MissingPackage(missing(package, f"flash_attn: {asked}"))
+            raise MissingPackage(missing(package, said))
         if not torch.cuda.is_available():
-            raise ModelError(
-                f"flash_attn: {asked} needs a GPU, and there is none. Use sdpa or auto."
-            )
+            raise ModelError(f"{said} needs a GPU, and there is none. Use sdpa or auto.")
     if asked != "auto":
         options["attn_implementation"] = ATTENTION[asked]
     try:

@@ -21,9 +21,6 @@ MODELSCOPE = "USE_MODELSCOPE_HUB"
 """The variable that says where models that are no folder come from."""
 
 PACKAGE_PREFIX = "package://"
-ATTENTION_PACKAGES = {"fa2": "flash_attn", "fa3": "flash_attn_interface"}
-"""Values of `flash_attn` -> the package each needs."""
-
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 PICKLED_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
@@ -119,9 +116,6 @@ def check_model(model_args: ModelArguments) -> Iterator[str]:
             check_adapter(adapter, model_args.adapter_folder)
         except ModelError as problem:
             yield str(problem)
-    package = ATTENTION_PACKAGES.get(model_args.flash_attn)
-    if package is not None and not is_installed(package):
-        yield missing(package, f"flash_attn: {model_args.flash_attn}")
     file = model_args.new_special_tokens_config
     if file is not None and not Path(file).expanduser().is_file():
         yield (

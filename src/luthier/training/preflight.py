@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from luthier.arguments.choices import ADAPTERS, OPTIMIZERS
-from luthier.arguments.record import Arguments, facts
+from luthier.arguments.record import SECTIONS, Arguments, facts
 from luthier.checkpoints.output_folder import OutputFolder
 from luthier.data.catalog import check_datasets, metric_names
 from luthier.distributed import deepspeed_config, fsdp_config
@@ -32,7 +32,7 @@ def find_problems(arguments: Arguments) -> list[str]:
 
 def find_problems_of_a_chat(arguments: Arguments) -> list[str]:
     """The same for a chat, which reads the model and the template only."""
-    return [*_model(arguments), *_template(arguments)]
+    return [*_model(arguments), *_template(arguments), *_packages(arguments, "model")]
 
 
 def find_problems_of_the_data(arguments: Arguments) -> list[str]:
@@ -61,23 +61,13 @@ def _template(arguments: Arguments) -> Iterator[str]:
             yield str(problem)
 
 
-def _packages(arguments: Arguments) -> Iterator[str]:
-    """Packages that values need: by what their knobs know, or the things that they name."""
-    values = arguments.flat()
-    for name, known in facts().items():
-        value = values[name]
-        if isinstance(known.needs, tuple):
-            needed = [(name, package) for package in known.needs if value]
-        else:
-            chosen = value if isinstance(value, tuple) else (value,)
-            needed = [(f"{name}: {each}", known.needs.get(each, "")) for each in chosen]
-        yield from _absent(needed)
-    training = arguments.training
-    if training.do_train:
-        yield from _absent([(f"optim: {training.optim}", OPTIMIZERS.get(training.optim).needs)])
-
-
-def _absent(needed: Iterable[tuple[str, str]]) -> Iterator[str]:
+def _packages(arguments: Arguments, section: str = "") -> Iterator[str]:
+    """Packages that values need, those of one section or all, and what `optim` names."""
+    known = SECTIONS[section].model_fields if section else facts()
+    values, training = arguments.flat(), arguments.training
+    needed = [each for name in known for each in facts()[name].needed(name, values[name])]
+    if training.do_train and not section:
+        needed.append((f"optim: {training.optim}", OPTIMIZERS.get(training.optim).needs))
     for said, package in needed:
         if package and not is_installed(package):
             yield missing(package, said)
