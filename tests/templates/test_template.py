@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
 import subprocess
 import sys
 
@@ -13,7 +11,6 @@ from hypothesis import strategies as st
 from luthier.errors import TemplateError
 from luthier.records import Conversation, Message, Piece, Special, Token
 from luthier.templates.template import TEMPLATES, Template, fill
-from tests.architecture.house import SOURCE
 from tests.templates.battery import CALL, TOOLS, call_tools, join, talk
 
 WORDS = st.text(alphabet=st.characters(codec="utf-8"), min_size=1, max_size=20)
@@ -245,35 +242,3 @@ def test_the_room_imports_nothing_heavy():
     )
 
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_a_family_and_a_tool_format_are_one_file_each(tmp_path):
-    shutil.copytree(SOURCE, tmp_path / "luthier", ignore=shutil.ignore_patterns("__pycache__"))
-    templates = tmp_path / "luthier" / "templates"
-    (templates / "families" / "toy.py").write_text(
-        "from luthier.templates.template import PLAIN\n"
-        'PLAIN.register("toy", "toys", user="<Q>{{content}}{{eos}}<A>", tool_format="toy_tools")\n'
-    )
-    (templates / "tools" / "toy.py").write_text(
-        "from luthier.templates.tool_format import TOOL_FORMATS, ToolFormat, list_tools\n"
-        'tools = list_tools("tools:", \'{{- " " ~ tool["name"] }}\')\n'
-        'TOOL_FORMATS.register("toy_tools")(ToolFormat(tools, "", lambda text: []))\n'
-    )
-    code = (
-        "from luthier.records import Conversation, Message\n"
-        "from luthier.templates.fit import find_template\n"
-        "from luthier.templates.jinja import write_chat_template\n"
-        "toy = find_template('toys')\n"
-        "asked = Conversation((Message('user', 'Hi'),), tools='[{\"name\": \"find\"}]')\n"
-        "print(*(piece.content for piece in toy.prompt(asked)), toy.name)\n"
-        "assert '<Q>' in write_chat_template(toy)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-
-    assert done.stdout == "tools: find <Q>Hi Special.EOS <A> toys\n", done.stderr

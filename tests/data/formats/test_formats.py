@@ -1,9 +1,5 @@
 import contextlib
 import json
-import os
-import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +21,6 @@ from luthier.data.check import RowError
 from luthier.data.formats.detect import detect_format
 from luthier.errors import DataError
 from luthier.records import Conversation
-from tests.architecture.house import SOURCE
 
 
 def read(row: Any, formatting: str, answers: bool = True, **entry: Any) -> Conversation:
@@ -532,33 +527,3 @@ def test_columns_that_nobody_named_do_not_weigh(formatting, marks, num_remarks):
     assert list(reading.remarks.values()) == [1] * num_remarks
     for remark in reading.remarks:
         assert '"columns": {' in remark
-
-
-def test_a_format_is_one_file(tmp_path):
-    shutil.copytree(SOURCE, tmp_path / "luthier", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "luthier" / "data" / "formats" / "toy.py").write_text(
-        "from luthier.data.catalog import FORMATS\n"
-        "from luthier.records import Conversation, Message\n"
-        '@FORMATS.register("toy")\n'
-        "def read_toy(row, reading, origin):\n"
-        '    said = [Message("user", row["q"]), Message("assistant", row["a"])]\n'
-        "    return Conversation(tuple(said), origin=origin)\n"
-    )
-    code = (
-        "from luthier.data.catalog import FORMATS, Reading, load_catalog\n"
-        "entry = {'file_name': 'rows.jsonl', 'formatting': 'toy'}\n"
-        "toys = load_catalog({'toys': entry}).describe('toys')\n"
-        "read = FORMATS.get(toys.formatting)\n"
-        "found = read({'q': 'Hi', 'a': 'Hello'}, Reading(toys), None)\n"
-        "print(*(one.content for one in found.messages), *toys.columns_read())\n"
-    )
-
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-
-    assert done.stdout.startswith("Hi Hello prompt query response"), done.stderr
