@@ -211,11 +211,11 @@ class Encoder:
     def _tokenise(self, pieces: Iterable[Piece], ids: IdsOf) -> IdsOf:
         """Adds the ids of pieces to those that are known, each text tokenised once."""
         ids.setdefault("", array(TYPECODE))
-        new = {key for piece in pieces if (key := _key(piece)) not in ids}
+        new = dict.fromkeys(key for piece in pieces if (key := _key(piece)) not in ids)
         behind = [one for one in new if isinstance(one, tuple)]
         is_alike = bool(behind) and self._texts.reads_alike
         if is_alike:
-            new.update(text for _, text in behind if text not in ids)
+            new |= dict.fromkeys(text for _, text in behind if text not in ids)
         texts = [one for one in new if isinstance(one, str)]
         if texts:
             ids |= zip(texts, self._texts.encode(texts), strict=True)

@@ -125,26 +125,21 @@ def weight_of_row(row: Mapping[str, Any], reading: Reading) -> float | None:
     Raises:
         RowError: if a named one holds something else.
     """
-    columns = reading.description.columns
-    for name, named, find in (
-        ("train", columns.train, _find_train),
-        ("weight", columns.weight, _find_weight),
-    ):
-        if named is None and name in row and find(row[name]) is not None:
+    found: dict[str, Any] = {}
+    for name, find in (("train", _find_train), ("weight", _find_weight)):
+        column = getattr(reading.description.columns, name)
+        value = row.get(column) if column else None
+        found[name] = find(value)
+        if column is None and find(row.get(name)) is not None:
             reading.remarks[
                 f'column {name!r} is not read; "columns": {{"{name}": "{name}"}} makes rows count '
                 "by it"
             ] += 1
-    train = row.get(columns.train) if columns.train else None
-    weight = row.get(columns.weight) if columns.weight else None
-    counts, factor = _find_train(train), _find_weight(weight)
-    if train not in (None, "") and counts is None:
-        assert columns.train is not None
-        raise RowError(columns.train, f"{kind_of(train)} where true or false belongs", _TRAIN)
-    if weight not in (None, "") and factor is None:
-        assert columns.weight is not None
-        raise RowError(columns.weight, "no number from 0 on", _WEIGHT)
-    return 0.0 if counts is False else factor
+        if value not in (None, "") and found[name] is None and name == "train":
+            raise RowError(column, f"{kind_of(value)} where true or false belongs", _TRAIN)
+        if value not in (None, "") and found[name] is None:
+            raise RowError(column, "no number from 0 on", _WEIGHT)
+    return 0.0 if found["train"] is False else found["weight"]
 
 
 def _find_train(value: Any) -> bool | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
 from typing import Any, NamedTuple
 
 from luthier.data.catalog import FORMATS, Reading, Tags
@@ -128,7 +127,12 @@ def _role_at(message: Mapping[str, Any], field: str, tags: Tags) -> Role:
     Raises:
         RowError: if the tag is missing, unknown, or names the system in the middle.
     """
-    roles = _roles_of(tags)
+    roles: dict[str, Role] = {
+        tags.user_tag: "user",
+        tags.assistant_tag: "assistant",
+        tags.observation_tag: "observation",
+        tags.function_tag: "function",
+    }
     said = text_at(message, tags.role_tag, f"{field}.{tags.role_tag}", "Say who speaks.")
     if said in roles:
         return roles[said]
@@ -140,17 +144,6 @@ def _role_at(message: Mapping[str, Any], field: str, tags: Tags) -> Role:
         f'Name it in "tags" of the data set.{suggest(said, roles)}',
         f" ({said[:40]!r})",
     )
-
-
-@cache
-def _roles_of(tags: Tags) -> dict[str, Role]:
-    """A data set's names of roles -> ours."""
-    return {
-        tags.user_tag: "user",
-        tags.assistant_tag: "assistant",
-        tags.observation_tag: "observation",
-        tags.function_tag: "function",
-    }
 
 
 _KINDS = {"thinking": "reasoning", "input_text": "text", "output_text": "text"}
@@ -240,11 +233,8 @@ def _read_call(call: Any, field: str) -> dict[str, Any]:
                 f"{field}.arguments", "text that is not JSON", 'Write them as {"name": value}.'
             ) from error
     if not isinstance(arguments, Mapping):
-        raise RowError(
-            f"{field}.arguments",
-            f"{kind_of(arguments)} where an object belongs",
-            'Write them as {"name": value}.',
-        )
+        reason = f"{kind_of(arguments)} where an object belongs"
+        raise RowError(f"{field}.arguments", reason, 'Write them as {"name": value}.')
     return {"name": name, "arguments": arguments}
 
 
