@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from luthier import console
 from luthier.data.cache import (
@@ -107,6 +107,13 @@ def load_datasets(arguments: Arguments, road: Road) -> EncodedDatasets:
     return found
 
 
+class _Kept(NamedTuple):
+    """The examples of one data set, and what became of its rows."""
+
+    examples: datasets.Dataset
+    report: SetReport
+
+
 class _Loader:
     """The data sets of one run; each is encoded once for a purpose."""
 
@@ -119,10 +126,7 @@ class _Loader:
         self.report = DataReport()
         self.answers = arguments.training.predict_with_generate
         self._tokenizer_hash = hash_of_tokenizer(road.tokenizer)
-        self._encoded: dict[tuple[str, Purpose, bool], datasets.Dataset] = {}
-        self._keys: dict[tuple[str, Purpose], str] = {}
-        self._hashes: dict[str, dict[str, str]] = {}
-        self._num_in_files: dict[str, int] = {}
+        self._kept: dict[tuple[str, Purpose, bool], _Kept] = {}
         self._folders: dict[Path, None] = {}
 
     def load(self) -> EncodedDatasets:
@@ -139,44 +143,55 @@ class _Loader:
         if training.do_train and data.streaming:
             self._stream(found)
         elif data.dataset and (training.do_train or data.val_size):
-            sets, order = self._merge(data.dataset)
+            kept = [self._encode(name, "learn") for name in data.dataset]
+            joined = _join([one.examples for one in kept])
+            order = self._mix(data.dataset, kept)
             if data.val_size:
                 if data.val_size == 1:
                     console.info("val_size 1 is a number of rows: one is kept for evaluation")
-                rows = self._number_rows(data.dataset, sets)
-                train, kept = split(rows[order], data.val_size, self.seed)
+                rows = self._number_rows(data.dataset, kept)
+                train, held = split(rows[order], data.val_size, self.seed)
                 if self.road.keeps_order:
-                    train, kept = numpy.sort(train), numpy.sort(kept)
-                once = order[kept][numpy.sort(numpy.unique(order[kept], return_index=True)[1])]
-                if len(once) < len(kept):
+                    train, held = numpy.sort(train), numpy.sort(held)
+                once = order[held][numpy.sort(numpy.unique(order[held], return_index=True)[1])]
+                if len(once) < len(held):
                     console.info(
                         f"val_size: {len(once):,} examples are evaluated on; they were drawn "
-                        f"{len(kept):,} times, and are never trained on"
+                        f"{len(held):,} times, and are never trained on"
                     )
-                found.eval[""] = self._pack(_join(sets).select(once), data.dataset, "eval")
+                found.eval[""] = self._pack(joined.select(once), kept, "eval")
                 if answers:
-                    found.predict[""] = self._prompts_of(once, sets, data.dataset)
+                    found.predict[""] = self._prompts_of(once, data.dataset, kept)
                 order = order[train]
             if training.do_train:
-                found.train = self._pack(_join(sets).select(order), data.dataset, "train")
+                found.train = self._pack(joined.select(order), kept, "train")
         if data.eval_dataset:
-            groups = (
-                {
-                    short: (name,)
-                    for short, name in zip(
-                        metric_names(data.eval_dataset), data.eval_dataset, strict=True
-                    )
-                }
-                if data.eval_on_each_dataset
-                else {"": data.eval_dataset}
-            )
+            groups = {"": data.eval_dataset}
+            if data.eval_on_each_dataset:
+                called = metric_names(data.eval_dataset)
+                singles = ((name,) for name in data.eval_dataset)
+                groups = dict(zip(called, singles, strict=True))
             for group, names in groups.items():
-                learned = self._evaluated(names, "learn", allow_prompts=answers)
+                learned, kept = self._evaluated(names, "learn", allow_prompts=answers)
                 if len(learned):
-                    found.eval[group] = self._pack(learned, names, group or "eval")
+                    found.eval[group] = self._pack(learned, kept, group or "eval")
                 if answers:
-                    found.predict[group] = self._evaluated(names, "answer", allow_prompts=True)
-        return self._finish(found)
+                    found.predict[group], _ = self._evaluated(names, "answer", allow_prompts=True)
+        found.predict = {
+            name: one.select_columns(PROMPT_COLUMNS) for name, one in found.predict.items()
+        }
+        found.folders = list(self._folders)
+        report = self.report
+        if found.train is not None and not isinstance(found.train, Stream):
+            report.num_train = len(found.train)
+        report.num_eval = {name: len(one) for name, one in found.eval.items()}
+        report.num_predict = {name: len(one) for name, one in found.predict.items()}
+        for name, count in report.num_predict.items():
+            if not count:
+                raise DataError(f"no prompt is left to answer{f' in {name!r}' if name else ''}.")
+        if line := report.line():
+            console.info(line)
+        return found
 
     def _stream(self, found: EncodedDatasets) -> None:
         """Opens the training sets; their rows are read as training goes."""
@@ -285,63 +300,69 @@ class _Loader:
             contents.append([hashes, said])
         return contents
 
-    def _finish(self, found: EncodedDatasets) -> EncodedDatasets:
-        if found.train is not None and not isinstance(found.train, Stream):
-            self.report.num_train = len(found.train)
-        found.predict = {
-            name: one.select_columns(PROMPT_COLUMNS) for name, one in found.predict.items()
-        }
-        found.folders = list(self._folders)
-        self.report.num_eval = {name: len(one) for name, one in found.eval.items()}
-        self.report.num_predict = {name: len(one) for name, one in found.predict.items()}
-        for name, one in found.predict.items():
-            if not len(one):
-                raise DataError(f"no prompt is left to answer{f' in {name!r}' if name else ''}.")
-        if line := self.report.line():
-            console.info(line)
-        return found
-
-    def _merge(self, names: Sequence[str]) -> tuple[list[datasets.Dataset], Any]:
-        """The training sets, and by `mix_strategy` the order of their examples, joined."""
+    def _mix(self, names: Sequence[str], kept: Sequence[_Kept]) -> Any:
+        """The places of the training examples by `mix_strategy`, where the sets are joined."""
         import numpy
 
-        sets = [self._encode(name, "learn") for name in names]
-        drawn = [self._draw(name, one) for name, one in zip(names, sets, strict=True)]
-        for name, places in zip(names, drawn, strict=True):
+        drawn = [self._draw(name, one) for name, one in zip(names, kept, strict=True)]
+        for places, one in zip(drawn, kept, strict=True):
             if not len(places):
-                raise nothing_left([said for said in self.report.sets if said.name == masked(name)])
+                raise nothing_left([one.report])
         data = self.data
         order = mix([*map(len, drawn)], data.mix_strategy, data.interleave_probs, self.seed)
-        starts = numpy.cumsum([0, *map(len, sets)])
-        joined = [places + start for places, start in zip(drawn, starts, strict=False)]
-        return sets, numpy.concatenate(joined)[order]
+        starts = numpy.cumsum([0, *(len(one.examples) for one in kept)])
+        places = [places + start for places, start in zip(drawn, starts, strict=False)]
+        return numpy.concatenate(places)[order]
 
-    def _number_rows(self, names: Sequence[str], sets: Sequence[datasets.Dataset]) -> Any:
-        """The row that each example is of: a place in a content, whatever the set is called."""
+    def _draw(self, name: str, kept: _Kept) -> Any:
+        """The places of the examples that are used: all, or as `num_samples` draws their rows."""
         import numpy
 
-        contents = [(*self._hashes[name].values(),) for name in names]
+        num_samples = self.catalog.describe(name).num_samples
+        if num_samples is None:
+            return numpy.arange(len(kept.examples))
+        num_rows = kept.report.num_in_files
+        drawn = draw_rows(num_rows, num_samples, self.data.max_samples, self.seed)
+        wanted = numpy.unique(drawn)  # rows are numbered among those that were drawn
+        return place_drawn(_rows(kept), numpy.searchsorted(wanted, drawn))
+
+    def _number_rows(self, names: Sequence[str], kept: Sequence[_Kept]) -> Any:
+        """The row that each example is of: a place in a content, whatever the set is called."""
+        import numpy
+        import pyarrow
+        import pyarrow.compute
+
+        contents = [(*one.report.hashes.values(),) for one in kept]
         draws = [self.catalog.describe(name).num_samples for name in names]
-        numbers = numpy.concatenate([_rows(one) for one in sets])
+        numbers = numpy.concatenate([*map(_rows, kept)])
         if len({*contents}) < len({*zip(contents, draws, strict=True)}):
             # each draw numbers rows on its own: lines tell them, where each row has its own
-            numbers = _number_lines(sets, numbers)
+            parts = [
+                one.examples.select_columns(["origin"]).with_format("arrow")[:]["origin"]
+                for one in kept
+            ]
+            lines = pyarrow.chunked_array([chunk for part in parts for chunk in part.chunks])
+            known = lines.unique()
+            if len(known) >= len(numpy.unique(_rows(kept[0]))):
+                numbers = pyarrow.compute.index_in(lines, known).to_numpy()
         numbers = numpy.unique(numbers, return_inverse=True)[1]
         of_set = [contents.index(content) for content in contents]
-        return numpy.repeat(of_set, [*map(len, sets)]) * (numbers.max() + 1) + numbers
+        lengths = [len(one.examples) for one in kept]
+        return numpy.repeat(of_set, lengths) * (numbers.max() + 1) + numbers
 
-    def _pack(self, dataset: datasets.Dataset, names: Sequence[str], part: str) -> datasets.Dataset:
-        """The same rows, packed as the stage does it."""
-        packer = self.road.packer(is_trained=part == "train")
+    def _pack(
+        self, dataset: datasets.Dataset, kept: Sequence[_Kept], part: str
+    ) -> datasets.Dataset:
+        """Examples of some sets, packed as the stage does it."""
+        packer, data = self.road.packer(is_trained=part == "train"), self.data
         if packer is None:
             return dataset
-        for name in names:
-            if WEIGHTS in self._encoded[name, "learn", False].column_names:
-                refuse_weights(name, "packing")
-        data = self.data
+        for one in kept:
+            if WEIGHTS in one.examples.column_names:
+                refuse_weights(one.report.name, "packing")
         key = hash_of(
             {
-                "sets": [self._keys[name, "learn"] for name in names],
+                "sets": [one.report.key for one in kept],
                 "mix": [data.mix_strategy, list(data.interleave_probs)],
                 "part": [part, data.val_size],
                 "seed": self.seed if data.val_size or data.mix_strategy != "concat" else None,
@@ -359,31 +380,30 @@ class _Loader:
 
     def _evaluated(
         self, names: Sequence[str], purpose: Purpose, allow_prompts: bool
-    ) -> datasets.Dataset:
+    ) -> tuple[datasets.Dataset, list[_Kept]]:
         """Evaluation sets one after the other, so that every row counts once."""
-        sets = [self._encode(name, purpose, allow_prompts=allow_prompts) for name in names]
-        return _join(
-            [one.select(self._draw(name, one)) for name, one in zip(names, sets, strict=True)]
-        )
+        kept = [self._encode(name, purpose, allow_prompts=allow_prompts) for name in names]
+        drawn = zip(names, kept, strict=True)
+        return _join([one.examples.select(self._draw(name, one)) for name, one in drawn]), kept
 
     def _prompts_of(
-        self, kept: Any, sets: Sequence[datasets.Dataset], names: Sequence[str]
+        self, places: Any, names: Sequence[str], kept: Sequence[_Kept]
     ) -> datasets.Dataset:
-        """The rows at the places `kept` of all sets, encoded as prompts instead."""
+        """The rows at some places of all sets, encoded as prompts instead."""
         import numpy
 
         prompts = [self._encode(name, "answer") for name in names]
-        of_set = numpy.repeat(numpy.arange(len(sets)), [*map(len, sets)])
-        of_row = numpy.concatenate([_rows(one) for one in sets])
-        places: dict[tuple[int, int], int] = {}
-        start = 0
+        of_set = numpy.repeat(numpy.arange(len(kept)), [len(one.examples) for one in kept])
+        of_row = numpy.concatenate([*map(_rows, kept)])
+        asked: dict[tuple[int, int], int] = {}
         for at, one in enumerate(prompts):
-            places |= {(at, row): start + n for n, row in enumerate(_rows(one).tolist())}
-            start += len(one)
-        pairs = list(zip(of_set[kept].tolist(), of_row[kept].tolist(), strict=True))
+            start = len(asked)
+            asked |= {(at, row): start + n for n, row in enumerate(_rows(one).tolist())}
+        pairs = list(zip(of_set[places].tolist(), of_row[places].tolist(), strict=True))
         if self.data.on_overlong == "split":  # the parts of a row are answered once
             pairs = list(dict.fromkeys(pairs))
-        return _join(prompts).select([places[pair] for pair in pairs if pair in places])
+        joined = _join([one.examples for one in prompts])
+        return joined.select([asked[pair] for pair in pairs if pair in asked])
 
     def _open(
         self, name: str, purpose: Purpose, *, in_place: bool = False
@@ -406,10 +426,11 @@ class _Loader:
         report.format = description.formatting or ""
         return description, source, report
 
-    def _encode(self, name: str, purpose: Purpose, allow_prompts: bool = False) -> datasets.Dataset:
+    def _encode(self, name: str, purpose: Purpose, allow_prompts: bool = False) -> _Kept:
         """One data set, from the cache or built, its report said and its budget checked."""
-        if (name, purpose, allow_prompts) in self._encoded:
-            return self._encoded[name, purpose, allow_prompts]
+        asked = (name, purpose, allow_prompts)
+        if asked in self._kept:
+            return self._kept[asked]
         data, model = self.data, self.arguments.model
         description, source, report = self._open(name, purpose)
         given = source.description
@@ -440,10 +461,8 @@ class _Loader:
         report = SetReport(**found)
         self.report.sets.append(report)
         self._say(report)
-        self._keys[name, purpose] = report.key
-        self._hashes[name], self._num_in_files[name] = report.hashes, report.num_in_files
-        encoded = self._encoded[name, purpose, allow_prompts] = published.open(report.key)
-        return encoded
+        self._kept[asked] = _Kept(published.open(report.key), report)
+        return self._kept[asked]
 
     def _say(self, report: SetReport) -> None:
         """Tells what became of the rows, and ends the run where it says so."""
@@ -468,18 +487,6 @@ class _Loader:
                 f"{data.cutoff_len:,}. Raise cutoff_len; the longest row has {report.longest:,} "
                 "tokens."
             )
-
-    def _draw(self, name: str, encoded: datasets.Dataset) -> Any:
-        """The places of the examples that are used: all, or as `num_samples` draws their rows."""
-        import numpy
-
-        num_samples = self.catalog.describe(name).num_samples
-        if num_samples is None:
-            return numpy.arange(len(encoded))
-        num_rows = self._num_in_files[name]
-        drawn = draw_rows(num_rows, num_samples, self.data.max_samples, self.seed)
-        wanted = numpy.unique(drawn)  # rows are numbered among those that were drawn
-        return place_drawn(_rows(encoded), numpy.searchsorted(wanted, drawn))
 
     def _tasks(self, source: Source, report: SetReport) -> Iterator[Task]:
         """The chunks of the rows that are used, by `num_samples` and `max_samples`."""
@@ -530,20 +537,6 @@ def _join(sets: Sequence[datasets.Dataset]) -> datasets.Dataset:
     return sets[0] if len(sets) == 1 else datasets.concatenate_datasets(list(sets))
 
 
-def _number_lines(sets: Sequence[datasets.Dataset], rows: Any) -> Any:
-    """The number of each example's line; that of its row where rows share a line."""
-    import numpy
-    import pyarrow
-    import pyarrow.compute
-
-    parts = [one.select_columns(["origin"]).with_format("arrow")[:]["origin"] for one in sets]
-    lines = pyarrow.chunked_array([chunk for part in parts for chunk in part.chunks])
-    known = lines.unique()
-    if len(known) < len(numpy.unique(_rows(sets[0]))):
-        return rows
-    return pyarrow.compute.index_in(lines, known).to_numpy()
-
-
-def _rows(dataset: datasets.Dataset) -> Any:
+def _rows(kept: _Kept) -> Any:
     """The row number of each example."""
-    return column_of(dataset, "row")
+    return column_of(kept.examples, "row")
