@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from luthier.records import IGNORE_INDEX
 
@@ -87,6 +87,16 @@ class Example:
                 )
             )
         return parts
+
+
+class ExampleStream(Protocol):
+    """Examples that come once and in order: a data set that was not kept, by its rows' numbers."""
+
+    def __getitem__(self, rows: Sequence[int]) -> pyarrow.Table:
+        """The next examples; the first number ever asked for is the next one, whatever it is."""
+
+    def origin(self, row: int) -> str | None:
+        """Where one of the last rows comes from; None for others."""
 
 
 def count_learned(labels: Any, lengths: Sequence[int] = ()) -> int:

@@ -1,20 +1,10 @@
 """rows of the training set are named by file and line, wherever they came from"""
 
 import datasets
-import pyarrow
 
-from luthier.batching.streamed import NUM_REMEMBERED, StreamedTable
+from luthier.data.stream import NUM_REMEMBERED
 from luthier.training.report import origins_of
-
-
-class Stream:
-    def __init__(self) -> None:
-        self.line = 0
-
-    def take(self, count):
-        lines = range(self.line, self.line + count)
-        self.line += count
-        return pyarrow.table({"origin": [f"rows.jsonl:{line + 1}" for line in lines]})
+from tests.data.streams import open_stream, write_rows
 
 
 def test_rows_are_named_by_their_origin_and_those_of_arrays_by_number_too():
@@ -27,13 +17,12 @@ def test_rows_are_named_by_their_origin_and_those_of_arrays_by_number_too():
     assert origins_of(rows.select_columns(["row"]), [1]) == ["row 2 of the encoded data"]
 
 
-def test_rows_of_the_last_steps_of_a_stream_are_remembered():
-    table = StreamedTable(Stream(), 1000)
+def test_rows_of_the_last_steps_of_a_stream_are_remembered(tmp_path):
+    file = write_rows(tmp_path, "a", 80)
+    stream = open_stream(tmp_path, file, disable_shuffling=True)
+    stream.start()
     for first in range(8, 8 + 3 * 2 * NUM_REMEMBERED, 3):
-        table[range(first, first + 3)]
+        stream[range(first, first + 3)]
 
-    assert origins_of(table, [first, first + 2]) == [
-        f"rows.jsonl:{first - 7}",
-        f"rows.jsonl:{first - 5}",
-    ]
-    assert origins_of(table, [8]) == ["example 9 of the stream"]
+    assert origins_of(stream, [first, first + 2]) == [f"{file}:{first - 7}", f"{file}:{first - 5}"]
+    assert origins_of(stream, [8]) == ["example 9 of the stream"]

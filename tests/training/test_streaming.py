@@ -11,7 +11,6 @@ from transformers import TrainerCallback
 
 import luthier
 from luthier.batching.steps import StepBuilder
-from luthier.batching.streamed import StreamedTable
 from luthier.commands.data_verbs import prepare
 from luthier.data import stream as streams
 from luthier.errors import ArgumentsError, DataError
@@ -115,7 +114,7 @@ def test_ranks_compute_each_row_of_a_step_once_and_agree_on_its_counts(tmp_path)
     for rank in range(3):
         stream = open_stream(tmp_path, file)
         stream.start()
-        ranks.append(StepBuilder(StreamedTable(stream, 16), 0, 128, rank, 3))
+        ranks.append(StepBuilder(stream, 0, 128, rank, 3))
 
     steps = [[builder(range(at, at + 8)) for builder in ranks] for at in (0, 8)]
 

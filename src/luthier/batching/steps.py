@@ -19,10 +19,9 @@ from luthier.batching.batch import MicroBatch, Step
 from luthier.batching.order import LengthGroupedOrder, SequentialOrder, ShuffledOrder
 from luthier.batching.padded import pad
 from luthier.batching.plan import plan_examples
-from luthier.batching.streamed import StreamedTable
 from luthier.batching.tree import build_tree
 from luthier.errors import DataError
-from luthier.example import Example, read_examples, used_columns
+from luthier.example import Example, ExampleStream, read_examples, used_columns
 from luthier.processes.signals import held, let_first_pass
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ class StepBuilder:
         share_prefixes: whether a tree computes once what examples begin with alike.
     """
 
-    dataset: datasets.Dataset | StreamedTable
+    dataset: datasets.Dataset | ExampleStream
     pad_token_id: int
     token_budget: int
     rank: int = 0
@@ -107,7 +106,7 @@ class StepBuilder:
 
     @cached_property
     def _table(self) -> Any:
-        if isinstance(self.dataset, StreamedTable):
+        if not isinstance(self.dataset, datasets.Dataset):
             return self.dataset
         return self.dataset.with_format("arrow", columns=used_columns(self.dataset.column_names))
 
@@ -160,7 +159,7 @@ class StepLoader(DataLoader[int]):
 
     def __init__(self, sampler: StepSampler, builder: StepBuilder, **options: Any) -> None:
         super().__init__(
-            _Indices(len(builder.dataset)),
+            _Indices(len(sampler.order)),
             batch_sampler=sampler,
             collate_fn=builder,
             generator=torch.Generator(),
@@ -236,9 +235,8 @@ class StepLoaders:
                 f"{of_all_devices:,} examples, and there are {len(dataset):,}: nothing would be "
                 "learned. Lower per_device_train_batch_size, or leave dataloader_drop_last out."
             )
-        table = dataset if is_table else StreamedTable(dataset, sampler.num_examples)
-        self.train_table = table
-        return self._loader(table, sampler, batch_size)
+        self.train_table = dataset
+        return self._loader(dataset, sampler, batch_size)
 
     def evaluate(self, dataset: datasets.Dataset) -> StepLoader:
         """A loader over a whole evaluation set, in groups whose rows are sorted by length."""
@@ -266,10 +264,10 @@ class StepLoaders:
         return max(longest, min(budget, longest * self.examples_per_step)), longest
 
     def _loader(
-        self, table: datasets.Dataset | StreamedTable, sampler: StepSampler, batch_size: int
+        self, table: datasets.Dataset | ExampleStream, sampler: StepSampler, batch_size: int
     ) -> StepLoader:
         args = self.args
-        is_streamed = isinstance(table, StreamedTable)  # a stream has workers of its own
+        is_streamed = not isinstance(table, datasets.Dataset)  # a stream has workers of its own
         builder = StepBuilder(
             table,
             self.pad_token_id,

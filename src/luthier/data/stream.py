@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from luthier.arguments.data import DataArguments
     from luthier.data.pack import Packer
 
+NUM_REMEMBERED = 8
+"""How many groups of rows, asked for together, are remembered by where they come from."""
+
 KEPT_FOR_EVALUATION = "kept for evaluation"
 
 ROWS_OF_A_CHUNK, BYTES_OF_A_CHUNK = 256, 1 << 20
@@ -183,6 +186,8 @@ class Stream:
         self._used = self._num_used = 0
         self._num_taken = 0
         self._behind: deque[tuple[int, dict[str, Any]]] = deque()
+        self._next: int | None = None
+        self._origins: deque[tuple[int, list[str]]] = deque(maxlen=NUM_REMEMBERED)
 
     def first(self, count: int) -> list[Any]:
         """The first examples, or as many as there are, without using them."""
@@ -209,6 +214,8 @@ class Stream:
         if state is not None:
             self._compare(state["settings"])
         self._num_taken, self._behind = 0, deque()
+        self._next = None
+        self._origins.clear()
         self._table, self._used, self._num_used = None, 0, 0
         for number, report in enumerate(self.reports):
             counts = Counts() if state is None else Counts(**deepcopy(state["counts"][number]))
@@ -249,6 +256,22 @@ class Stream:
         self._num_taken += count
         self._behind.append((self._num_taken, self._state()))
         return pyarrow.concat_tables(parts)
+
+    def __getitem__(self, rows: Sequence[int]) -> pyarrow.Table:
+        """The next examples by their numbers, each of which is asked for once and in order."""
+        first = rows[0] if self._next is None else self._next
+        assert list(rows) == list(range(first, first + len(rows))), "a stream has one order"
+        self._next = first + len(rows)
+        found = self.take(len(rows))
+        self._origins.append((first, found["origin"].to_pylist()))
+        return found
+
+    def origin(self, row: int) -> str | None:
+        """Where one of the last rows comes from; None for others."""
+        for first, origins in self._origins:
+            if first <= row < first + len(origins):
+                return origins[row - first]
+        return None
 
     def state_behind(self, num_examples: int) -> dict[str, Any] | None:
         """The state behind so many examples of those taken since `start`, as JSON.

@@ -18,10 +18,10 @@ from huggingface_hub import ModelCardData
 from luthier import console
 from luthier.arguments.choices import ADAPTERS
 from luthier.arguments.record import Arguments, facts, public_value
-from luthier.batching.streamed import StreamedTable
 from luthier.checkpoints.files import write_json, write_whole
 from luthier.checkpoints.fingerprint import versions
 from luthier.data.pack import place
+from luthier.example import ExampleStream
 from luthier.secrecy import masked, masked_throughout
 
 ORIGIN, ROW = "origin", "row"
@@ -211,14 +211,14 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def origins_of(dataset: datasets.Dataset | StreamedTable | None, rows: Sequence[int]) -> list[str]:
+def origins_of(dataset: datasets.Dataset | ExampleStream | None, rows: Sequence[int]) -> list[str]:
     """Where rows come from: `file:line`, or several of them where rows were packed.
 
     Args:
         dataset: that was trained on.
         rows: numbers of rows, as `Step.rows` holds them; of a stream, of its last steps.
     """
-    if isinstance(dataset, StreamedTable):
+    if dataset is not None and not isinstance(dataset, datasets.Dataset):
         return [dataset.origin(row) or f"example {row + 1:,} of the stream" for row in rows]
     if dataset is None or ORIGIN not in dataset.column_names:
         return [f"row {row + 1:,} of the encoded data" for row in rows]
