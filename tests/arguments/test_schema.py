@@ -1,9 +1,11 @@
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from luthier.arguments.knob import Resume
 from luthier.arguments.record import fields
-from luthier.arguments.schema import help_page, json_schema, reference_page, schema_text
+from luthier.arguments.schema import ON_RESUME, help_page, json_schema, reference_page, schema_text
 from tests.arguments.expected_names import EXPECTED_NAMES
 
 PAGE = Path(__file__).parents[2] / "docs" / "arguments.md"
@@ -48,3 +50,10 @@ def test_help_lists_every_name():
     text = help_page()
 
     assert [name for name in EXPECTED_NAMES if name not in text] == []
+
+
+def test_the_page_says_of_every_name_what_it_may_become_on_resume():
+    assert set(ON_RESUME) == set(get_args(Resume))
+    table = reference_page().partition("goes on from a checkpoint")[2].partition("\n## ")[0]
+
+    assert [name for name in fields() if table.count(f"`{name}`") < 1] == []

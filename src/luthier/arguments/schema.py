@@ -8,11 +8,8 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from pydantic import SecretStr
-from pydantic.fields import FieldInfo
-
 from luthier.arguments.legacy import LEGACY, Legacy, Status
-from luthier.arguments.record import SECTIONS, library_types
+from luthier.arguments.record import SECTIONS, facts, library_types
 from luthier.arguments.wording import expectation
 
 TITLES = {
@@ -57,6 +54,23 @@ STATUSES: tuple[tuple[Status, str], ...] = (
 )
 
 
+_ASKED = "Refused without `resume_allow_changes`"
+
+ON_RESUME = {
+    "free": "They may change: the model that comes out is the same but for the rounding of sums.",
+    "best": "They may change as long as one of the two runs has no such number.",
+    "length": "They may change. A schedule that looks at the end is drawn anew, which is said.",
+    "elsewhere": "The thing itself is compared: the encoded examples, the examples of a step.",
+    "learned": f"{_ASKED}.",
+    "path": f"{_ASKED}; folders may move, the last part of their names counts.",
+    "schedule": f"{_ASKED}, and in any case where the schedule acts on evaluations.",
+    "half": f"{_ASKED}, and in any case under DeepSpeed, whose states have the dtype.",
+    "groups": f"{_ASKED}, and in any case where only one of the two runs has it.",
+    "fixed": "Refused: the weights that learn, or what the optimizer keeps of them, are others.",
+}
+"""What a knob may be in a run that goes on from a checkpoint -> the sentence for it."""
+
+
 def json_schema() -> dict[str, Any]:
     """The JSON schema of a configuration file."""
     properties: dict[str, Any] = {}
@@ -88,14 +102,26 @@ def reference_page() -> str:
     parts = [INTRODUCTION]
     for key, section in SECTIONS.items():
         rows = [
-            (f"`{name}`", expectation(field), _default(field), _status(field), _meaning(field))
+            (
+                f"`{name}`",
+                expectation(field),
+                _shown(field.default),
+                facts()[name].status,
+                str(field.description),
+            )
             for name, field in section.model_fields.items()
         ]
         parts.append(f"## {TITLES[key]}\n\n{section.__doc__}\n")
         parts.append(_table(("name", "takes", "default", "status", "meaning"), rows))
+    resumed = [
+        (", ".join(f"`{name}`" for name, each in facts().items() if each.resume == kind), said)
+        for kind, said in ON_RESUME.items()
+    ]
+    parts.append("## Other values in a run that goes on from a checkpoint\n")
+    parts.append(_table(("names", "what becomes of another value"), resumed))
     for status, caption in STATUSES:
         legacy = [
-            (_names(group), says)
+            (", ".join(f"`{name}` ({_shown(each.default)})" for name, each in group), says)
             for says, group in groupby(_legacy_of(status), key=lambda each: _says(each[1]))
         ]
         parts.append(f"## {status.capitalize()}\n\n{caption}\n")
@@ -110,7 +136,7 @@ def help_page() -> str:
 
 def schema_text() -> str:
     """The JSON schema as text."""
-    return json.dumps(json_schema(), indent=2, default=_plain)
+    return json.dumps(json_schema(), indent=2, default=lambda secret: "")
 
 
 def _help_lines() -> Iterator[str]:
@@ -118,9 +144,8 @@ def _help_lines() -> Iterator[str]:
         yield f"\n{TITLES[key]}"
         for name, field in section.model_fields.items():
             yield f"  --{name}  {expectation(field)}"
-            yield textwrap.fill(
-                _meaning(field), 96, initial_indent="      ", subsequent_indent="      "
-            )
+            meaning = str(field.description)
+            yield textwrap.fill(meaning, 96, initial_indent=" " * 6, subsequent_indent=" " * 6)
     for status, caption in STATUSES:
         yield f"\n{status.capitalize()}: {caption}"
         names = ", ".join(name for name, _ in _legacy_of(status))
@@ -137,21 +162,11 @@ def _says(legacy: Legacy) -> str:
     return f"Part of `{legacy.part_of}`, without effect by itself. {legacy.says}"
 
 
-def _names(group: Iterator[tuple[str, Legacy]]) -> str:
-    return ", ".join(f"`{name}` ({_shown(each.default)})" for name, each in group)
-
-
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
-    return "".join("| " + " | ".join(_cell(text) for text in row) + " |\n" for row in lines)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def _default(field: FieldInfo) -> str:
-    return _shown(field.default)
+    return "".join(
+        "| " + " | ".join(text.replace("|", "\\|") for text in row) + " |\n" for row in lines
+    )
 
 
 def _shown(value: Any) -> str:
@@ -160,18 +175,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _status(field: FieldInfo) -> str:
-    assert isinstance(field.json_schema_extra, dict)
-    return str(field.json_schema_extra["status"])
-
-
-def _meaning(field: FieldInfo) -> str:
-    assert field.description is not None
-    return field.description
-
-
-def _plain(value: Any) -> str:
-    assert isinstance(value, SecretStr)
-    return ""
