@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -127,7 +128,7 @@ def measure_first(learner: Learner, step: Step, oom: OomHandler) -> Step:
             here = micro_batch.to(device)
             numbers = dict(here.sequence_numbers)
             if stage.needs_reference:
-                with without_adapter(learner) as reference:
+                with reference_of(learner) as reference:
                     numbers |= stage.measure_reference(reference, here)
             if stage.measures_first:
                 sums.add(stage.measure(learner.model, replace(here, sequence_numbers=numbers)))
@@ -136,11 +137,14 @@ def measure_first(learner: Learner, step: Step, oom: OomHandler) -> Step:
     return replace(step, micro_batches=tuple(replace(each, step_numbers=means) for each in batches))
 
 
-def without_adapter(learner: Learner) -> Any:
-    """The context of the reference: the model before it learns."""
+@contextmanager
+def reference_of(learner: Learner) -> Iterator[Any]:
+    """The model as it was before it learned."""
     if isinstance(learner.model, PeftModel):
-        return learner.model.disable_adapter()
-    return nullcontext(learner.reference)
+        with learner.model.disable_adapter():
+            yield learner.model
+    else:
+        yield learner.reference
 
 
 def loss_of(learner: Learner, micro_batch: MicroBatch) -> Tensor:
