@@ -180,20 +180,19 @@ class Watchdog:
 
         Where all ranks end alike, this waits until the others are done as well. A problem that only
         says that another rank is not there any more never returns: the process ends with an account
-        of who is lost and why. Of any other the others learn, and this rank whether the first one
-        has the same to say, which is then common to all.
+        of who is lost and why. Of any other problem the others learn, and this rank whether the
+        first one has the same to say, which is then common to all.
 
         Args:
             problem: the exception that ends this rank; None at a normal end.
         """
         assert self._thread is not None
-        is_common = isinstance(problem, LuthierError) and problem.is_common
-        if isinstance(problem, SystemExit):
-            is_common = problem.code in (0, None, Stopped.exit_code)
-        if problem is None or is_common:
+        good_codes = (0, None, Stopped.exit_code)
+        exits = isinstance(problem, SystemExit) and problem.code in good_codes
+        if problem is None or exits or isinstance(problem, Stopped):
             self.own.end("done")
             self._await_exchange()
-            self._wait_while("living", longest_s=LONGEST_PARTING_S if not problem else PARTING_S)
+            self._wait_while("living", longest_s=PARTING_S if exits else LONGEST_PARTING_S)
             self.own.end("left")
             self._await_exchange()
             if self._holds_store:
@@ -205,7 +204,9 @@ class Watchdog:
             self._stack = stack_of(problem)
             self.own.end("failed", told)
             self._await_exchange()
-            if isinstance(problem, LuthierError):
+            if isinstance(problem, LuthierError) and problem.is_common:
+                self._wait_while("living", longest_s=LONGEST_PARTING_S)
+            elif isinstance(problem, LuthierError):
                 problem.is_common = self._is_said_by_first(masked(str(problem)))
             if self._holds_store:
                 time.sleep(self._linger_s)
