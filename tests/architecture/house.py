@@ -28,7 +28,11 @@ FLOORS = (
 )
 """The rooms from the roof down. A room knows only rooms of lower floors, none of its own."""
 
-EDGE = {"fused": {"training/run.py"}, "inspecting": {"commands"}}
+EDGE = {
+    "fused": {"training/run.py"},
+    "inspecting": {"commands"},
+    "suggestions": {"training/run.py"},
+}
 """Rooms that the core does without -> who may know them: other rooms, or single files."""
 
 

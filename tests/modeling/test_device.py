@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from luthier.modeling import device
-from luthier.modeling.device import free_memory, measure_products, peak_flops, sheet_flops
+from luthier.modeling.counts import measure_products, peak_flops, sheet_flops
+from luthier.modeling.device import free_memory
 
 CPU = torch.device("cpu")
 

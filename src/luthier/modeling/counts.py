@@ -1,12 +1,14 @@
-"""How large a model is, how much of it learns, and the operations that a step cannot do without."""
+"""How large a model is, how much of it learns, what a step costs, and what a device can do."""
 
 # T tokens, N reads
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -215,3 +217,96 @@ def _windows(text_config: Any, config: dict[str, Any]) -> list[int] | None:
         else:
             return None
     return windows
+
+
+PEAK_TFLOPS: tuple[tuple[str, dict[str, float]], ...] = (
+    ("B200", {"half": 2250}),
+    ("H200", {"half": 989, "tf32": 494, "float32": 67}),
+    ("H100 PCIe", {"half": 756, "tf32": 378, "float32": 51}),
+    ("H100 NVL", {"half": 835, "tf32": 417, "float32": 60}),
+    ("H100", {"half": 989, "tf32": 494, "float32": 67}),
+    ("H800 PCIe", {"half": 756, "tf32": 378, "float32": 51}),
+    ("H800", {"half": 989, "tf32": 494, "float32": 67}),
+    ("H20", {"half": 148, "tf32": 74, "float32": 44}),
+    ("A100", {"half": 312, "tf32": 156, "float32": 19.5}),
+    ("A800", {"half": 312, "tf32": 156, "float32": 19.5}),
+    ("A30", {"half": 165, "tf32": 82, "float32": 10.3}),
+    ("A40", {"half": 149.7, "tf32": 74.8, "float32": 37.4}),
+    ("A10G", {"half": 70, "tf32": 35, "float32": 35}),
+    ("A10", {"half": 125, "tf32": 62.5, "float32": 31.2}),
+    ("L40S", {"half": 362, "tf32": 183, "float32": 91.6}),
+    ("L40", {"half": 181, "tf32": 90.5, "float32": 90.5}),
+    ("L4", {"half": 121, "tf32": 60, "float32": 30.3}),
+    ("V100-PCIE", {"float16": 112, "float32": 14}),
+    ("V100", {"float16": 125, "float32": 15.7}),
+    ("T4", {"float16": 65, "float32": 8.1}),
+    ("RTX A6000", {"half": 154.8, "tf32": 77.4, "float32": 38.7}),
+    ("RTX 4090", {"half": 165.2, "tf32": 82.6, "float32": 82.6}),
+    ("RTX 3090 Ti", {"half": 80, "tf32": 40, "float32": 40}),
+    ("RTX 3090", {"half": 71, "tf32": 35.6, "float32": 35.6}),
+    ("MI300X", {"half": 1307, "float32": 163.4}),
+)
+"""Part of a GPU's name -> dense peak by the kind of product, the first that fits.
+
+From the vendors' data sheets and architecture papers, without sparsity, sums in float32; `half` is
+bfloat16 and float16 alike.
+"""
+
+MEASURED_S = 0.25
+"""The most seconds that a CPU's rate is measured for."""
+
+MEASURED_SIZES = (128, 256, 512, 1024)
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Multiplications and additions a second that a device can do at most.
+
+    A GPU's is that of its data sheet; a CPU's is measured now, on square matrices that fit its
+    caches, on the threads that torch uses, for a quarter of a second.
+
+    Args:
+        device: of the run.
+        dtype: that products are computed in.
+
+    Returns:
+        None for a GPU that the table does not know.
+    """
+    if device.type == "cpu":
+        return measure_products(dtype)
+    if device.type != "cuda":
+        return None
+    return sheet_flops(torch.cuda.get_device_name(device), _kinds(dtype))
+
+
+def sheet_flops(name: str, kinds: tuple[str, ...]) -> float | None:
+    """The data sheet's figure for a GPU's name and the first of the kinds that it states."""
+    words = name.upper().replace("-", " ")
+    for part, rates in PEAK_TFLOPS:
+        if f" {part.upper()} ".replace("-", " ") in f" {words} ":
+            return next((rates[kind] * 1e12 for kind in kinds if kind in rates), None)
+    return None
+
+
+@cache
+def measure_products(dtype: torch.dtype) -> float:
+    """The best rate of some square matrix products on the CPU, in FLOP a second; taken once."""
+    best = 0.0
+    ends = time.perf_counter() + MEASURED_S
+    generator = torch.Generator().manual_seed(0)
+    for size in MEASURED_SIZES:
+        matrix = torch.rand(size, size, generator=generator).to(dtype)
+        work = 2 * size**3
+        for _ in range(20):
+            if best and time.perf_counter() + work / best > ends:
+                return best
+            begun = time.perf_counter()
+            matrix @ matrix
+            best = max(best, work / (time.perf_counter() - begun))
+    return best
+
+
+def _kinds(dtype: torch.dtype) -> tuple[str, ...]:
+    if dtype is torch.float32:
+        is_tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+        return ("tf32", "float32") if is_tf32 else ("float32",)
+    return str(dtype).removeprefix("torch."), "half"

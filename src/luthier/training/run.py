@@ -192,8 +192,7 @@ def _make_trainer(
     from transformers import EarlyStoppingCallback
 
     from luthier.arguments.resolve import resolve_warmup_steps
-    from luthier.modeling.counts import count_flops
-    from luthier.modeling.device import peak_flops
+    from luthier.modeling.counts import count_flops, peak_flops
     from luthier.modeling.dtypes import computed_dtype
     from luthier.suggestions import suggest
     from luthier.training.callbacks.log_file import LogFileCallback
