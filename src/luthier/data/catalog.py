@@ -82,37 +82,21 @@ OPENAI_TAGS = Tags("role", "content", "user", "assistant", "tool", "function_cal
 
 @dataclass(frozen=True)
 class DatasetDescription:
-    """One data set as a run reads it.
+    """One data set as a run reads it."""
 
-    Attributes:
-        name: how the user calls it.
-        place: whether `location` is a file or folder, a name on the hub, or a URL.
-        location: the path, the hub's name, or the URL.
-        formatting: a name of `FORMATS`; None when the rows are to tell.
-        ranking: whether rows hold a chosen and a rejected answer.
-        subset: a configuration that the data set's README names.
-        split: which split of it; None for the one to train on.
-        folder: a folder inside the data set.
-        num_samples: how many rows to draw, more than exist allowed; None for all.
-        columns: which column holds what.
-        tags: how messages are tagged.
-        sample_by: what of a text file is a row.
-        home: a folder that no file may lie outside of.
-    """
-
-    name: str
-    place: Place
-    location: str
-    formatting: str | None = None
-    ranking: bool = False
-    subset: str | None = None
-    split: str | None = None
-    folder: str | None = None
-    num_samples: int | None = None
-    columns: Columns = field(default_factory=Columns)
-    tags: Tags = field(default_factory=Tags)
-    sample_by: SampleBy = "line"
-    home: Path | None = None
+    name: str  # how the user calls it
+    place: Place  # whether `location` is a file or folder, a name on the hub, or a URL
+    location: str  # the path, the hub's name, or the URL
+    formatting: str | None = None  # a name of `FORMATS`; None when the rows are to tell
+    ranking: bool = False  # whether rows hold a chosen and a rejected answer
+    subset: str | None = None  # a configuration that the data set's README names
+    split: str | None = None  # which split of it; None for the one to train on
+    folder: str | None = None  # a folder inside the data set
+    num_samples: int | None = None  # how many rows to draw, more than exist allowed; None for all
+    columns: Columns = field(default_factory=Columns)  # which column holds what
+    tags: Tags = field(default_factory=Tags)  # how messages are tagged
+    sample_by: SampleBy = "line"  # what of a text file is a row
+    home: Path | None = None  # a folder that no file may lie outside of
 
     def columns_read(self) -> dict[str, str]:
         """The column that each part is read from, of those that rows of this formatting have."""

@@ -30,20 +30,14 @@ UNLEARNED = "weight 0: nothing is learned from it"
 
 @dataclass(frozen=True)
 class EncodingOptions:
-    """What of a conversation is learned, and how long it may be.
+    """What of a conversation is learned, and how long it may be."""
 
-    Attributes:
-        cutoff_len: the most tokens of an example.
-        mask_history: only the last answer is learned, and the last turns have room first.
-        train_on_prompt: prompts are learned as well.
-        on_overlong: what becomes of a row that is longer.
-        split_special_tokens: whether special tokens in contents are read as their letters.
-    """
-
-    cutoff_len: int
+    cutoff_len: int  # the most tokens of an example
+    # only the last answer is learned, and the last turns have room first
     mask_history: bool = False
-    train_on_prompt: bool = False
-    on_overlong: OnOverlong = "truncate"
+    train_on_prompt: bool = False  # prompts are learned as well
+    on_overlong: OnOverlong = "truncate"  # what becomes of a row that is longer
+    # whether special tokens in contents are read as their letters
     split_special_tokens: bool = False
 
     @classmethod
@@ -77,19 +71,12 @@ Side: TypeAlias = tuple[Ids, Ids]
 
 
 class _Cut(NamedTuple):
-    """What there is room for of a row.
+    """What there is room for of a row."""
 
-    Attributes:
-        conversation: the messages of the turns.
-        turns: the turns.
-        num_cut: the tokens without room.
-        ends: whether the last answer is whole.
-    """
-
-    conversation: Conversation
-    turns: list[tuple[Side, Side]]
-    num_cut: int
-    ends: bool
+    conversation: Conversation  # the messages of the turns
+    turns: list[tuple[Side, Side]]  # the turns
+    num_cut: int  # the tokens without room
+    ends: bool  # whether the last answer is whole
 
 
 class Encoder:

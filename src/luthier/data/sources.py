@@ -34,17 +34,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HubAccess:
-    """How the hub is asked, and where what comes from afar is kept.
+    """How the hub is asked, and where what comes from afar is kept."""
 
-    Attributes:
-        cache_dir: where downloads are kept; None for the library's own place.
-        token: a login.
-        num_workers: processes that prepare a download.
-    """
-
-    cache_dir: str | None = None
-    token: str | None = None
-    num_workers: int | None = None
+    cache_dir: str | None = None  # where downloads are kept; None for the library's own place
+    token: str | None = None  # a login
+    num_workers: int | None = None  # processes that prepare a download
 
     @classmethod
     def of(cls, model: ModelArguments, num_workers: int | None = None) -> HubAccess:

@@ -19,20 +19,13 @@ WIDTH = 40
 
 @dataclass
 class Kind:
-    """All that was found of one kind.
+    """All that was found of one kind."""
 
-    Attributes:
-        column: the column, without the numbers of messages.
-        reason: what is wrong with it.
-        is_error: whether training leaves such rows out; the others are worth a look.
-        count: how many there are.
-        findings: the first of them, each with its data set.
-    """
-
-    column: str
-    reason: str
-    is_error: bool
-    count: int = 0
+    column: str  # the column, without the numbers of messages
+    reason: str  # what is wrong with it
+    is_error: bool  # whether training leaves such rows out; the others are worth a look
+    count: int = 0  # how many there are
+    # the first of them, each with its data set
     findings: list[tuple[str, RowProblem]] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -117,26 +110,17 @@ class Findings:
 
 @dataclass
 class Lengths:
-    """The lengths of the rows that can be learned from, before anything is cut.
+    """The lengths of the rows that can be learned from, before anything is cut."""
 
-    Attributes:
-        cutoff_len: the one of the configuration; None where rows are put into blocks of that
-            length, which loses nothing.
-        tokens: the length of each row.
-        num_learned: tokens that are learned, as many as fit.
-        num_cut: rows that are longer.
-        num_lost: the tokens they lose.
-        most: the tokens of the longest row.
-        longest: where that stands.
-    """
-
+    # the one of the configuration; None where rows are put into blocks of that length, which
+    # loses nothing
     cutoff_len: int | None
-    tokens: array[int] = field(default_factory=lambda: array("q"))
-    num_learned: int = 0
-    num_cut: int = 0
-    num_lost: int = 0
-    most: int = 0
-    longest: Origin | None = None
+    tokens: array[int] = field(default_factory=lambda: array("q"))  # the length of each row
+    num_learned: int = 0  # tokens that are learned, as many as fit
+    num_cut: int = 0  # rows that are longer
+    num_lost: int = 0  # the tokens they lose
+    most: int = 0  # the tokens of the longest row
+    longest: Origin | None = None  # where that stands
 
     def add(self, num_tokens: int, origin: Origin | None) -> None:
         """Takes in a row."""
@@ -244,33 +228,20 @@ class Lengths:
 
 @dataclass
 class SetAudit:
-    """What is known of one data set.
+    """What is known of one data set."""
 
-    Attributes:
-        name: as the user calls it.
-        use: "train" or "eval".
-        lengths: of its rows in tokens; without rows when nothing was encoded.
-        files: where it lies.
-        format: the formatting.
-        detected: what was detected, as a line; empty when it was described.
-        num_rows: all rows.
-        num_bad: those that training leaves out because they are wrong.
-        num_aside: those that it leaves out because it is told to.
-        remarks: what rows have that is not learned from -> how many rows.
-        is_refused: whether training ends here, whatever `max_bad_rows` allows.
-    """
-
-    name: str
-    use: str
-    lengths: Lengths
-    files: list[str] = field(default_factory=list)
-    format: str = ""
-    detected: str = ""
-    num_rows: int = 0
-    num_bad: int = 0
-    num_aside: int = 0
+    name: str  # as the user calls it
+    use: str  # "train" or "eval"
+    lengths: Lengths  # of its rows in tokens; without rows when nothing was encoded
+    files: list[str] = field(default_factory=list)  # where it lies
+    format: str = ""  # the formatting
+    detected: str = ""  # what was detected, as a line; empty when it was described
+    num_rows: int = 0  # all rows
+    num_bad: int = 0  # those that training leaves out because they are wrong
+    num_aside: int = 0  # those that it leaves out because it is told to
+    # what rows have that is not learned from -> how many rows
     remarks: dict[str, int] = field(default_factory=dict)
-    is_refused: bool = False
+    is_refused: bool = False  # whether training ends here, whatever `max_bad_rows` allows
 
     @property
     def num_kept(self) -> int:
@@ -280,19 +251,12 @@ class SetAudit:
 
 @dataclass
 class AuditReport:
-    """What is known of all data sets.
+    """What is known of all data sets."""
 
-    Attributes:
-        findings: what was found in rows and files.
-        max_bad_rows: the share or number of rows that training would leave out.
-        is_encoded: whether rows were encoded, so that tokens are known.
-        sets: one for each data set.
-    """
-
-    findings: Findings
-    max_bad_rows: float
-    is_encoded: bool
-    sets: list[SetAudit] = field(default_factory=list)
+    findings: Findings  # what was found in rows and files
+    max_bad_rows: float  # the share or number of rows that training would leave out
+    is_encoded: bool  # whether rows were encoded, so that tokens are known
+    sets: list[SetAudit] = field(default_factory=list)  # one for each data set
 
     @property
     def exit_code(self) -> int:

@@ -35,21 +35,13 @@ BREAK = "↵"
 
 @dataclass(frozen=True)
 class PickedRow:
-    """A row, and what it says or why it says nothing.
+    """A row, and what it says or why it says nothing."""
 
-    Attributes:
-        dataset: the data set's name.
-        origin: the file and the line on which it starts.
-        values: what stands there; None where it could not be parsed.
-        conversation: what it says; None where there is a problem.
-        problem: why training leaves it out.
-    """
-
-    dataset: str
-    origin: str
-    values: Any
-    conversation: Conversation | None = None
-    problem: RowProblem | None = None
+    dataset: str  # the data set's name
+    origin: str  # the file and the line on which it starts
+    values: Any  # what stands there; None where it could not be parsed
+    conversation: Conversation | None = None  # what it says; None where there is a problem
+    problem: RowProblem | None = None  # why training leaves it out
 
 
 def pick_first(reader: DatasetReader, count: int) -> list[PickedRow]:
@@ -125,25 +117,16 @@ def _parse(place: str) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class ShownToken:
-    """A token, or the few that make one character.
+    """A token, or the few that make one character."""
 
-    Attributes:
-        ids: its numbers.
-        text: what it reads as.
-        turn: the turn it stands in, from 1.
-        is_answer: whether in that turn's answer.
-        is_learned: whether it is predicted.
-        is_special: whether it is a token of the vocabulary's own, such as an end of turn.
-        is_cut: whether it had no room, so that training does not see it.
-    """
-
-    ids: tuple[int, ...]
-    text: str
-    turn: int
-    is_answer: bool
-    is_learned: bool = False
+    ids: tuple[int, ...]  # its numbers
+    text: str  # what it reads as
+    turn: int  # the turn it stands in, from 1
+    is_answer: bool  # whether in that turn's answer
+    is_learned: bool = False  # whether it is predicted
+    # whether it is a token of the vocabulary's own, such as an end of turn
     is_special: bool = False
-    is_cut: bool = False
+    is_cut: bool = False  # whether it had no room, so that training does not see it
 
 
 @dataclass(frozen=True)
@@ -158,19 +141,13 @@ class ShownPiece:
 
 @dataclass(frozen=True)
 class ShownPart:
-    """An example that a row gives.
+    """An example that a row gives."""
 
-    Attributes:
-        tokens: all of the row's, cut ones included; its own where the row gives several.
-        num_tokens: those that training sees.
-        num_learned: those of them that are predicted.
-        num_cut: those that it does not see.
-    """
-
+    # all of the row's, cut ones included; its own where the row gives several
     tokens: Sequence[ShownToken]
-    num_tokens: int
-    num_learned: int
-    num_cut: int
+    num_tokens: int  # those that training sees
+    num_learned: int  # those of them that are predicted
+    num_cut: int  # those that it does not see
 
     def sides(self) -> Iterator[tuple[int, str, list[ShownToken]]]:
         """The turn's number, `prompt` or `answer`, and the tokens of each side."""
@@ -182,18 +159,12 @@ class ShownPart:
 
 @dataclass
 class ShownRow:
-    """A row in all its forms.
+    """A row in all its forms."""
 
-    Attributes:
-        picked: the row and its conversation.
-        problem: why training leaves it out, whoever found it.
-        pieces: what the template makes of it.
-        parts: the examples that it gives; one without tokens to see when it is left out.
-    """
-
-    picked: PickedRow
-    problem: RowProblem | None = None
-    pieces: list[ShownPiece] = field(default_factory=list)
+    picked: PickedRow  # the row and its conversation
+    problem: RowProblem | None = None  # why training leaves it out, whoever found it
+    pieces: list[ShownPiece] = field(default_factory=list)  # what the template makes of it
+    # the examples that it gives; one without tokens to see when it is left out
     parts: list[ShownPart] = field(default_factory=list)
 
     def said(self) -> Iterator[tuple[str, str]]:

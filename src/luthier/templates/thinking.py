@@ -43,19 +43,12 @@ from luthier.records import Message
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Thinking:
-    """The policy of this module for one reasoning template.
+    """The policy of this module for one reasoning template."""
 
-    Attributes:
-        words: what opens and what closes a thought.
-        empty: the text of an empty thought.
-        is_enabled: `enable_thinking`.
-        is_preserved: `preserve_thinking`.
-    """
-
-    words: tuple[str, str]
-    empty: str
-    is_enabled: bool | None
-    is_preserved: bool
+    words: tuple[str, str]  # what opens and what closes a thought
+    empty: str  # the text of an empty thought
+    is_enabled: bool | None  # `enable_thinking`
+    is_preserved: bool  # `preserve_thinking`
 
     def is_in(self, content: str) -> bool:
         """Whether one of the thought words stands in `content`."""

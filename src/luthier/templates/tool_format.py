@@ -20,15 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class FunctionCall:
-    """One call of a tool.
+    """One call of a tool."""
 
-    Attributes:
-        name: the tool's.
-        arguments: what the model gives it, an object by name as a rule.
-    """
-
-    name: str
-    arguments: Any
+    name: str  # the tool's
+    arguments: Any  # what the model gives it, an object by name as a rule
 
 
 @dataclass(frozen=True)
