@@ -31,15 +31,20 @@ def run(argv: list[str]) -> int:
     if not argv:
         raise MissingArguments([f"luthier data prepare needs to know what to encode.\n{USAGE}"])
 
-    from luthier.data.cache import cache_root
+    from luthier import console
+    from luthier.data.cache import cache_root, clean, stored
 
     folders: list[Path] = []
     root = cache_root(None)
     if words:
         folders, root = _prepare(words)
     if is_cleaning:
-        _clean(root, {folder.name for folder in folders})
-    _tell_size(root, has_hint=not is_cleaning)
+        count, size = clean(root, {folder.name for folder in folders})
+        console.info(f"{count:,} data sets of {console.gibibytes(size)} are removed from {root}")
+    sizes = [size for _, size in stored(root)]
+    hint = "; `luthier data prepare --clean` empties it" if sizes and not is_cleaning else ""
+    total = console.gibibytes(sum(sizes))
+    console.info(f"the cache {root} holds {len(sizes):,} data sets of {total}{hint}")
     return 0
 
 
@@ -72,21 +77,3 @@ def _prepare(words: list[str]) -> tuple[list[Path], Path]:
     for folder in found.folders:
         print(folder)
     return found.folders, cache_root(arguments.model.cache_dir)
-
-
-def _clean(root: Path, keep: set[str]) -> None:
-    from luthier import console
-    from luthier.data.cache import clean
-
-    count, size = clean(root, keep)
-    console.info(f"{count:,} data sets of {console.gibibytes(size)} are removed from {root}")
-
-
-def _tell_size(root: Path, *, has_hint: bool) -> None:
-    from luthier import console
-    from luthier.data.cache import stored
-
-    sizes = [size for _, size in stored(root)]
-    hint = "; `luthier data prepare --clean` empties it" if has_hint and sizes else ""
-    total = console.gibibytes(sum(sizes))
-    console.info(f"the cache {root} holds {len(sizes):,} data sets of {total}{hint}")

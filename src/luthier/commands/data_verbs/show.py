@@ -72,7 +72,12 @@ def run(argv: list[str]) -> int:
         from luthier.inspecting.view import page
 
         title = f"rows of {', '.join((*arguments.data.dataset, *arguments.data.eval_dataset))}"
-        _write(Path(asked.html).expanduser(), page(rows, title, cutoff_len))
+        file = Path(asked.html).expanduser()
+        try:
+            file.write_text(page(rows, title, cutoff_len), encoding="utf-8")
+        except OSError as problem:
+            why = f"it cannot be written: {problem.strerror}"
+            raise DataError(f"--html {file}: {why}.") from problem
         print(f"{len(rows):,} rows: {asked.html}")
         return 0
 
@@ -124,10 +129,3 @@ def _read_flags(argv: list[str]) -> tuple[Namespace, list[str]]:
     if asked.n < 1:
         raise ArgumentsError([f"luthier data show: -n is {asked.n}; expected 1 or more rows."])
     return asked, words
-
-
-def _write(file: Path, text: str) -> None:
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as problem:
-        raise DataError(f"--html {file}: it cannot be written: {problem.strerror}.") from problem
