@@ -118,13 +118,23 @@ def _from_first_rank(find: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]
 
 
 def _decompose(model: PeftModel, iterations: int, seed: int) -> dict[str, Tensor]:
+    """A0 and B0 of every layer, by the names of A and B; zero where nothing is taken."""
+
     def find() -> dict[str, Tensor]:
+        start: dict[str, Tensor] = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            start: dict[str, Tensor] = {}
             for name, layer in _layers(model):
-                start |= _begin(model, name, layer, iterations)
-            return start
+                is_embedding = isinstance(layer, Embedding)
+                form = "lora_embedding_{}.{}" if is_embedding else "lora_{}.{}.weight"
+                names = [f"{name}.{form.format(letter, ADAPTER)}" for letter in "AB"]
+                weight = layer.get_base_layer().weight
+                if is_embedding or weight is model.get_input_embeddings().weight:
+                    start |= {each: torch.zeros(model.get_parameter(each).shape) for each in names}
+                else:
+                    parts = (part.cpu() for part in _largest(layer, iterations))
+                    start |= dict(zip(names, parts, strict=True))
+        return start
 
     return _from_first_rank(find)
 
@@ -136,22 +146,6 @@ def _layers(model: PeftModel) -> list[tuple[str, Any]]:
         if isinstance(layer, LoraLayer)
         and not any(isinstance(each, Transposed) for each in layer.lora_A.values())
     ]
-
-
-def _begin(model: PeftModel, name: str, layer: Any, iterations: int) -> dict[str, Tensor]:
-    """A0 and B0 of one layer, by the names of A and B; zero where nothing is taken."""
-    names = [
-        f"{name}.lora_embedding_{letter}.{ADAPTER}"
-        if isinstance(layer, Embedding)
-        else f"{name}.lora_{letter}.{ADAPTER}.weight"
-        for letter in "AB"
-    ]
-    weight = layer.get_base_layer().weight
-    is_whole = isinstance(layer, Embedding) or weight is model.get_input_embeddings().weight
-    if is_whole:
-        return {each: torch.zeros(model.get_parameter(each).shape) for each in names}
-    parts = _largest(layer, iterations)
-    return {each: part.cpu() for each, part in zip(names, parts, strict=True)}
 
 
 def _take(model: PeftModel, start: dict[str, Tensor]) -> None:

@@ -120,7 +120,16 @@ def choose_targets(
     """
     weights = _weights(model)
     if "all" in asked or not asked:
-        return _all_targets(model, weights, cannot_hold)
+        reached = {end: len(each.layers) for end, each in weights.items() if each.layers}
+        left = sorted(weights.keys() - reached.keys())
+        why = "which were never linear layers; name them to train them, too"
+        if reached and cannot_hold:
+            left, why = sorted(weights), f"which cannot be adapted with {cannot_hold}"
+        if left:
+            console.warn(f"lora_target: all leaves out {', '.join(left)}, {why}")
+        names = {layer for each in weights.values() for layer in each.layers}
+        plain = tuple(name for name in linear_names(model) if name not in names)
+        return Targets(plain, {} if cannot_hold else reached)
     part = text_part(model)
     fitting = [
         name
@@ -160,21 +169,6 @@ def choose_targets(
     return Targets(tuple(modules), chosen)
 
 
-def _all_targets(
-    model: PreTrainedModel, weights: Mapping[str, _Weight], cannot_hold: str | None
-) -> Targets:
-    reached = {end: len(each.layers) for end, each in weights.items() if each.layers}
-    left = sorted(weights.keys() - reached.keys())
-    why = "which were never linear layers; name them to train them, too"
-    if reached and cannot_hold:
-        left, why = sorted(weights), f"which cannot be adapted with {cannot_hold}"
-    if left:
-        console.warn(f"lora_target: all leaves out {', '.join(left)}, {why}")
-    names = {layer for each in weights.values() for layer in each.layers}
-    modules = tuple(name for name in linear_names(model) if name not in names)
-    return Targets(modules, {} if cannot_hold else reached)
-
-
 def _weights(model: PreTrainedModel) -> dict[str, _Weight]:
     """The experts of a model and what belongs to them, by the ends of their parameters' paths.
 
@@ -185,7 +179,9 @@ def _weights(model: PreTrainedModel) -> dict[str, _Weight]:
     part = text_part(model)
     modules = dict(model.named_modules())
     converters = [
-        each for each in get_model_conversion_mapping(model) if isinstance(each, WeightConverter)
+        (each, [pattern.rpartition(".")[2] for pattern in each.target_patterns])
+        for each in get_model_conversion_mapping(model)
+        if isinstance(each, WeightConverter)
     ]
     for path, parameter in model.named_parameters():
         owner = path.rpartition(".")[0]
@@ -194,7 +190,7 @@ def _weights(model: PreTrainedModel) -> dict[str, _Weight]:
             continue
         end = _LAYER.sub("", path)
         holder, _, name = end.rpartition(".")
-        sources = next((c.source_patterns for c in converters if _makes(c, name)), ())
+        sources = next((each.source_patterns for each, made in converters if made == [name]), ())
         names = tuple(each.removesuffix(".weight").rpartition(".")[2] for each in sources)
         found[end] = _Weight(end, names)
         for child, module in modules[owner.rpartition(".")[0]].named_children():
@@ -209,10 +205,6 @@ def _weights(model: PreTrainedModel) -> dict[str, _Weight]:
             end = _LAYER.sub("", path)
             found[f"{end}.weight"] = _Weight(end, (name,))
     return found
-
-
-def _makes(converter: WeightConverter, name: str) -> bool:
-    return [each.rpartition(".")[2] for each in converter.target_patterns] == [name]
 
 
 def are_stored_crosswise(model: PreTrainedModel, targets: Sequence[str]) -> bool:
