@@ -18,7 +18,6 @@ from luthier.arguments.legacy import (
     FALSE,
     LEGACY,
     TRUE,
-    Legacy,
     is_switched_on,
 )
 from luthier.arguments.record import SECTIONS, Arguments, Setting, fields, library_types
@@ -105,8 +104,12 @@ def assemble(
     missing = [each for each in missing_names(arguments, purpose) if each not in found.wrong]
     idle = nothing_to_do(arguments) if purpose == "train" and not found.wrong & TASKS else []
     resolved = resolve(replace(arguments, notes=tuple(found.notes)))
-    if check is not None:
-        found.problems += found.further_problems(check(resolved), arguments, missing)
+    for text in check(resolved) if check is not None else ():
+        name = text.partition(" ")[0].rstrip(":")
+        if name not in found.wrong and name not in missing:
+            place = f"{arguments.origins[name]}: " if name in arguments.origins else ""
+            if place + text not in found.problems:
+                found.problems.append(place + text)
     if missing:
         sentence = missing_sentence(missing, is_flags)
         if not found.problems:
@@ -178,33 +181,29 @@ class _Assembly:
         legacy = LEGACY.get(each.name)
         if legacy is None:
             return {each.name: each.value}
+        is_default = legacy.is_default(each.value)
         if legacy.to:
-            return self._rename(each, legacy)
+            is_switch = isinstance(legacy.default, bool)
+            if is_switch and str(each.value).lower() not in (*TRUE, *FALSE):
+                self.problems.append(
+                    f"{each.origin}: {each.name} is {each.value!r}; expected true or false. "
+                    f"{legacy.says}"
+                )
+                return {}
+            self.notes.append(f"{each.origin}: {each.name} is an old name. {legacy.says}")
+            value = each.value if legacy.value is None else legacy.value
+            return {} if is_default else {legacy.to: value}
         if legacy.part_of is not None:
-            if not legacy.is_default(each.value):
+            if not is_default:
                 self.notes.append(
                     f"{each.origin}: {each.name} has no effect: it belongs to {legacy.part_of}."
                 )
-        elif legacy.status == "accepted without effect" and (
-            legacy.is_default(each.value) or not legacy.is_fixed
-        ):
+        elif legacy.status == "accepted without effect" and (is_default or not legacy.is_fixed):
             self.notes.append(f"{each.origin}: {each.name} has no effect. {legacy.says}")
-        elif not legacy.is_default(each.value):
+        elif not is_default:
             shown = "given" if names_a_secret(each.name) else repr(each.value)
             self.problems.append(f"{each.origin}: {each.name} is {shown}. {legacy.says}")
         return {}
-
-    def _rename(self, each: Setting, legacy: Legacy) -> Mapping[str, Any]:
-        if isinstance(legacy.default, bool) and str(each.value).lower() not in (*TRUE, *FALSE):
-            self.problems.append(
-                f"{each.origin}: {each.name} is {each.value!r}; expected true or false. "
-                f"{legacy.says}"
-            )
-            return {}
-        self.notes.append(f"{each.origin}: {each.name} is an old name. {legacy.says}")
-        if legacy.is_default(each.value):
-            return {}
-        return {legacy.to: each.value if legacy.value is None else legacy.value}
 
     def take_library_names(self, settings: dict[str, Setting]) -> dict[str, Any]:
         """Names that only the installed transformers knows; what nobody knows is a problem."""
@@ -247,19 +246,6 @@ class _Assembly:
             self.problems.append(sentence + HINTS.get(name, ""))
         self.wrong |= first.keys()
         return kind(**{name: value for name, value in values.items() if name not in first})
-
-    def further_problems(
-        self, problems: Iterable[str], arguments: Arguments, missing: Iterable[str]
-    ) -> list[str]:
-        """The problems with their places, without those of names that are wrong or absent."""
-        known = (*self.wrong, *missing)
-        # the name that a problem begins with
-        places = {text: text.partition(" ")[0].rstrip(":") for text in problems}
-        return [
-            f"{arguments.origins[name]}: {text}" if name in arguments.origins else text
-            for text, name in places.items()
-            if name not in known
-        ]
 
 
 def typed(each: Setting, annotation: Any) -> Any:
