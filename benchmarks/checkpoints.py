@@ -99,7 +99,7 @@ def measure(model: str, template: str, saves: int, folder: str | None) -> dict[s
         the kind of file system, `disk`.
     """
     import luthier
-    from luthier.checkpoints.folders import list_checkpoints, size_of
+    from luthier.checkpoints.files import list_checkpoints, size_of
     from luthier.checkpoints.saver import CheckpointSaver
 
     found: dict[str, list[float]] = {"ours": [], "plain": [], "step": []}

@@ -57,10 +57,10 @@ class Operations:
         import safetensors.torch
         import torch
 
-        from luthier.checkpoints import folders
+        from luthier.checkpoints import files
         from luthier.checkpoints.saver import CheckpointSaver
 
-        folders.delete_later = folders.delete  # in the same order every time
+        files.delete_later = files.delete  # in the same order every time
         save, save_model = CheckpointSaver.save, CheckpointSaver.save_model
 
         def watched_save(saver: CheckpointSaver) -> Any:

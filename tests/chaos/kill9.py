@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from luthier.checkpoints.folders import LEFTOVER
+from luthier.checkpoints.files import LEFTOVER
 from luthier.checkpoints.verify import newest_valid, verify
 from tests import launched
 from tests.chaos import trial

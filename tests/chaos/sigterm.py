@@ -28,7 +28,7 @@ from typing import Any
 
 import psutil
 
-from luthier.checkpoints.folders import list_checkpoints
+from luthier.checkpoints.files import list_checkpoints
 from luthier.checkpoints.verify import verify
 from tests.chaos import trial
 

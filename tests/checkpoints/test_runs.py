@@ -13,8 +13,8 @@ from transformers import TrainerCallback
 
 import luthier
 from luthier.checkpoints import publish
-from luthier.checkpoints.final import finished_model
 from luthier.checkpoints.manifest import read_manifest
+from luthier.checkpoints.publish import finished_model
 from luthier.checkpoints.verify import newest_valid, verify
 from luthier.errors import ArgumentsError, SaveError
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from luthier.checkpoints.folders import files_below
+from luthier.checkpoints.files import files_below
 from luthier.checkpoints.manifest import FILE_NAME, DamagedManifest, read_manifest
 from luthier.checkpoints.verify import newest_valid, verify
 from tests.checkpoints import made

@@ -13,7 +13,7 @@ from typing import Any
 
 from luthier.arguments.choices import SCHEDULES, Schedule
 from luthier.arguments.record import facts, fields
-from luthier.checkpoints.folders import deepspeed_parts, holds_states
+from luthier.checkpoints.files import deepspeed_parts, holds_states
 from luthier.checkpoints.manifest import Manifest
 
 FORMS = {"zero0": 0, "zero1": 2, "zero2": 2, "zero3": 3}

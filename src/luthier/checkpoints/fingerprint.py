@@ -28,8 +28,6 @@ PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "tokenize
 COUNTS = ("num_tokens", "num_units")
 """Columns that are part of it whole, so that order and number of the examples count."""
 
-RunFingerprint = Manifest
-
 
 def fingerprint_run(
     asked: Arguments,

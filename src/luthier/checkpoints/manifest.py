@@ -82,8 +82,6 @@ class Manifest:
             self, step=step, max_steps=max_steps, written=written, loss=loss, end=end, files={}
         )
 
-    manifest = at
-
     def text(self) -> str:
         """The manifest as a file, with the hash of its own text in it."""
         values = finite({"digest": UNSIGNED, **asdict(self)})

@@ -14,8 +14,8 @@ from luthier import console
 from luthier.arguments.record import Arguments, facts
 from luthier.checkpoints.compatibility import Changes, compare, compare_files, compare_settings
 from luthier.checkpoints.control_files import forget_requests, was_stopped
+from luthier.checkpoints.files import holds_states, list_checkpoints, size_of, step_of, sweep
 from luthier.checkpoints.fingerprint import settings_of
-from luthier.checkpoints.folders import holds_states, list_checkpoints, size_of, step_of, sweep
 from luthier.checkpoints.lock import FILE_NAME, OutputLock, holder, last_holder, launch_of
 from luthier.checkpoints.manifest import FILE_NAME as MANIFEST
 from luthier.checkpoints.manifest import Manifest, read_manifest

@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from luthier.checkpoints.folders import files_below
+from luthier.checkpoints.files import files_below
 from luthier.modeling.adapters.file import with_head
 from luthier.modeling.adapters.pissa import as_plain_lora
 

@@ -13,17 +13,16 @@ from transformers import TrainerState
 from transformers.trainer_callback import ExportableState
 
 from luthier import console
-from luthier.checkpoints.files import write_whole
-from luthier.checkpoints.final import replace_model
-from luthier.checkpoints.fingerprint import RunFingerprint
-from luthier.checkpoints.folders import (
+from luthier.checkpoints.files import (
     FINAL,
     checkpoint_folder,
     files_below,
     size_of,
     stage_folder,
+    write_whole,
 )
 from luthier.checkpoints.hub import Hub
+from luthier.checkpoints.manifest import Manifest
 from luthier.checkpoints.pretrained import PretrainedFiles
 from luthier.checkpoints.publish import (
     BESIDE_TENSORS,
@@ -35,6 +34,7 @@ from luthier.checkpoints.publish import (
     describe,
     is_write_failure,
     publish,
+    replace_model,
     rotate,
 )
 from luthier.checkpoints.verify import (
@@ -82,7 +82,7 @@ class CheckpointSaver:
         last_published: the newest checkpoint that this process knows to be good.
     """
 
-    def __init__(self, trainer: Saved, identity: RunFingerprint) -> None:
+    def __init__(self, trainer: Saved, identity: Manifest) -> None:
         self._trainer = trainer
         self.hub, self.pretrained = Hub(trainer), PretrainedFiles()
         self._identity = identity
@@ -303,7 +303,7 @@ class CheckpointSaver:
             (stage / TOKEN).unlink(missing_ok=True)
             state = self._trainer.state
             losses = [line["loss"] for line in state.log_history if "loss" in line]
-            manifest = self._identity.manifest(
+            manifest = self._identity.at(
                 state.global_step, state.max_steps, losses[-1] if losses else None
             )
             self._last_size = publish(stage, folder, manifest, sealing).size
@@ -312,7 +312,7 @@ class CheckpointSaver:
         (stage / TOKEN).unlink(missing_ok=True)
         if self._publishes and stage.is_dir():  # a machine may have nothing of the model
             state = self._trainer.state
-            manifest = self._identity.manifest(state.global_step, state.max_steps, end=end)
+            manifest = self._identity.at(state.global_step, state.max_steps, end=end)
             replace_model(stage, self._output_dir, manifest)
 
     def _rotate(self, limit: int | None, good: Path | None, *, waits: bool = True) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier.checkpoints.folders import files_below, list_checkpoints
+from luthier.checkpoints.files import files_below, list_checkpoints
 from luthier.checkpoints.manifest import (
     FILE_NAME,
     DamagedManifest,

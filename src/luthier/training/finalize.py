@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from transformers import EarlyStoppingCallback, TrainerState
 
 from luthier import console
-from luthier.checkpoints.final import finished_model
+from luthier.checkpoints.publish import finished_model
 from luthier.checkpoints.verify import STATE, saved_entry
 from luthier.training.callbacks.requests import owes_evaluation
 from luthier.training.loop import Trainer

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from luthier.checkpoints.folders import list_checkpoints, size_of, step_of
+from luthier.checkpoints.files import list_checkpoints, size_of, step_of
 from luthier.checkpoints.manifest import FILE_NAME, DamagedManifest, read_manifest
 from luthier.checkpoints.verify import verify
 from luthier.errors import CheckpointError, MissingArguments

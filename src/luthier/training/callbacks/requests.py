@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from luthier import console
 from luthier.checkpoints.control_files import answer, asked, take_up
-from luthier.checkpoints.folders import checkpoint_folder, list_checkpoints
+from luthier.checkpoints.files import checkpoint_folder, list_checkpoints
 from luthier.checkpoints.verify import saved_entry_of
 from luthier.errors import Stopped
 from luthier.processes.ranks import num_ranks
