@@ -95,7 +95,7 @@ def load_datasets(arguments: Arguments, road: Road) -> EncodedDatasets:
     if path is None:
         return loader.load()
     kept = Tokenized(Path(path).expanduser(), loader.ingredients())
-    if kept.is_written():
+    if is_written(path):
         sets, report = kept.read(len(road.tokenizer), needs_prompts=loader.answers)
         found = EncodedDatasets(**sets, report=report, folders=[kept.folder])
     else:

@@ -47,10 +47,6 @@ class Tokenized:
     folder: Path
     ingredients: Mapping[str, Any]
 
-    def is_written(self) -> bool:
-        """Whether the folder holds something."""
-        return is_written(str(self.folder))
-
     def write(self, sets: Mapping[str, Any], report: DataReport) -> None:
         """Writes the sets of a run; they appear together, by one renaming.
 
@@ -60,6 +56,8 @@ class Tokenized:
             sets: train, eval and predict, as `EncodedDatasets` has them.
             report: what became of the rows.
         """
+        import datasets
+
         if not console.is_main_process():
             return
         parts = [("train", "", sets["train"])] if sets["train"] is not None else []
@@ -67,11 +65,13 @@ class Tokenized:
             (kind, name, one) for kind in ("eval", "predict") for name, one in sets[kind].items()
         ]
         stage = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.part")
+        were_shown = not datasets.are_progress_bars_disabled()
+        datasets.disable_progress_bars()
         try:
             stage.mkdir(parents=True)
             listed = []
             for number, (kind, name, one) in enumerate(parts):
-                _save(one, stage / f"{number}-{kind}")
+                one.save_to_disk(str(stage / f"{number}-{kind}"))
                 listed.append([kind, name, f"{number}-{kind}"])
             content = {
                 "ingredients": dict(self.ingredients),
@@ -87,6 +87,9 @@ class Tokenized:
                 f"tokenized_path {self.folder} cannot be written: {error.strerror or error}. Name "
                 "a folder that is absent or empty, on a disk with room."
             ) from error
+        finally:
+            if were_shown:
+                datasets.enable_progress_bars()
         console.info(f"encoded data is written to tokenized_path {self.folder}")
 
     def read(self, vocabulary: int, *, needs_prompts: bool) -> tuple[dict[str, Any], DataReport]:
@@ -109,6 +112,7 @@ class Tokenized:
                 content = json.loads(text)
                 self._compare(content["ingredients"])
                 found = {"train": None, "eval": {}, "predict": {}}
+                said = content["report"]
                 for kind, name, part in content["sets"]:
                     one = datasets.load_from_disk(str(self.folder / part))
                     if kind != "predict" and "num_units" not in one.column_names:
@@ -121,11 +125,9 @@ class Tokenized:
                         found["train"] = one
                     else:
                         found[kind][name] = one
-                report = DataReport(**content["report"])
-                report.packed = [Packing(**one) for one in content["report"]["packed"]]
-                report.sets = [
-                    SetReport(**(one | {"was_cached": True})) for one in content["report"]["sets"]
-                ]
+                report = DataReport(**said)
+                report.packed = [Packing(**one) for one in said["packed"]]
+                report.sets = [SetReport(**(one | {"was_cached": True})) for one in said["sets"]]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise DataError(
                     f"tokenized_path {self.folder} cannot be read ({error}). Remove the folder to "
@@ -154,8 +156,13 @@ class Tokenized:
                     console.info(f"{name} is not on this machine and was not compared")
                 elif mine:
                     differing.append(f"{name}: {_difference(mine, other or [])}")
+            elif name == "template" and isinstance(other, str):
+                was, now = (str(one).rpartition("-")[0] for one in (other, mine))
+                differing.append(
+                    f"another template ({f'{was}, now' if was != now else 'another'} {now})"
+                )
             elif name in ("tokenizer", "template"):
-                differing.append(f"another {name}{_named(name, mine, other)}")
+                differing.append(f"another {name}")
             elif name in drawing and not self.ingredients["dataset"]:
                 continue
             else:
@@ -208,28 +215,8 @@ def _difference(mine: list[Any], theirs: list[Any]) -> str:
     return f"another {what} of data set {number + 1}"
 
 
-def _named(name: str, mine: Any, theirs: Any) -> str:
-    """The names of two templates, where they differ."""
-    if name != "template" or not isinstance(theirs, str):
-        return ""
-    names = [str(one).rpartition("-")[0] for one in (theirs, mine)]
-    return f" ({names[0]}, now {names[1]})" if names[0] != names[1] else f" (another {names[0]})"
-
-
 def _shown(value: Any) -> str:
     return "unset" if value is None or value == [] else str(value)
-
-
-def _save(dataset: datasets.Dataset, folder: Path) -> None:
-    import datasets
-
-    were_shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        dataset.save_to_disk(str(folder))
-    finally:
-        if were_shown:
-            datasets.enable_progress_bars()
 
 
 def _count(dataset: datasets.Dataset, place: Path, vocabulary: int) -> datasets.Dataset:

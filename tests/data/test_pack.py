@@ -7,8 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from luthier.arguments.parse import parse_dict
+from luthier.data.pack import MOST_NAMED, best_fit, join_origins
 from luthier.data.pipeline import EncodedDatasets, load_datasets
 from luthier.templates.template import TEMPLATES
 from tests import tiny
@@ -97,3 +100,50 @@ def test_a_line_says_what_packing_changes(rows: Path, capsys: pytest.CaptureFixt
     said = " ".join(capsys.readouterr().err.split())
     assert f"packing: 30 conversations -> {blocks} blocks of up to 128 tokens" in said
     assert "a step counts blocks" in said
+
+
+lengths_lists = st.lists(st.integers(1, 50), max_size=60)
+
+
+@given(lengths_lists)
+def test_every_number_is_in_one_group_that_fits(lengths: list[int]):
+    groups = best_fit(lengths, 50)
+
+    assert sorted(number for group in groups for number in group) == list(range(len(lengths)))
+    assert all(sum(lengths[number] for number in group) <= 50 for group in groups)
+
+
+@given(lengths_lists)
+def test_no_two_groups_would_fit_into_one(lengths: list[int]):
+    totals = sorted(sum(lengths[number] for number in group) for group in best_fit(lengths, 50))
+
+    assert len(totals) < 2 or totals[0] + totals[1] > 50
+
+
+@given(lengths_lists)
+def test_groups_keep_the_order_of_the_rows(lengths: list[int]):
+    groups = best_fit(lengths, 50)
+
+    assert groups == sorted(groups)
+    assert all(group == sorted(group) for group in groups)
+
+
+def test_a_row_goes_where_it_leaves_the_least_room():
+    assert best_fit([6, 7, 3, 4], 10) == [[0, 3], [1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("origins", "joined"),
+    [
+        ([], ""),
+        (["rows.jsonl:3"], "rows.jsonl:3"),
+        (["a.jsonl:3", "b.jsonl:9", "a.jsonl:1", "a.jsonl:3"], "a.jsonl:3, 1; b.jsonl:9"),
+        (["", "a:b/c.txt:7"], "; a:b/c.txt:7"),
+        (
+            [f"a.txt:{n}" for n in range(MOST_NAMED + 5)],
+            f"a.txt:{', '.join(map(str, range(MOST_NAMED)))} and 5 more",
+        ),
+    ],
+)
+def test_places_are_told_in_few_words(origins, joined):
+    assert join_origins(origins) == joined
