@@ -353,35 +353,17 @@ _TOOLS = (
     '{"text": {"type": "string", "enum": ["a", "b"]}, "many": {"type": "array", "items": '
     '{"type": "integer"}}}, "required": ["text"]}}]'
 )
+_ASKED, _ANSWERED = Message("user", "question"), Message("assistant", "answer")
+_CALL = '{"name": "find", "arguments": {"text": "a", "many": [1]}}'
+_FOUND = Message("observation", "found")
+_THOUGHT = Message("assistant", "<think>\nthought\n</think>\n\nanswer")
+_BARE_THOUGHT = Message("assistant", "<think>thought</think>answer")
+_TOLD = Message("function", '{"name": "find", "arguments": {}}', said="thought</think>text")
 _PROBES = (
+    Conversation((_ASKED, _ANSWERED, _ASKED, _ANSWERED)),
     Conversation(
-        (
-            Message("user", "question"),
-            Message("assistant", "answer"),
-            Message("user", "question"),
-            Message("assistant", "answer"),
-        )
+        (_ASKED, Message("function", _CALL), _FOUND, _THOUGHT), system="system", tools=_TOOLS
     ),
-    Conversation(
-        (
-            Message("user", "question"),
-            Message("function", '{"name": "find", "arguments": {"text": "a", "many": [1]}}'),
-            Message("observation", "found"),
-            Message("assistant", "<think>\nthought\n</think>\n\nanswer"),
-        ),
-        system="system",
-        tools=_TOOLS,
-    ),
-    Conversation(
-        (
-            Message("user", "question"),
-            Message("assistant", "<think>thought</think>answer"),
-            Message("user", "question"),
-            Message("function", '{"name": "find", "arguments": {}}', said="thought</think>text"),
-            Message("observation", "found"),
-            Message("assistant", "answer"),
-        ),
-        tools="[]",
-    ),
+    Conversation((_ASKED, _BARE_THOUGHT, _ASKED, _TOLD, _FOUND, _ANSWERED), tools="[]"),
 )
 """Conversations whose rendering belongs to a template's fingerprint."""
