@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.batching.lineup import Lineup
+from luthier.batching.packing_order import PackingOrder
 from luthier.batching.plan import plan_examples, plan_step
 from luthier.batching.prefixes import find_prefixes
 from tests.rows import build_tree, make_example, pad
@@ -94,11 +94,11 @@ def test_no_tree_of_several_examples_exceeds_the_budget(rows, world_size, budget
 
 @given(families())
 def test_a_tree_is_never_larger_than_planned(rows):
-    lineup = Lineup.of_tree(find_prefixes(rows), [len(row) for row in rows])
+    order = PackingOrder.of_tree(find_prefixes(rows), [len(row) for row in rows])
 
     everything = range(len(rows))
-    assert computed(rows, everything) <= lineup.cost(everything)
-    assert computed(rows, everything[::2]) <= lineup.cost(everything[::2])
+    assert computed(rows, everything) <= order.cost(everything)
+    assert computed(rows, everything[::2]) <= order.cost(everything[::2])
 
 
 @given(steps, ranks, budgets, st.booleans())
@@ -118,10 +118,10 @@ def test_ranks_differ_by_no_more_than_the_longest_example(lengths, world_size, b
 
 @given(families(), ranks)
 def test_every_way_to_deal_leaves_ranks_within_the_longest_example(rows, world_size):
-    lineup = Lineup.of_tree(find_prefixes(rows), [len(row) for row in rows])
+    order = PackingOrder.of_tree(find_prefixes(rows), [len(row) for row in rows])
 
-    for shares in lineup.deals(world_size):
-        loads = [lineup.cost(share) for share in shares]
+    for shares in order.deals(world_size):
+        loads = [order.cost(share) for share in shares]
         assert max(loads) - min(loads) <= max(map(len, rows))
         assert sorted(position for share in shares for position in share) == list(range(len(rows)))
 
@@ -129,7 +129,7 @@ def test_every_way_to_deal_leaves_ranks_within_the_longest_example(rows, world_s
 @given(families(), ranks, budgets)
 def test_no_rank_plans_more_than_the_busiest_one_of_the_blind_plan(rows, world_size, budget):
     lengths = [len(row) for row in rows]
-    cost = Lineup.of_tree(find_prefixes(rows), lengths).cost
+    cost = PackingOrder.of_tree(find_prefixes(rows), lengths).cost
     seeing = plan_sharing(rows, world_size, budget)
     blind = plan_step(lengths, world_size, budget, is_padded=False)
 
@@ -239,7 +239,7 @@ def test_the_slowest_rank_of_an_epoch_hardly_exceeds_the_mean(layout, num_ranks)
 def test_ranks_never_pad_more_than_if_each_example_were_dealt_for_itself(
     lengths, num_ranks, budget
 ):
-    (deal,) = Lineup.apart(lengths).deals(num_ranks)
+    (deal,) = PackingOrder.apart(lengths).deals(num_ranks)
     dealt = [padded_tokens([lengths[each] for each in share], budget) for share in deal]
 
     plan = plan_step(lengths, num_ranks, budget, is_padded=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from typing import TypeAlias
 
-from luthier.batching.lineup import Lineup
+from luthier.batching.packing_order import PackingOrder
 from luthier.batching.prefixes import MIN_SAVED, Prefixes, find_group_prefixes
 from luthier.example import Example
 
@@ -95,7 +95,7 @@ def plan_step(
     def cut_padded(share: Sequence[int], budget: int) -> MicroBatches:
         return _cut_padded(share, lengths, num_rows, budget)
 
-    blind = Lineup.apart([n * rows for n, rows in zip(lengths, num_rows, strict=True)])
+    blind = PackingOrder.apart([n * rows for n, rows in zip(lengths, num_rows, strict=True)])
     cut: Cut = cut_padded if is_padded else blind.cut
     cost: Cost = area if is_padded else blind.cost
     plans = [_cut_evenly(deal, cut, cost, token_budget) for deal in blind.deals(world_size)]
@@ -105,10 +105,10 @@ def plan_step(
             for more in (1, 2)
         ]
     if shared is not None and max(shared.common, default=0) >= MIN_SAVED:
-        lineup = Lineup.of_tree(shared, lengths)
-        cut, cost = lineup.cut, lineup.cost
+        order = PackingOrder.of_tree(shared, lengths)
+        cut, cost = order.cut, order.cost
         plans.append(
-            _cut_evenly(_lightest(lineup, world_size, token_budget), cut, cost, token_budget)
+            _cut_evenly(_lightest(order, world_size, token_budget), cut, cost, token_budget)
         )
     best = min(plans, key=lambda plan: _burden(plan, cost))
     return [
@@ -117,13 +117,13 @@ def plan_step(
     ]
 
 
-def _lightest(lineup: Lineup, world_size: int, token_budget: int) -> list[list[int]]:
+def _lightest(order: PackingOrder, world_size: int, token_budget: int) -> list[list[int]]:
     """The deal whose busiest rank computes least, when each rank's share is cut."""
-    deals = list(lineup.deals(world_size))
+    deals = list(order.deals(world_size))
     if len(deals) == 1:
         return deals[0]
-    cuts = [[lineup.cut(share, token_budget) for share in deal] for deal in deals]
-    return min(zip(deals, cuts, strict=True), key=lambda pair: _burden(pair[1], lineup.cost))[0]
+    cuts = [[order.cut(share, token_budget) for share in deal] for deal in deals]
+    return min(zip(deals, cuts, strict=True), key=lambda pair: _burden(pair[1], order.cost))[0]
 
 
 def _burden(plan: list[MicroBatches], cost: Cost) -> tuple[int, int, int]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from luthier.batching.batch import MicroBatch, Step
-from luthier.batching.recut import rebuild
+from luthier.batching.split import rebuild
 from luthier.modeling.device import RandomState, is_out_of_memory
 from luthier.processes.ranks import rank
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from transformers.trainer_utils import speed_metrics
 
-from luthier.batching.ahead import Ahead
 from luthier.batching.batch import MicroBatch
+from luthier.batching.prefetch import Prefetch
 from luthier.batching.steps import StepLoader
 from luthier.distributed.strategy import Learner
 from luthier.training.metrics import MetricSums
@@ -55,7 +55,7 @@ def evaluate_set(
 
     num_units = num_examples = 0
     learner.callback_handler.eval_dataloader = loader
-    for step in Ahead(loader):
+    for step in Prefetch(loader):
         num_units += step.num_units
         num_examples += step.num_examples
         if stage.measures_first or stage.needs_reference:

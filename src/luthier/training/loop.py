@@ -51,8 +51,8 @@ from transformers.training_args import ParallelMode
 from transformers.utils import logging
 
 from luthier import console
-from luthier.batching.ahead import Ahead
 from luthier.batching.batch import Step
+from luthier.batching.prefetch import Prefetch
 from luthier.batching.steps import StepLoader, StepLoaders
 from luthier.distributed.strategy import Strategy
 from luthier.errors import ArgumentsError, OutOfMemory
@@ -497,7 +497,7 @@ class Trainer:
         if checkpoint is not None and not num_skipped:
             load_random(self.args, checkpoint)
         loader.set_epoch(epoch, num_skipped)
-        steps: Ahead[Step] = Ahead(loader)  # each is built while the one before it computes
+        steps: Prefetch[Step] = Prefetch(loader)  # each is built while the one before it computes
         norm: Tensor | float | None = None
         rate: float | None = None
         try:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from luthier import console
 from luthier.batching.batch import MicroBatch, Step
-from luthier.batching.recut import rebuild, recut
+from luthier.batching.split import rebuild, split_micro_batches
 from luthier.errors import OutOfMemory
 from luthier.modeling.device import RandomState, is_out_of_memory, release
 from luthier.processes.ranks import num_ranks, rank
@@ -79,7 +79,9 @@ class OomHandler:
         """The step in micro-batches that are known to be small enough."""
         if self.tokens is None or all(map(self._fits, step.micro_batches)):
             return step
-        return recut(step, self.tokens, self.pad_token_id, share_prefixes=self.share_prefixes)
+        return split_micro_batches(
+            step, self.tokens, self.pad_token_id, share_prefixes=self.share_prefixes
+        )
 
     def train(
         self, model: nn.Module, step: Step, device: torch.device, compute: Callable[[Step], T]

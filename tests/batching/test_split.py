@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.batching.recut import rebuild, recut
+from luthier.batching.split import rebuild, split_micro_batches
 from luthier.batching.steps import StepBuilder
 from tests.batching.test_steps import make_dataset, make_pairs
 from tests.batching.test_tree import forests
@@ -47,7 +47,7 @@ def test_a_step_cut_anew_holds_the_same_sequences_in_smaller_pieces(layout, shar
     builder = StepBuilder(dataset, 0, 1000, layout=layout, share_prefixes=share)
     step = builder(range(16))
 
-    pieces = recut(step, budget, 0, share_prefixes=share)
+    pieces = split_micro_batches(step, budget, 0, share_prefixes=share)
 
     assert (pieces.num_units, pieces.num_examples) == (step.num_units, step.num_examples)
     assert len(pieces.micro_batches) > len(step.micro_batches) == 1
@@ -64,7 +64,7 @@ def test_a_step_cut_anew_keeps_the_sequences_of_an_example_together(layout):
     dataset = make_pairs(12)
     builder = StepBuilder(dataset, 0, 1000, layout=layout, share_prefixes=True)
 
-    pieces = recut(builder(range(12)), 20, 0, share_prefixes=True)
+    pieces = split_micro_batches(builder(range(12)), 20, 0, share_prefixes=True)
 
     assert len(pieces.micro_batches) > 3
     assert sorted(pieces.rows) == list(range(12))

@@ -21,7 +21,9 @@ def rebuild(
     return build_tree(examples, share_prefixes=share_prefixes)
 
 
-def recut(step: Step, token_budget: int, pad_token_id: int, *, share_prefixes: bool) -> Step:
+def split_micro_batches(
+    step: Step, token_budget: int, pad_token_id: int, *, share_prefixes: bool
+) -> Step:
     """The same share of a step in micro-batches of at most so many computed tokens.
 
     This rank's examples are planned anew, by the rules of `plan_step`; a longer one travels alone.

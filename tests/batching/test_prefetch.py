@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 
-from luthier.batching.ahead import Ahead
+from luthier.batching.prefetch import Prefetch
 
 
 class Counted:
@@ -35,49 +35,49 @@ class Counted:
 
 @pytest.mark.parametrize("length", [0, 1, 7])
 def test_items_come_whole_and_in_order(length):
-    assert list(Ahead(range(length))) == list(range(length))
+    assert list(Prefetch(range(length))) == list(range(length))
 
 
 def test_an_end_stays_an_end():
-    ahead = Ahead([1])
+    items = Prefetch([1])
 
-    assert [*ahead, *ahead] == [1]
+    assert [*items, *items] == [1]
 
 
 def test_nothing_is_drawn_before_it_is_asked_for_and_one_item_beyond_after():
     source = Counted(9)
-    ahead = Ahead(source)
+    items = Prefetch(source)
 
     assert source.drawn == 0
     for given in (1, 2, 3):
-        assert next(ahead) == given
+        assert next(items) == given
         assert source.drawn <= given + 1
-    ahead.close()
+    items.close()
     assert source.drawn <= 4
 
 
 def test_items_are_made_on_one_other_thread():
     source = Counted(5)
 
-    list(Ahead(source))
+    list(Prefetch(source))
 
     assert len(source.threads) == 1
     assert threading.current_thread() not in source.threads
 
 
 def test_a_problem_comes_in_the_place_of_its_item_and_ends_the_items():
-    ahead = Ahead(Counted(9, fails_at=3))
+    items = Prefetch(Counted(9, fails_at=3))
 
-    assert [next(ahead), next(ahead)] == [1, 2]
+    assert [next(items), next(items)] == [1, 2]
     with pytest.raises(ValueError, match="cannot be made"):
-        next(ahead)
-    assert list(ahead) == []
+        next(items)
+    assert list(items) == []
 
 
 def test_the_thread_ends_with_the_items():
     source = Counted(3)
 
-    list(Ahead(source))
+    list(Prefetch(source))
 
     (thread,) = source.threads
     thread.join(20)
@@ -86,23 +86,23 @@ def test_the_thread_ends_with_the_items():
 
 def test_the_thread_ends_when_it_is_closed():
     source = Counted(100)
-    ahead = Ahead(source)
-    next(ahead)
+    items = Prefetch(source)
+    next(items)
 
-    ahead.close()
+    items.close()
 
     (thread,) = source.threads
     assert not thread.is_alive()
-    assert list(ahead) == []
+    assert list(items) == []
 
 
 def test_the_thread_ends_when_the_last_reference_is_dropped():
     source = Counted(100)
-    ahead = Ahead(source)
-    next(ahead)
-    gone = weakref.ref(ahead)
+    items = Prefetch(source)
+    next(items)
+    gone = weakref.ref(items)
 
-    del ahead
+    del items
     gc.collect()
 
     assert gone() is None
@@ -112,28 +112,28 @@ def test_the_thread_ends_when_the_last_reference_is_dropped():
 
 
 def test_an_item_is_not_lost_when_the_wait_for_it_is_interrupted(monkeypatch):
-    ahead = Ahead(Counted(3))
-    assert next(ahead) == 1
-    waiting = type(ahead._next).exception
+    items = Prefetch(Counted(3))
+    assert next(items) == 1
+    waiting = type(items._next).exception
 
     def interrupt(future, timeout=None):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(type(ahead._next), "exception", interrupt)
+    monkeypatch.setattr(type(items._next), "exception", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        next(ahead)
-    monkeypatch.setattr(type(ahead._next), "exception", waiting)
+        next(items)
+    monkeypatch.setattr(type(items._next), "exception", waiting)
 
-    assert list(ahead) == [2, 3]
+    assert list(items) == [2, 3]
 
 
 @pytest.mark.parametrize("ending", ["", "raise KeyboardInterrupt"])
 def test_the_interpreter_ends_while_items_are_left(ending):
     program = (
         "import itertools\n"
-        "from luthier.batching.ahead import Ahead\n"
-        "ahead = Ahead(itertools.count())\n"
-        f"print(next(ahead), flush=True)\n{ending}\n"
+        "from luthier.batching.prefetch import Prefetch\n"
+        "items = Prefetch(itertools.count())\n"
+        f"print(next(items), flush=True)\n{ending}\n"
     )
 
     ended = subprocess.run(
@@ -141,5 +141,5 @@ def test_the_interpreter_ends_while_items_are_left(ending):
     )
 
     assert ended.stdout.strip() == "0"
-    assert "Ahead" not in ended.stderr
+    assert "Prefetch" not in ended.stderr
     assert "hread" not in ended.stderr

@@ -14,7 +14,7 @@ _END = object()
 """What the other thread gives when the source has no more items."""
 
 
-class Ahead(Iterator[T], Generic[T]):
+class Prefetch(Iterator[T], Generic[T]):
     """Gives the items of an iterable, each made while the one before it is used.
 
     Nothing is drawn before the first item is asked for, and never more than one item (or the end)
@@ -38,7 +38,7 @@ class Ahead(Iterator[T], Generic[T]):
         is_used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         device = torch.cuda.current_device() if is_used else None
         self._thread = ThreadPoolExecutor(
-            1, "ahead", None if device is None else lambda: torch.cuda.set_device(device)
+            1, "prefetch", None if device is None else lambda: torch.cuda.set_device(device)
         )
 
     def __iter__(self) -> Iterator[T]:

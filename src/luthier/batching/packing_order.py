@@ -20,7 +20,7 @@ _WHOLE = 1 << 62
 
 
 @dataclass(frozen=True)
-class Lineup:
+class PackingOrder:
     """Examples in a depth-first order of their prefix tree, the branches with most tokens first.
 
     Any of them, in this order, compute as a tree the sum of their lengths less what each saves
@@ -29,7 +29,7 @@ class Lineup:
 
     Attributes:
         positions: where each example stands in the step.
-        places: the inverse: where each position of the step stands in the line-up.
+        places: the inverse: where each position of the step stands in the order.
         lengths: tokens that each example computes for itself, at most.
         saved: tokens that each surely saves next to the one before it.
     """
@@ -40,14 +40,14 @@ class Lineup:
     saved: list[int]
 
     @classmethod
-    def apart(cls, lengths: Sequence[int]) -> Lineup:
-        """A line-up that is blind to what examples share."""
+    def apart(cls, lengths: Sequence[int]) -> PackingOrder:
+        """An order that is blind to what examples share."""
         order = list(range(len(lengths)))
         return cls.of_tree(Prefixes(order, [0] * len(order)), lengths)
 
     @classmethod
-    def of_tree(cls, prefixes: Prefixes, lengths: Sequence[int]) -> Lineup:
-        """A line-up in which examples that begin alike stand together."""
+    def of_tree(cls, prefixes: Prefixes, lengths: Sequence[int]) -> PackingOrder:
+        """An order in which examples that begin alike stand together."""
         saved = [*map(least_saving, prefixes.common)]
         ordered = [lengths[position] for position in prefixes.order]
         sums = list(accumulate((n - s for n, s in zip(ordered, saved, strict=True)), initial=0))
@@ -104,7 +104,7 @@ class Lineup:
         """Ways to deal the step: the larger the families that stay whole, the less is computed.
 
         Yields:
-            Each rank's positions, in the order of the line-up. Were they one tree on each rank,
+            Each rank's positions, in the order of the order. Were they one tree on each rank,
             ranks would differ by the longest example at most. The first way deals every example
             for itself.
         """
