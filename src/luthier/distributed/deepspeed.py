@@ -19,6 +19,7 @@ from transformers.integrations.deepspeed import (
 
 from luthier import console
 from luthier.arguments.record import Arguments
+from luthier.arguments.resolve import resolve_warmup_steps
 from luthier.distributed import fsdp_state
 from luthier.distributed.deepspeed_config import (
     Config,
@@ -145,6 +146,9 @@ class Zero(Strategy):
         if checkpoint is not None and not any(Path(checkpoint).glob("global_step*/*.pt")):
             fsdp_state.load_weights(learner.model, checkpoint)
             checkpoint = None
+        # a schedule of DeepSpeed asks for it before ours is made
+        training = learner.arguments.training
+        learner.args.warmup_steps, _ = resolve_warmup_steps(training, max_steps)
         learner.optimizer, learner.lr_scheduler = deepspeed_init(learner, max_steps)
         learner.create_optimizer()
         prepare, model = learner.accelerator.prepare, learner.model

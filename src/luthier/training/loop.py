@@ -15,12 +15,6 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import torch
 from accelerate import Accelerator
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    FullyShardedDataParallelPlugin,
-    GradientAccumulationPlugin,
-    TorchDynamoPlugin,
-)
 from peft import PeftModel
 from torch import Tensor
 from transformers import (
@@ -36,7 +30,6 @@ from transformers import TrainingArguments as LibraryArguments
 from transformers.debug_utils import DebugOption, DebugUnderflowOverflow
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.integrations.neftune import activate_neftune, deactivate_neftune
-from transformers.optimization import get_scheduler
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_utils import (
@@ -55,7 +48,7 @@ from luthier.batching.batch import Step
 from luthier.batching.prefetch import Prefetch
 from luthier.batching.steps import StepLoader, StepLoaders
 from luthier.distributed.strategy import Strategy
-from luthier.errors import ArgumentsError, OutOfMemory
+from luthier.errors import OutOfMemory
 from luthier.modeling.device import is_out_of_memory
 from luthier.processes.ranks import gather_objects, num_ranks
 from luthier.training.evaluate import EvaluationCut, evaluate_set
@@ -107,6 +100,7 @@ class Trainer:
         args: the same as transformers takes it, which callbacks are given.
         stage: what is learned.
         strategy: how the processes hold what is trained.
+        accelerator: accelerate's state of the run.
         model: ready to train.
         tokenizer: saved with every checkpoint.
         train_dataset: a table of examples, or a stream of them; None when nothing is trained.
@@ -114,7 +108,7 @@ class Trainer:
         callbacks: heard at every event.
         requests: what is asked of the run from outside, see `callbacks/requests.py`.
         optimizer: makes the optimizer of a model.
-        warmup: the number of steps -> those of them that warm up, and a line that says why.
+        schedule: makes the learning rate's schedule of an optimizer over so many steps.
         name_rows: a table of examples and numbers of its rows -> where those stand.
         suggest: what to say where memory has run out, given the tokens of a micro-batch and of its
             longest sequence, or 0.
@@ -133,6 +127,7 @@ class Trainer:
         args: LibraryArguments,
         stage: Stage,
         strategy: Strategy,
+        accelerator: Accelerator,
         model: Any,
         tokenizer: PreTrainedTokenizerBase,
         train_dataset: datasets.Dataset | Any | None,
@@ -141,14 +136,14 @@ class Trainer:
         *,
         requests: Any,
         optimizer: Callable[[Any], torch.optim.Optimizer],
-        warmup: Callable[[int], tuple[int, str | None]],
+        schedule: Callable[[Any, int], torch.optim.lr_scheduler.LRScheduler],
         name_rows: Callable[[Any, Sequence[int]], list[str]],
         suggest: Callable[..., str],
         meter: Callable[[Trainer], Meter] = lambda trainer: Meter(),
     ) -> None:
         self.arguments, self.args, self.stage, self.strategy = arguments, args, stage, strategy
         (enable_full_determinism if args.full_determinism else set_seed)(args.seed)
-        self.accelerator = make_accelerator(args, strategy)
+        self.accelerator: Any = accelerator
         self._memory_tracker = TrainerMemoryTracker(args.skip_memory_metrics)
         self._memory_tracker.start()
         logging.set_verbosity(args.get_process_log_level())
@@ -173,7 +168,7 @@ class Trainer:
             has_scaler=args.fp16,
             name_rows=lambda rows: name_rows(self.loaders.train_table, rows),
         )
-        self._suggest, self._make_optimizer, self._warmup = suggest, optimizer, warmup
+        self._suggest, self._make_optimizer, self._make_schedule = suggest, optimizer, schedule
         options: dict[str, Any] = {
             "can_retry": strategy.computes_alone,
             "pad_token_id": tokenizer.pad_token_id,
@@ -274,30 +269,10 @@ class Trainer:
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """Fills in what depends on the number of steps, and says it."""
-        args = self.args
-        args.warmup_steps, note = self._warmup(num_training_steps)
-        if note:
-            console.info(note)
-        if args.lr_scheduler_type == "warmup_stable_decay":
-            options = dict(args.lr_scheduler_kwargs or {})
-            if "num_decay_steps" not in options:
-                remaining = num_training_steps - int(args.warmup_steps)
-                options["num_decay_steps"] = remaining - remaining // 3
-                stable = options.get("num_stable_steps", remaining // 3)
-                console.info(
-                    f"lr_scheduler_kwargs: {stable} stable steps and {options['num_decay_steps']} "
-                    "of decay (two thirds of the steps after warm-up)"
-                )
-            args.lr_scheduler_kwargs = options
+        """The learning rate's schedule, once."""
         if self.lr_scheduler is None:
-            self.lr_scheduler = get_scheduler(
-                args.lr_scheduler_type,
-                optimizer=self.optimizer if optimizer is None else optimizer,
-                num_warmup_steps=args.get_warmup_steps(num_training_steps),
-                num_training_steps=num_training_steps,
-                scheduler_specific_kwargs=args.lr_scheduler_kwargs,
-            )
+            of = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = self._make_schedule(of, num_training_steps)
         self._groups: list[Group] = settings_of_groups(self.optimizer)
         scheduler: torch.optim.lr_scheduler.LRScheduler = self.lr_scheduler
         return scheduler
@@ -423,8 +398,6 @@ class Trainer:
         args, state = self.args, self.state
         self.accelerator.free_memory()
         self.optimizer = self.lr_scheduler = None
-        # a schedule of DeepSpeed asks for it before ours is made
-        args.warmup_steps, _ = self._warmup(state.max_steps)
         self.strategy.prepare(self, state.max_steps, checkpoint)
         self.is_prepared = True
         if checkpoint is not None:
@@ -755,36 +728,3 @@ class Trainer:
     def is_world_process_zero(self) -> bool:
         """Whether this is the first rank."""
         return bool(self.args.process_index == 0)
-
-
-def make_accelerator(args: LibraryArguments, strategy: Strategy) -> Accelerator:
-    """Accelerate's state of a run; micro-batches are counted by the plan, not by accelerate."""
-    given = dict(args.accelerator_config.gradient_accumulation_kwargs or {})
-    if "num_steps" in given:
-        raise ArgumentsError(
-            [
-                "accelerator_config: num_steps is gradient_accumulation_steps here; set that, and "
-                "leave num_steps out."
-            ]
-        )
-    ddp = {
-        name: value
-        for name in ("find_unused_parameters", "bucket_cap_mb", "broadcast_buffers", "static_graph")
-        if (value := getattr(args, f"ddp_{name}")) is not None
-    }
-    fsdp = args.fsdp_plugin_args
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        deepspeed_plugin=args.deepspeed_plugin,
-        fsdp_plugin=None if fsdp is None else FullyShardedDataParallelPlugin(**fsdp),
-        gradient_accumulation_plugin=GradientAccumulationPlugin(**given, num_steps=1),
-        kwargs_handlers=[DistributedDataParallelKwargs(**ddp)],
-        dynamo_plugin=TorchDynamoPlugin(
-            backend=args.torch_compile_backend, mode=args.torch_compile_mode
-        ),
-    )
-    if args.fp16 and args.use_cpu and args.deepspeed_plugin is None:
-        # accelerate leaves float16 on a CPU out without a word
-        accelerator.native_amp = True
-        accelerator.scaler = torch.amp.GradScaler("cpu")
-    return accelerator

@@ -191,7 +191,7 @@ def _make_trainer(
 ) -> Trainer:
     from transformers import EarlyStoppingCallback
 
-    from luthier.arguments.resolve import resolve_warmup_steps
+    from luthier.distributed.accelerator import make_accelerator
     from luthier.modeling.counts import count_flops, peak_flops
     from luthier.modeling.dtypes import computed_dtype
     from luthier.suggestions import suggest
@@ -202,6 +202,7 @@ def _make_trainer(
     from luthier.training.loop import Trainer
     from luthier.training.metrics import Meter
     from luthier.training.optimizers.make import make_optimizer
+    from luthier.training.optimizers.schedule import make_schedule
     from luthier.training.report import origins_of
 
     def meter_of(trainer: Trainer) -> Meter:
@@ -223,6 +224,7 @@ def _make_trainer(
         library_arguments,
         stage,
         strategy,
+        make_accelerator(library_arguments),
         model,
         tokenizer,
         data.train,
@@ -230,7 +232,7 @@ def _make_trainer(
         [*callbacks, *ours],
         requests=Requests(arguments.training.stop_grace_seconds),
         optimizer=lambda model: make_optimizer(model, arguments, library_arguments),
-        warmup=partial(resolve_warmup_steps, arguments.training),
+        schedule=partial(make_schedule, arguments=arguments, args=library_arguments),
         name_rows=origins_of,
         suggest=suggest,
         meter=meter_of,
