@@ -69,12 +69,12 @@ def fill_disk(folder: str, how: How, left: int, num_failures: int) -> None:
 
     saving: list[CheckpointSaver] = []
 
-    def full_save(saver: CheckpointSaver) -> Any:
+    def full_save(saver: CheckpointSaver, progress: dict[str, Any]) -> Any:
         saving[:] = [saver]
         if how == "before" and is_full(saver):
             take(filler, left)
         try:
-            published = save(saver)
+            published = save(saver, progress)
         finally:
             filler.unlink(missing_ok=True)
             lift_limit()

@@ -63,10 +63,10 @@ class Operations:
         files.delete_later = files.delete  # in the same order every time
         save, save_model = CheckpointSaver.save, CheckpointSaver.save_model
 
-        def watched_save(saver: CheckpointSaver) -> Any:
+        def watched_save(saver: CheckpointSaver, progress: dict[str, Any]) -> Any:
             step = saver._trainer.state.global_step
             with self._watching(self._part == "checkpoint" and step == 4):
-                return save(saver)
+                return save(saver, progress)
 
         def watched_save_model(saver: CheckpointSaver, *rest: Any) -> None:
             with self._watching(self._part == "model"):
