@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -212,7 +212,18 @@ class Stream:
         """
         self.close()
         if state is not None:
-            self._compare(state["settings"])
+            were = state["settings"]
+            differing = [
+                f"\n  {name} {_shown(were.get(name))}, now {_shown(value)}"
+                for name, value in self.settings.items()
+                if were.get(name) != value
+            ]
+            if differing:
+                raise DataError(
+                    "the checkpoint stands in a stream that was read otherwise:"
+                    f"{''.join(differing)}\nSet it back to go on behind the last example, or set "
+                    "ignore_data_skip: true to go on with the first one."
+                )
         self._num_taken, self._behind = 0, deque()
         self._next = None
         self._origins.clear()
@@ -224,9 +235,18 @@ class Stream:
         if self.num_workers:
             self._pool = start_pool(self.num_workers, _keep, self.encoding)
         self._made = self._make(self._chunks(state))
-        if state is not None:
-            self._num_used = 1
-            self._take_up(state)
+        if state is None:
+            return
+        self._chunk, made = next(self._made)  # its rows were counted already
+        assert made is not None, "a chunk has rows"
+        self._table, self._used, self._num_used = made.table, state["used"], 1
+        self.epoch = self._chunk.window["mixture"]["epoch"]
+        if self._used > len(made.table):
+            raise DataError(
+                "the checkpoint stands behind examples that are not there: rows are encoded in "
+                "another way than before. Set template, cutoff_len and tokenizer back, or set "
+                "ignore_data_skip: true to go on with the first example."
+            )
 
     def close(self) -> None:
         """Ends the workers."""
@@ -254,7 +274,17 @@ class Stream:
             missing -= len(part)
             parts.append(part)
         self._num_taken += count
-        self._behind.append((self._num_taken, self._state()))
+        state = {
+            "window": self._chunk.window,
+            "row": self._chunk.start,
+            "used": self._used,
+            "counts": [
+                {one.name: deepcopy(getattr(report, one.name)) for one in fields(Counts)}
+                for report in self.reports
+            ],
+            "settings": self.settings,
+        }
+        self._behind.append((self._num_taken, state))
         return pyarrow.concat_tables(parts)
 
     def __getitem__(self, rows: Sequence[int]) -> pyarrow.Table:
@@ -293,30 +323,6 @@ class Stream:
                 f"data set {report.name!r}: {report.num_read:,} rows read, {report.num_kept:,} "
                 f"kept, {report.num_skipped:,} skipped, {report.num_rows_cut:,} cut{cut}{left_out}"
                 f"{f'; pass {self.epoch + 1:,}' if self.epoch else ''}"
-            )
-
-    def _state(self) -> dict[str, Any]:
-        chunk = self._chunk
-        return {
-            "window": chunk.window,
-            "row": chunk.start,
-            "used": self._used,
-            "counts": [_counts(report) for report in self.reports],
-            "settings": self.settings,
-        }
-
-    def _compare(self, settings: dict[str, Any]) -> None:
-        differing = [
-            f"{name} {_shown(settings.get(name))}, now {_shown(value)}"
-            for name, value in self.settings.items()
-            if settings.get(name) != value
-        ]
-        if differing:
-            listed = "".join(f"\n  {one}" for one in differing)
-            raise DataError(
-                f"the checkpoint stands in a stream that was read otherwise:{listed}\n"
-                "Set it back to go on behind the last example, or set ignore_data_skip: true to "
-                "go on with the first one."
             )
 
     def _chunks(self, state: dict[str, Any] | None) -> Iterator[_Chunk]:
@@ -373,20 +379,6 @@ class Stream:
         for number, counts in made.counts.items():
             self._count(self.reports[number], counts)
 
-    def _take_up(self, state: dict[str, Any]) -> None:
-        """Opens the chunk that a state stands in; its rows were counted already."""
-        assert self._made is not None
-        self._chunk, made = next(self._made)
-        assert made is not None, "a chunk has rows"
-        self._table, self._used = made.table, state["used"]
-        self.epoch = self._chunk.window["mixture"]["epoch"]
-        if self._used > len(made.table):
-            raise DataError(
-                "the checkpoint stands behind examples that are not there: rows are encoded in "
-                "another way than before. Set template, cutoff_len and tokenizer back, or set "
-                "ignore_data_skip: true to go on with the first example."
-            )
-
     def _end_epoch(self) -> None:
         if not self._num_used:
             raise nothing_left(self.reports)
@@ -430,11 +422,6 @@ class Stream:
             check_budget(
                 report.name, report.num_read, report.skipped, report.problems, data.max_bad_rows
             )
-
-
-def _counts(report: SetReport) -> dict[str, Any]:
-    counts = asdict(report)
-    return {one.name: counts[one.name] for one in fields(Counts)}
 
 
 def _shown(value: Any) -> str:
