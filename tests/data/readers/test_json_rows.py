@@ -193,6 +193,14 @@ def test_windows_of_any_size_and_any_position_give_the_rows_of_the_whole_text(
         assert seen(position) == (whole[at:], said)
 
 
+def test_a_position_of_an_earlier_version_is_refused(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text('[{"a": 1}, {"a": 2}]')
+
+    with pytest.raises(DataError, match=r"earlier version.*ignore_data_skip"):
+        list(DataFile(path, "f").rows([11, 1, '"a"', True]))
+
+
 def test_only_a_window_of_a_long_list_is_in_memory(monkeypatch):
     content = io.BytesIO(json.dumps([{"a": "x" * 1000}] * 2000, indent=1).encode())
     asked: list[int] = []

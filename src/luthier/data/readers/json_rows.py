@@ -234,6 +234,11 @@ class _Window:
         self, file: DataFile, stream: IO[bytes], position: Position, window_bytes: int
     ) -> None:
         self.file, self.stream, self.window_bytes = file, stream, window_bytes
+        if len(position) != 3:
+            raise DataError(
+                f"{file.name}: the checkpoint stands in this list as an earlier version read it. "
+                "Set ignore_data_skip: true to go on with the first example."
+            )
         self.byte, self.line, self.column = position
         stream.seek(self.byte)
         self._decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
