@@ -446,11 +446,6 @@ class TrainingArguments(Section):
     restore_callback_states_from_checkpoint: bool = free(
         False, "Whether callbacks get back the state they had in the checkpoint. By default not."
     )
-    enable_jit_checkpoint: bool = free(
-        False,
-        "Whether the run saves a checkpoint when it is told to end (SIGTERM). By default it does "
-        "not.",
-    )
     logging_strategy: Strategy = free(
         "steps", "When a line is logged: each `logging_steps` (the default), each epoch, or never."
     )
