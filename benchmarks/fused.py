@@ -22,7 +22,7 @@ if __name__ == "__main__":
 
 from benchmarks import figures, material
 
-KINDS = ("linear layers", "feed-forward layers", "norms")
+KINDS = ("linear layers", "feed-forward layers", "norms", "rotary embeddings")
 
 VARIANTS = {"all": (), **{f"without {kind}": (kind,) for kind in KINDS}, "none": KINDS}
 

@@ -37,7 +37,7 @@ SCOPES = {
     "optimizer": r"^Optimizer\.|_foreach_|_fused_adam",
     "softmax and loss": r"Nll|Logps|^LmHead|Loss|nll_loss|cross_entropy|log_softmax|logsumexp",
     "norms": r"^(nn\.Module: )?\w*(RmsNorm|RMSNorm|LayerNorm)",
-    "rotary": r"RotaryEmbedding",
+    "rotary": r"^_Rotate|RotaryEmbedding",
     "activation": r"^_Gate|Activation|SiLU|GELU|nn\.Module: \w*M(LP|lp)$",
     "around attention": r"Attention",
     "low-rank products": r"^_Lora",

@@ -27,7 +27,7 @@ SMALL = {
     ),
     "fused": (
         "--models tiny --methods lora --dtypes float32 --tokens 64 --pairs 2",
-        ("time_ratio", 5),
+        ("time_ratio", 6),
     ),
     "memory": (
         "--models tiny --parts head --head-tokens 64 --vocabulary 1000",

@@ -138,7 +138,7 @@ def test_a_fused_model_that_learns_whole_has_the_same_loss_and_gradients(name):
 
     fused = fuse(model)
 
-    assert {"norms", "feed-forward layers"} == set(fused.counts)
+    assert {"norms", "feed-forward layers", "rotary embeddings"} == set(fused.counts)
     check(run(model), own)
 
 
@@ -147,7 +147,7 @@ def test_a_llama_is_fused_everywhere():
 
     fused = fuse(model)
 
-    said = "fused: 14 linear layers, 2 feed-forward layers, 5 norms"
+    said = "fused: 2 rotary embeddings, 14 linear layers, 2 feed-forward layers, 5 norms"
     assert str(fused) == said
     assert str(fuse(model)) == said
 
@@ -287,7 +287,7 @@ def test_dropout_stays_of_peft_while_the_rest_is_fused():
 
     check(run(model), own)
     assert fused.num_left == 14
-    assert fused.counts == {"feed-forward layers": 2, "norms": 5}
+    assert fused.counts == {"rotary embeddings": 2, "feed-forward layers": 2, "norms": 5}
 
 
 def test_some_layers_with_adapters_and_some_without():

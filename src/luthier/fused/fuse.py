@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -20,9 +22,11 @@ from luthier.fused.layers import (
     FusedNorm,
     FusedPackedMlp,
     FusedProjection,
+    FusedRotary,
     ProjectionGroup,
     is_plain,
     read_projection,
+    rotary_before,
 )
 from luthier.fused.mlp import ACTIVATIONS
 from luthier.fused.norm import NormFormula
@@ -64,7 +68,8 @@ def fuse(model: nn.Module) -> Fused:
     - peft's linear layers: product and low-rank update in one, q, k and v with one gradient of
       their input,
     - feed-forward layers down(act(gate(x)) * up(x)): the product inside is made again, not kept,
-    - RMSNorms: made again from their input where only fused layers read them.
+    - RMSNorms: made again from their input where only fused layers read them,
+    - rotary embeddings by halves.
 
     Every forward looks at each call whether it applies (adapters disabled, merged or switched,
     hooks, weights that are sharded or of another dtype) and is the layer's own otherwise.
@@ -78,7 +83,7 @@ def fuse(model: nn.Module) -> Fused:
     """
     unfuse(model)
     for module in list(model.modules()):
-        forward = _fused_mlp(module) or _fused_norm(module)
+        forward = _fused_mlp(module) or _fused_norm(module) or _fused_rotary(module)
         if forward is not None:
             module.forward = forward
         for names in GROUPS:
@@ -167,6 +172,32 @@ def _fused_norm(module: nn.Module) -> FusedNorm | None:
         if _agree(fused, x) and _agree(fused, x.to(torch.bfloat16)):
             return FusedNorm(module, formula)
     return None
+
+
+def _fused_rotary(module: nn.Module) -> FusedRotary | None:
+    forward = type(module).forward
+    if not isinstance(forward, FunctionType) or "forward" in vars(module):
+        return None
+    name = "apply_rotary_pos_emb"
+    own = forward.__globals__.get(name)
+    if name not in forward.__code__.co_names or not inspect.isfunction(own):
+        return None
+    if list(inspect.signature(own).parameters) != ["q", "k", "cos", "sin", "unsqueeze_dim"]:
+        return None
+    fused = rotary_before(own)
+    q, k, cos, sin = _random(1, 2, 3, 8), _random(1, 1, 3, 8), _random(1, 3, 8), _random(1, 3, 8)
+    try:
+        plain = own(q, k, cos, sin)
+    except RuntimeError:  # of half as many angles, as in gpt-oss
+        return None
+    if not all(_is_close(*pair) for pair in zip(fused(q, k, cos, sin), plain, strict=True)):
+        return None
+    seen = {**forward.__globals__, name: fused}
+    other = FunctionType(
+        forward.__code__, seen, forward.__name__, forward.__defaults__, forward.__closure__
+    )
+    other.__kwdefaults__ = forward.__kwdefaults__
+    return FusedRotary(module, other)
 
 
 def _agree(fused: FusedForward, x: Tensor) -> bool:

@@ -1,20 +1,59 @@
 """Forwards that stand before a layer's own, and hand over to it where they do not apply."""
 
+# B rows, A attention heads, T tokens, D dimensions of a head
 # N rows (tokens), H hidden, I intermediate
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from luthier.fused.lora import Projection, autocast_dtype, lora_linear
 from luthier.fused.mlp import Activation, gate, gated_mlp
 from luthier.fused.norm import NormFormula, rms_norm
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The rotation x cos + rotate_half(x) sin (Su et al. 2021, equation 34, by halves).
+
+    Args:
+        x: (..., D), the first half of D paired with the second.
+        cos: broadcastable to `x`, without gradient.
+        sin: as `cos`.
+
+    Returns:
+        As `x`, in its order in memory and the widest of the three dtypes.
+    """
+    y: Tensor = _Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        half = x.shape[-1] // 2
+        y = x * cos
+        x = x.to(y.dtype)
+        y[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+        y[..., half:].addcmul_(x[..., :half], sin[..., half:])
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        half = gy.shape[-1] // 2
+        gx = gy * cos.to(gy.dtype)
+        gx[..., :half].addcmul_(gy[..., half:], sin[..., half:])
+        gx[..., half:].addcmul_(gy[..., :half], sin[..., :half], value=-1)
+        return gx, None, None
 
 
 class FusedForward:
@@ -150,6 +189,40 @@ class FusedNorm(FusedForward):
         if not is_plain(self.module.weight):
             return None
         return rms_norm(x, self.module.weight, self.formula)
+
+
+class FusedRotary(FusedForward):
+    """An attention layer's own forward with another `apply_rotary_pos_emb` in its sight.
+
+    Args:
+        module: the attention layer.
+        forward: its forward, bound to names among which that function is another.
+    """
+
+    kind = "rotary embeddings"
+
+    def __init__(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        super().__init__(module)
+        self.forward = forward
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self.own(*inputs, **options)
+        return self.forward(self.module, *inputs, **options)
+
+
+def rotary_before(own: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Any]:
+    """An `apply_rotary_pos_emb` of fewer passes before a model's own, for rotations by halves."""
+
+    def apply_rotary_pos_emb(
+        q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        if cos.requires_grad or not q.shape[-1] == k.shape[-1] == cos.shape[-1]:
+            return own(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
+        cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+        return rotate(q, cos, sin), rotate(k, cos, sin)
+
+    return apply_rotary_pos_emb
 
 
 def read_projection(module: Any, x: Tensor) -> Projection | None:
