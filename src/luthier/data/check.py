@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,13 +118,6 @@ def shorten(text: str, position: int = 0, most: int = EXCERPT_LENGTH) -> str:
         for each in text[start : start + most]
     )
     return shown[:most]
-
-
-def count_reasons(problems: Sequence[RowProblem]) -> dict[str, int]:
-    """How many rows each reason costs, the most frequent first."""
-    return dict(
-        Counter(f"{p.column}: {p.reason}" if p.field else p.reason for p in problems).most_common()
-    )
 
 
 def is_over_budget(num_bad: int, num_rows: int, max_bad_rows: float) -> bool:
