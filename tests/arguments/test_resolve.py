@@ -95,6 +95,12 @@ def test_knobs_of_another_method_are_said_to_be_idle():
     assert "finetuning_type is full: lora_rank have no effect" in arguments.notes
 
 
+def test_knobs_of_another_stage_are_said_to_be_idle():
+    arguments = parse_dict({**RUN, "stage": "sft", "kto_loss": "kto", "pref_beta": 0.2})
+
+    assert "stage is sft: kto_loss, pref_beta have no effect" in arguments.notes
+
+
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.999, 1.0])
 @pytest.mark.parametrize("max_steps", [1, 7, 100, 117])
 def test_the_ratio_of_warmup_is_rounded_up(ratio, max_steps):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from luthier.arguments.choices import Method, Stage
-from luthier.arguments.knob import CommaList, Section, free, knob
+from luthier.arguments.knob import CommaList, FloatList, Section, free, knob
 
 
 class FinetuningArguments(Section):
@@ -155,6 +157,141 @@ class FinetuningArguments(Section):
         resume="fixed",
         method="lora",
         is_strict=True,
+    )
+    pref_loss: CommaList = knob(
+        ("sigmoid",),
+        "For stage dpo: the loss of a pair of answers, or several that are added, a comma list. By "
+        "default sigmoid, that of the DPO paper.",
+        stages=("dpo",),
+        on_card=True,
+    )
+    pref_loss_weights: FloatList = knob(
+        (),
+        "For stage dpo: the weight of each loss of `pref_loss`. By default all count once.",
+        stages=("dpo",),
+        on_card=True,
+    )
+    pref_beta: float = knob(
+        0.1,
+        "For stages dpo and kto: how strongly the model is held to its reference; the smaller, the "
+        "further it may go. By default 0.1.",
+        stages=("dpo", "kto"),
+        on_card=True,
+        gt=0.0,
+    )
+    pref_ftx: float = knob(
+        0.0,
+        "For stages dpo and kto: the weight of the supervised loss of wanted answers, which is "
+        "added. By default 0, none.",
+        stages=("dpo", "kto"),
+        on_card=True,
+        ge=0.0,
+    )
+    pref_bco_weight: float = knob(
+        0.0,
+        "For stage dpo: the weight of the BCO loss that is added. By default 0, none.",
+        stages=("dpo",),
+        on_card=True,
+        ge=0.0,
+    )
+    dpo_label_smoothing: float = knob(
+        0.0,
+        "For stage dpo: the share of pairs that are taken to be marked the wrong way round (cDPO), "
+        "below 0.5. By default 0.",
+        stages=("dpo",),
+        on_card=True,
+        ge=0.0,
+        lt=0.5,
+    )
+    simpo_gamma: float = knob(
+        0.5,
+        "For `pref_loss: simpo`: the margin of the averaged log-probabilities that is aimed at. By "
+        "default 0.5.",
+        stages=("dpo",),
+        on_card=True,
+    )
+    discopop_tau: float = knob(
+        0.05,
+        "For `pref_loss: discopop`: the temperature that its two parts are mixed by. By default "
+        "0.05.",
+        stages=("dpo",),
+        gt=0.0,
+    )
+    f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = (
+        knob(
+            "reverse_kl",
+            "For stage dpo: the divergence by which the model is held to its reference. By default "
+            "reverse_kl, that of the DPO paper.",
+            stages=("dpo",),
+            on_card=True,
+        )
+    )
+    f_alpha_divergence_coef: float = knob(
+        0.5,
+        "For `f_divergence_type: alpha_divergence`: its alpha. By default 0.5.",
+        stages=("dpo",),
+        gt=0.0,
+    )
+    ld_alpha: float | None = knob(
+        None,
+        "For stage dpo: the weight of those tokens of an answer that lie beyond the length of the "
+        "shorter one (LD-DPO), 0 to 1. By default all tokens count once.",
+        stages=("dpo",),
+        on_card=True,
+        ge=0.0,
+        le=1.0,
+    )
+    kto_loss: Literal["kto", "apo_zero_unpaired"] = knob(
+        "kto",
+        "For stage kto: its loss. By default that of the KTO paper.",
+        stages=("kto",),
+        on_card=True,
+    )
+    kto_chosen_weight: float = knob(
+        1.0,
+        "For stage kto: the weight of wanted answers. By default 1.",
+        stages=("kto",),
+        on_card=True,
+        gt=0.0,
+    )
+    kto_rejected_weight: float = knob(
+        1.0,
+        "For stage kto: the weight of unwanted answers. By default 1.",
+        stages=("kto",),
+        on_card=True,
+        gt=0.0,
+    )
+    center_rewards_coefficient: float | None = knob(
+        None,
+        "For stage rm: the weight of the squared sum of both scores, which keeps them near 0. By "
+        "default they are where they are.",
+        stages=("rm",),
+        on_card=True,
+        ge=0.0,
+    )
+    ref_model: str | None = knob(
+        None,
+        "For stages dpo and kto: the reference, a folder or hub name of a model of the same "
+        "vocabulary. By default the model as it was when the run began.",
+        stages=("dpo", "kto"),
+        on_card=True,
+        reads=True,
+        resume="path",
+    )
+    ref_model_adapters: CommaList = knob(
+        (),
+        "For stages dpo and kto: adapters that are merged into `ref_model`, a comma list. None by "
+        "default.",
+        stages=("dpo", "kto"),
+        reads=True,
+        resume="path",
+    )
+    precompute_ref: bool | Literal["auto"] = free(
+        "auto",
+        "For stages dpo and kto: whether the reference is read once before training and kept in "
+        "the data cache, so that no step pays for it. By default (auto) where rows are kept, and "
+        "not where they are streamed.",
+        stages=("dpo", "kto"),
     )
     compute_accuracy: bool = free(
         False,

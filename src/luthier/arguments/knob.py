@@ -53,6 +53,7 @@ class Facts:
             several places are parted by spaces.
         half: the dtype that it asks for, where it is about half precision.
         method: the `finetuning_type` that it is about; empty where it is about all.
+        stages: that it is about; empty where it is about all.
         is_strict: whether it is refused with another method, where others are told to be idle.
         needs: packages that must be there where it is set; a mapping says which for which value.
         on_card: whether the model card shows it.
@@ -68,6 +69,7 @@ class Facts:
     in_deepspeed: str = ""
     half: str = ""
     method: str = ""
+    stages: tuple[str, ...] = ()
     is_strict: bool = False
     needs: ReadOnly[str, str] | tuple[str, ...] = ()
     on_card: bool = False

@@ -12,6 +12,19 @@ from luthier.arguments.training import TrainingArguments
 LONGEST_TIMEOUT_S = 1800
 """The longest `ddp_timeout` that is taken as it is."""
 
+WHOLE_ANSWERS = ("dpo", "kto", "rm")
+"""Stages that compare or weigh whole answers."""
+
+OF_TURNS = (
+    "packing",
+    "neat_packing",
+    "train_on_prompt",
+    "mask_history",
+    "label_smoothing_factor",
+    "compute_accuracy",
+)
+"""What changes nothing there, as with LLaMA-Factory."""
+
 
 def resolve(arguments: Arguments) -> Arguments:
     """The same arguments with everything filled in that can be known without a model or data."""
@@ -82,10 +95,21 @@ def _idle(arguments: Arguments) -> Iterator[str]:
     method, data = arguments.finetuning.finetuning_type, arguments.data
     if data.packing and data.neat_packing is False and arguments.finetuning.stage != "pt":
         yield "neat_packing = false has no effect: packed conversations never see each other"
-    others = {name for name, known in facts().items() if known.method not in ("", method)}
-    names = [name for name in arguments.origins if name in others]
-    if names:
-        yield f"finetuning_type is {method}: {', '.join(names)} have no effect"
+    stage = arguments.finetuning.stage
+    known = {name: each for name, each in facts().items() if name in arguments.origins}
+    of_others = {
+        f"finetuning_type is {method}": [
+            n for n, k in known.items() if k.method not in ("", method)
+        ],
+        f"stage is {stage}": [n for n, k in known.items() if k.stages and stage not in k.stages],
+    }
+    if stage in WHOLE_ANSWERS:
+        of_others[f"stage is {stage}, which learns from whole answers"] = [
+            name for name in OF_TURNS if name in arguments.origins and arguments.flat()[name]
+        ]
+    for reason, names in of_others.items():
+        if names:
+            yield f"{reason}: {', '.join(names)} have no effect"
     if "buffer_size" in arguments.origins and not data.streaming:
         yield "buffer_size has no effect without streaming: all rows are shuffled"
 

@@ -163,9 +163,14 @@ def _hub_name(name: str) -> str:
 
 
 def _settings(arguments: Arguments) -> list[tuple[str, str]]:
-    """What the card shows: settings of all runs, then those of the method."""
+    """What the card shows: settings of all runs and of the stage, then those of the method."""
     values, method = arguments.flat(), arguments.finetuning.finetuning_type
-    known = [(name, each.method) for name, each in facts().items() if each.on_card]
+    stage = arguments.finetuning.stage
+    known = [
+        (name, each.method)
+        for name, each in facts().items()
+        if each.on_card and (not each.stages or stage in each.stages)
+    ]
     names = [name for wanted in ("", method) for name, its in known if its == wanted]
     shown = {name: public_value(name, values[name]) for name in names}
     return [
