@@ -98,7 +98,7 @@ def test_knobs_of_another_method_are_said_to_be_idle():
 def test_knobs_of_another_stage_are_said_to_be_idle():
     arguments = parse_dict({**RUN, "stage": "sft", "kto_loss": "kto", "pref_beta": 0.2})
 
-    assert "stage is sft: kto_loss, pref_beta have no effect" in arguments.notes
+    assert "stage is sft: pref_beta, kto_loss have no effect" in arguments.notes
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.999, 1.0])
