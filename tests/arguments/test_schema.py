@@ -4,7 +4,7 @@ from typing import get_args
 import pytest
 
 from luthier.arguments.knob import Resume
-from luthier.arguments.record import fields
+from luthier.arguments.record import fields, meanings
 from luthier.arguments.schema import ON_RESUME, help_page, json_schema, reference_page, schema_text
 from tests.arguments.expected_names import EXPECTED_NAMES
 
@@ -26,7 +26,7 @@ def test_page_and_schema_know_every_name():
 
 @pytest.mark.parametrize("name", fields())
 def test_every_help_line_is_a_full_thought(name):
-    description = fields()[name].description
+    description = meanings()[name]
 
     assert description[0].isupper()
     assert description.endswith(".")

@@ -1,4 +1,7 @@
-"""A knob, with what it knows of itself; the sections that knobs stand in, lists, mappings."""
+"""A knob, with what it knows of itself; the sections that knobs stand in, lists, mappings.
+
+What a knob means stands under it, a full thought with its unit and what the default does.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,7 @@ from collections.abc import Mapping as ReadOnly
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from luthier.arguments.wording import members
@@ -149,28 +145,20 @@ Below = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=0)]
 
 
-def knob(default: Any, description: str, **said: Any) -> Any:
-    """A field: its default and one full thought for the reader.
-
-    Args:
-        default: its value where nobody sets it.
-        description: what it means, with its unit, and what the default does.
-        said: of `Facts` by their names; the rest are bounds, as pydantic takes them.
-    """
+def knob(default: Any, **said: Any) -> Any:
+    """A field: its default, some of `Facts` by their names, and bounds as pydantic takes them."""
     facts = {name: said.pop(name) for name in FACTS if name in said}
-    return Field(
-        default, description=description, json_schema_extra={"status": "honoured"} | facts, **said
-    )
+    return Field(default, json_schema_extra={"status": "honoured"} | facts, **said)
 
 
-def free(default: Any, description: str, **said: Any) -> Any:
+def free(default: Any, **said: Any) -> Any:
     """A knob that a run which goes on may turn as it likes, see `Resume`."""
-    return knob(default, description, resume="free", **said)
+    return knob(default, resume="free", **said)
 
 
-def ours(default: Any, description: str, **said: Any) -> Any:
+def ours(default: Any, **said: Any) -> Any:
     """A knob that transformers' `TrainingArguments` do not get; mostly a free one."""
-    return knob(default, description, **({"resume": "free", "is_ours": True} | said))
+    return knob(default, **({"resume": "free", "is_ours": True} | said))
 
 
 def facts_of(field: FieldInfo) -> Facts:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal
@@ -43,6 +45,17 @@ def fields() -> dict[str, FieldInfo]:
 def facts() -> dict[str, Facts]:
     """What every knob knows of itself, by its flat name."""
     return {name: facts_of(each) for name, each in fields().items()}
+
+
+@cache
+def meanings() -> dict[str, str]:
+    """What every knob means, by its flat name: the text under it, read from its file when asked."""
+    return {
+        ast.unparse(knob.target): " ".join(ast.literal_eval(text.value).split())
+        for section in SECTIONS.values()
+        for knob, text in pairwise(_class_body(Path(inspect.getfile(section)), section.__name__))
+        if isinstance(knob, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
 
 
 @dataclass(frozen=True)
@@ -148,14 +161,18 @@ def library_types() -> dict[str, Any]:
     spec = importlib.util.find_spec("transformers")
     if spec is None or spec.origin is None:
         return {}
-    source = (Path(spec.origin).parent / _FILE).read_text(encoding="utf-8")
     return {
         field.target.id: _type_of(field.annotation)
-        for definition in ast.parse(source).body
-        if isinstance(definition, ast.ClassDef) and definition.name == "TrainingArguments"
-        for field in definition.body
+        for field in _class_body(Path(spec.origin).parent / _FILE, "TrainingArguments")
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
     }
+
+
+def _class_body(file: Path, name: str) -> list[ast.stmt]:
+    module = ast.parse(file.read_text(encoding="utf-8"))
+    return next(
+        each.body for each in module.body if isinstance(each, ast.ClassDef) and each.name == name
+    )
 
 
 def _type_of(annotation: ast.expr) -> Any:

@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from luthier.arguments.legacy import LEGACY, Legacy, Status
-from luthier.arguments.record import SECTIONS, facts, library_types
+from luthier.arguments.record import SECTIONS, facts, library_types, meanings
 from luthier.arguments.wording import expectation
 
 TITLES = {
@@ -78,6 +78,8 @@ def json_schema() -> dict[str, Any]:
         made = section.model_json_schema(mode="validation")
         assert "$defs" not in made, "fields are flat"
         properties |= made["properties"]
+    for name, meaning in meanings().items():
+        properties[name]["description"] = meaning
     for name, legacy in LEGACY.items():
         properties[name] = {
             "description": f"{legacy.status.capitalize()}. {_says(legacy)}",
@@ -107,7 +109,7 @@ def reference_page() -> str:
                 expectation(field),
                 _shown(field.default),
                 facts()[name].status,
-                str(field.description),
+                meanings()[name],
             )
             for name, field in section.model_fields.items()
         ]
@@ -144,8 +146,9 @@ def _help_lines() -> Iterator[str]:
         yield f"\n{TITLES[key]}"
         for name, field in section.model_fields.items():
             yield f"  --{name}  {expectation(field)}"
-            meaning = str(field.description)
-            yield textwrap.fill(meaning, 96, initial_indent=" " * 6, subsequent_indent=" " * 6)
+            yield textwrap.fill(
+                meanings()[name], 96, initial_indent=" " * 6, subsequent_indent=" " * 6
+            )
     for status, caption in STATUSES:
         yield f"\n{status.capitalize()}: {caption}"
         names = ", ".join(name for name, _ in _legacy_of(status))
