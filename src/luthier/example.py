@@ -19,6 +19,9 @@ OF_TOKENS, OF_SEQUENCES = "token_", "sequence_"
 WEIGHT = "weight"
 """The number of a token by which its loss is multiplied; examples that have none count once."""
 
+REFERENCE = "reference_logp"
+"""The number of a learned token that is its log-probability by the reference."""
+
 WEIGHTS = f"{OF_TOKENS}{WEIGHT}"
 """The column of these numbers."""
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import luthier
+from luthier.example import REFERENCE
 from luthier.modeling.reads import read_logps
 from luthier.stages.next_token import NextToken
 from luthier.stages.stage import Loss
@@ -31,23 +32,14 @@ class Seen:
         self.orders.append("measured")
         return {"tokens": (float(batch.num_tokens), 1)}
 
-    def measure_reference(self, stage: Any, reference: Any, batch: Any) -> dict[str, Any]:
-        assert not torch.is_grad_enabled()
-        return {"reference": self.sums(reference, batch)}
-
     def loss(self, stage: Any, model: Any, batch: Any) -> Loss:
         loss = PLAIN(stage, model, batch)
         self.orders.append("learned")
         self.means.append(batch.step_numbers["tokens"])
         with torch.no_grad():
-            apart = self.sums(model, batch) - batch.sequence_numbers["reference"]
+            apart = read_logps(model, batch).logps_N - batch.token_numbers[REFERENCE]
         self.distances.append(apart.abs().max().item())
         return loss
-
-    @staticmethod
-    def sums(model: Any, batch: Any) -> torch.Tensor:
-        logps_N = read_logps(model, batch).logps_N
-        return logps_N.new_zeros(len(batch.ends)).index_add(0, batch.sequences, logps_N)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -69,7 +61,6 @@ def test_a_step_is_measured_before_it_is_learned(method: str, llama_folder, tmp_
         patch.object(NextToken, "measures_first", True),
         patch.object(NextToken, "needs_reference", True),
         patch.object(NextToken, "measure", lambda *given: seen.measure(*given)),
-        patch.object(NextToken, "measure_reference", lambda *given: seen.measure_reference(*given)),
         patch.object(NextToken, "loss", lambda *given: seen.loss(*given)),
     ):
         result = luthier.train(config)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias
 
@@ -144,6 +144,12 @@ def join_numbers(
     return found
 
 
+def naming(batch: MicroBatch, names: Iterable[str]) -> MicroBatch:
+    """An idle micro-batch with the names of numbers that those with examples have."""
+    empty = {name: torch.zeros(0) for name in names if name != WEIGHT}
+    return replace(batch, token_numbers={**empty, **batch.token_numbers})
+
+
 @dataclass(frozen=True)
 class Step:
     """One rank's share of an optimizer step.
@@ -153,12 +159,15 @@ class Step:
         num_units: what the loss is divided by, of all ranks together.
         num_tokens: real tokens of all ranks together.
         num_examples: examples of all ranks together, a packed one counted once.
+        measured: micro-batches that are read before the step is learned, and not learned; empty
+            where those of the step itself are.
     """
 
     micro_batches: tuple[MicroBatch, ...]
     num_units: int
     num_tokens: int
     num_examples: int
+    measured: tuple[MicroBatch, ...] = ()
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -173,5 +182,8 @@ class Step:
 
     def pin_memory(self) -> Step:
         """The same step in page-locked memory (called by torch's loader)."""
-        pinned = tuple(micro_batch.pin_memory() for micro_batch in self.micro_batches)
-        return replace(self, micro_batches=pinned)
+        pinned, measured = (
+            tuple(micro_batch.pin_memory() for micro_batch in each)
+            for each in (self.micro_batches, self.measured)
+        )
+        return replace(self, micro_batches=pinned, measured=measured)

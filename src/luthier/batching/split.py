@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from luthier.batching.batch import MicroBatch, Step
+from luthier.batching.batch import MicroBatch, Step, naming
 from luthier.batching.padded import pad
 from luthier.batching.plan import plan_examples
 from luthier.batching.tree import build_tree
@@ -17,8 +17,10 @@ def rebuild(
 ) -> MicroBatch:
     """A micro-batch of these examples in the layout of another one; none make an idle one."""
     if like.attention_mask is not None:
-        return pad(examples, pad_token_id)
-    return build_tree(examples, share_prefixes=share_prefixes)
+        built = pad(examples, pad_token_id)
+    else:
+        built = build_tree(examples, share_prefixes=share_prefixes)
+    return built if examples else naming(built, like.token_numbers)
 
 
 def split_micro_batches(
@@ -36,10 +38,23 @@ def split_micro_batches(
         pad_token_id: fills rectangles.
         share_prefixes: whether trees compute once what sequences begin with alike.
     """
-    examples = [each for batch in step.micro_batches for each in batch.examples]
-    if not examples:
-        return step
-    like = step.micro_batches[0]
+
+    def split(batches: Sequence[MicroBatch]) -> tuple[MicroBatch, ...]:
+        examples = [each for batch in batches for each in batch.examples]
+        if not examples:
+            return tuple(batches)
+        return tuple(_split(examples, batches[0], token_budget, pad_token_id, share_prefixes))
+
+    return replace(step, micro_batches=split(step.micro_batches), measured=split(step.measured))
+
+
+def _split(
+    examples: Sequence[Example],
+    like: MicroBatch,
+    token_budget: int,
+    pad_token_id: int,
+    share_prefixes: bool,
+) -> Iterator[MicroBatch]:
     (plan,) = plan_examples(
         examples,
         1,
@@ -47,8 +62,7 @@ def split_micro_batches(
         is_padded=like.attention_mask is not None,
         share_prefixes=share_prefixes,
     )
-    batches = (
-        rebuild([examples[n] for n in group], like, pad_token_id, share_prefixes=share_prefixes)
-        for group in plan
-    )
-    return replace(step, micro_batches=tuple(batches))
+    for group in plan:
+        yield rebuild(
+            [examples[n] for n in group], like, pad_token_id, share_prefixes=share_prefixes
+        )

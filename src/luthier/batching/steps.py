@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 from transformers import TrainingArguments as LibraryArguments
 
-from luthier.batching.batch import MicroBatch, Step
+from luthier.batching.batch import MicroBatch, Step, naming
 from luthier.batching.order import LengthGroupedOrder, SequentialOrder, ShuffledOrder
 from luthier.batching.padded import pad
 from luthier.batching.plan import plan_examples
@@ -122,19 +122,23 @@ class StepBuilder:
             is_padded=self.layout == "padded",
             share_prefixes=self.share_prefixes,
         )
+        names = {name for each in examples for name in each.token_numbers}
         return Step(
             micro_batches=tuple(
-                self._build([examples[each] for each in positions]) for positions in plan[self.rank]
+                self._build([examples[each] for each in positions], names)
+                for positions in plan[self.rank]
             ),
             num_units=sum(each.num_units for each in read),
             num_tokens=sum(len(each.input_ids) for each in read),
             num_examples=len(read),
         )
 
-    def _build(self, examples: Sequence[Example]) -> MicroBatch:
+    def _build(self, examples: Sequence[Example], names: Iterable[str]) -> MicroBatch:
         if self.layout == "padded":
-            return pad(examples, self.pad_token_id)
-        return build_tree(examples, share_prefixes=self.share_prefixes)
+            built = pad(examples, self.pad_token_id)
+        else:
+            built = build_tree(examples, share_prefixes=self.share_prefixes)
+        return built if examples else naming(built, names)
 
 
 class _Indices(torch.utils.data.Dataset[int]):

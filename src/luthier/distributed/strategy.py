@@ -44,8 +44,8 @@ class Learner(Protocol):
         model: bare, but under FSDP2.
         model_wrapped: what a step of training computes.
         is_prepared: whether accelerate has seen the model.
-        reference: a copy of the model before it learned, where the stage asks for one and no
-            adapter can be left out.
+        reference: gives the model as it was before it learned, see `modeling/reference.py`; None
+            where the stage needs none, or it was read before training.
     """
 
     arguments: Arguments
@@ -63,6 +63,10 @@ class Learner(Protocol):
     state: Any
     control: Any
     callback_handler: Any
+
+    @property
+    def remembered(self) -> Mapping[str, float]:
+        """By name the mean of all steps so far, of what the stage remembers."""
 
     def create_optimizer(self) -> Any:
         """Makes the optimizer of the model's learned weights."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from luthier.data.road import Road
+from luthier.example import REFERENCE, Example
 from luthier.registry import Registry
 
 if TYPE_CHECKING:
@@ -32,6 +33,41 @@ class Loss:
     metrics: Mapping[str, Sum] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Coupled:
+    """The loss of the sequences of all ranks together, taken on their numbers alone.
+
+    Attributes:
+        total: of all, the same on every rank.
+        metrics: of all on the first rank, none on the others.
+        slopes: by name (S,), its derivatives by the numbers of this rank's sequences.
+        places: where the sequences of an example stand among these.
+    """
+
+    total: Tensor
+    metrics: Mapping[str, Sum]
+    slopes: Mapping[str, Tensor]
+    places: Mapping[Example, range]
+
+    def share(self, batch: MicroBatch, numbers: Mapping[str, Tensor]) -> Tensor:
+        """A scalar whose gradient is that of the whole loss by a micro-batch.
+
+        Each number times the derivative by it (gradient caching, Gao et al. 2021, arXiv 2101.06983,
+        section 3.2).
+
+        Args:
+            batch: of this rank, perhaps cut anew.
+            numbers: (S,) each, read again with gradient.
+        """
+        places = [place for example in batch.examples for place in self.places[example]]
+        total = batch.ends.sum() * 0.0
+        for name, numbers_S in numbers.items():
+            if numbers_S.requires_grad:
+                slopes_S = self.slopes[name].to(numbers_S)[places] if places else 0.0
+                total = total + (numbers_S * slopes_S).sum()
+        return total
+
+
 class Stage(Road):
     """One kind of training; made of the run's arguments, of which it reads its own.
 
@@ -44,8 +80,13 @@ class Stage(Road):
         train_metrics: the names in `Loss.metrics` of a step of training.
         eval_metrics: those of an evaluation; a curve is drawn of each.
         derived_metrics: those that `derive` adds to an evaluation.
-        measures_first: whether `measure` goes over a step before its loss is taken.
-        needs_reference: whether `measure_reference` does, with the model as it was at first.
+        measures_first: whether `measure` goes over a step before its loss is taken; in an
+            evaluation over the whole set.
+        needs_reference: whether the loss reads numbers of the model as it was at first.
+        remembers: the names in `train_metrics` whose means over all earlier steps are among
+            `batch.step_numbers` under the same names; before the second step there are none.
+        couples_sequences: whether the loss of a sequence depends on the others of its step, or of
+            its evaluation set. Then `step_loss` is asked once for all of them together.
     """
 
     train_metrics: tuple[str, ...] = ()
@@ -53,15 +94,74 @@ class Stage(Road):
     derived_metrics: tuple[str, ...] = ()
     measures_first = False
     needs_reference = False
+    remembers: tuple[str, ...] = ()
+    couples_sequences = False
 
     def loss(self, model: Any, batch: MicroBatch) -> Loss:
         """Runs the model on the micro-batch and sums the loss over its units.
 
         Args:
             model: in training mode in a step, otherwise in an evaluation.
+            batch: on the model's device; one without examples asks for a sum of 0.
+        """
+        numbers = self.measure_sequences(model, batch)
+        if not batch.examples:
+            return Loss(sum((each.sum() * 0 for each in numbers.values()), batch.ends.sum() * 0.0))
+        return self.step_loss(numbers)
+
+    def measure_sequences(self, model: Any, batch: MicroBatch) -> dict[str, Tensor]:
+        """(S,) float32 numbers of the sequences of a micro-batch, all that `step_loss` is made of.
+
+        Their gradient is asked for where they have one. Those of a step that is coupled are read
+        without, and a second time with it.
+
+        Args:
+            model: as that of `loss`.
             batch: on the model's device.
         """
         raise NotImplementedError
+
+    def step_loss(self, numbers: Mapping[str, Tensor]) -> Loss:
+        """The loss made of the numbers of sequences alone.
+
+        Args:
+            numbers: (S,) each, of whole examples one after the other: of a micro-batch, or where
+                sequences are coupled of a whole step or evaluation set of all ranks, on the CPU.
+        """
+        raise NotImplementedError
+
+    def couple(self, read: Iterable[tuple[Sequence[Example], Mapping[str, Tensor]]]) -> Coupled:
+        """The loss of the sequences of all ranks together; every rank must call it.
+
+        Args:
+            read: the examples of each micro-batch of this rank, and what `measure_sequences` says.
+        """
+        import torch
+
+        from luthier.processes.ranks import gather_objects, rank
+
+        parts: dict[str, list[Tensor]] = {}
+        places: dict[Example, range] = {}
+        start = 0
+        for examples, numbers in read:
+            for example in examples:
+                end = start + len(example.sequence_lengths)
+                places[example], start = range(start, end), end
+            for name, numbers_S in numbers.items() if examples else ():
+                parts.setdefault(name, []).append(numbers_S)
+        ranks = gather_objects({name: torch.cat(each).cpu() for name, each in parts.items()})
+        names = next((list(each) for each in ranks if each), [])
+        lengths = [len(each[names[0]]) if each else 0 for each in ranks]
+        leaves = [
+            torch.cat([each[name] for each in ranks if each]).requires_grad_() for name in names
+        ]
+        with torch.enable_grad():
+            loss = self.step_loss(dict(zip(names, leaves, strict=True)))
+            slopes = torch.autograd.grad(loss.total, leaves, materialize_grads=True)
+        first = sum(lengths[: rank()])
+        own = [each[first : first + lengths[rank()]] for each in slopes]
+        metrics = loss.metrics if rank() == 0 else {}
+        return Coupled(loss.total.detach(), metrics, dict(zip(names, own, strict=True)), places)
 
     def measure(self, model: Any, batch: MicroBatch) -> Mapping[str, Sum]:
         """Sums of a micro-batch, without gradient.
@@ -71,15 +171,17 @@ class Stage(Road):
         raise NotImplementedError
 
     def measure_reference(self, reference: Any, batch: MicroBatch) -> Mapping[str, Tensor]:
-        """(S,) numbers of the sequences of a micro-batch, without gradient.
+        """(N,) numbers of the learned tokens by the reference, without gradient.
 
-        They are among `batch.sequence_numbers` when the loss is taken.
+        They are among `batch.token_numbers` when the loss is taken.
 
         Args:
-            reference: the model without its adapter, or a copy from before the first step.
+            reference: the model as it was at first, in evaluation mode.
             batch: on the model's device.
         """
-        raise NotImplementedError
+        from luthier.modeling.reads import read_logps
+
+        return {REFERENCE: read_logps(reference, batch).logps_N}
 
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
         """Further metrics of an evaluation, which follow from its means by their names."""

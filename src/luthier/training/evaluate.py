@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from transformers.trainer_utils import speed_metrics
@@ -15,10 +17,13 @@ from luthier.batching.steps import StepLoader
 from luthier.distributed.strategy import Learner
 from luthier.training.metrics import MetricSums
 from luthier.training.oom import OomHandler
-from luthier.training.step import measure_first
+from luthier.training.step import ready
 
 if TYPE_CHECKING:
-    from luthier.stages.stage import Loss
+    from luthier.stages.stage import Coupled, Loss
+
+
+T = TypeVar("T")
 
 
 class EvaluationCut(Exception):
@@ -48,23 +53,47 @@ def evaluate_set(
     if hasattr(learner.optimizer, "eval"):
         learner.optimizer.eval()
     sums = MetricSums(("loss", *stage.eval_metrics))
-
-    def compute(micro_batch: MicroBatch) -> Loss:
-        with torch.no_grad():
-            return stage.loss(model, micro_batch.to(args.device))
-
+    means: Mapping[str, float] = {}
     num_units = num_examples = 0
     learner.callback_handler.eval_dataloader = loader
-    for step in Prefetch(loader):
-        num_units += step.num_units
-        num_examples += step.num_examples
-        if stage.measures_first or stage.needs_reference:
-            step = measure_first(learner, step, oom)
-        for loss in oom.each(step, compute):
-            sums.add({"loss": (loss.total, 0), **loss.metrics})
-            learner.control = learner.callback_handler.on_prediction_step(
-                args, learner.state, learner.control
+
+    def through(look: Callable[[Any, MicroBatch], T], *, is_first: bool = False) -> Iterator[T]:
+        """What is read of each micro-batch of the set."""
+        nonlocal num_units, num_examples
+
+        def compute(micro_batch: MicroBatch) -> T:
+            with torch.no_grad():
+                return look(model, ready(learner, micro_batch, means))
+
+        for step in Prefetch(loader):
+            if is_first:
+                step = replace(step, micro_batches=step.measured or step.micro_batches)
+            else:
+                num_units += step.num_units
+                num_examples += step.num_examples
+            for found in oom.each(step, compute):
+                yield found
+                learner.control = learner.callback_handler.on_prediction_step(
+                    args, learner.state, learner.control
+                )
+
+    if stage.measures_first:
+        measured = MetricSums()
+        for each in through(stage.measure, is_first=True):
+            measured.add(each)
+        means = measured.means()
+    losses: Iterable[Loss | Coupled]
+    if stage.couples_sequences:
+        losses = [
+            stage.couple(
+                through(lambda *given: (given[1].examples, stage.measure_sequences(*given)))
             )
+        ]
+    else:
+        losses = through(stage.loss)
+    for loss in losses:
+        total = loss.total.to(args.device) / (args.world_size if stage.couples_sequences else 1)
+        sums.add({"loss": (total, 0), **loss.metrics})
     if learner.is_world_process_zero():  # units are those of all ranks
         sums.add({"loss": (0, max(num_units, 1))})
     means = sums.means()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import os
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import torch
 from accelerate import Accelerator
-from peft import PeftModel
 from torch import Tensor
 from transformers import (
     DefaultFlowCallback,
@@ -153,6 +151,7 @@ class Trainer:
         self.model = self.model_wrapped = model
         self.is_prepared, self.is_in_train = False, False
         self.reference: Any = None
+        self._remembered = MetricSums()
         self.processing_class = tokenizer
         self.train_dataset, self.stream = train_dataset, None
         if train_dataset is not None and not isinstance(train_dataset, datasets.Dataset):
@@ -316,8 +315,6 @@ class Trainer:
             self._noise = activate_neftune(self.model, args.neftune_noise_alpha, self.accelerator)
         if DebugOption.UNDERFLOW_OVERFLOW in args.debug:
             DebugUnderflowOverflow(self.model)
-        if self.stage.needs_reference and not isinstance(self.model, PeftModel):
-            self.reference = copy.deepcopy(self.model).requires_grad_(False).eval()
         loader = self.get_train_dataloader()
         schedule = self.schedule(len(loader))
         self._begin(schedule, checkpoint)
@@ -415,7 +412,7 @@ class Trainer:
         self.meter.restart(state.total_flos)
         self.work, self._is_restored = Work(), False
         self._loss = torch.zeros((), device=args.device)
-        self._metrics = MetricSums(self.stage.train_metrics)
+        self._metrics, self._remembered = MetricSums(self.stage.train_metrics), MetricSums()
         self._total_loss, self._last_logged = 0.0, state.global_step
 
     def _restore(self) -> None:
@@ -440,6 +437,7 @@ class Trainer:
         if self.is_world_process_zero():  # they are the sums of all ranks
             kept = ours.get("metrics_since_log", {})
             self._metrics.add({name: (total, count) for name, (total, count) in kept.items()})
+        self._remembered.add(ours.get("remembered", {}))
         self.guard.restore(ours["numbers"])
         self.oom.restore(ours["token_limits"])
 
@@ -495,6 +493,9 @@ class Trainer:
         learned = train_step(self, step, self.guard, self.oom)
         self._loss += learned.loss
         self._metrics.add(learned.metrics.held())
+        if self.stage.remembers:
+            of_ranks = learned.metrics.state().items()
+            self._remembered.add({n: (s, c) for n, (s, c) in of_ranks if n in self.stage.remembers})
         self._flops_of_rank += self.meter.flops(step)
         self.meter.count(step.num_tokens)
         self.work.add(learned.computed)
@@ -504,6 +505,12 @@ class Trainer:
         state.epoch = epoch
         self.control = handler.on_step_end(args, state, self.control)
         return learned.norm, learned.learning_rate
+
+    @property
+    def remembered(self) -> dict[str, float]:
+        """By name the mean of all steps so far, of what the stage remembers."""
+        sums = self._remembered.held().items()
+        return {name: float(total / count) for name, (total, count) in sums if count}
 
     # Logs, evaluations, checkpoints
 
@@ -661,6 +668,7 @@ class Trainer:
             "numbers": self.guard.state(),
             "loss_since_log": gather_objects(self._loss.item()),
             "metrics_since_log": self._metrics.state() if self.stage.train_metrics else {},
+            "remembered": self._remembered.held(),
             "total_loss": self._total_loss,
             "last_logged_step": self._last_logged,
             "stream": self.stream and self.stream.state_behind(self._num_streamed),

@@ -79,9 +79,15 @@ class NonFiniteGuard:
         self._step, self._losses = step, []
         self._random = RandomState.take(device)
 
-    def watched(self, loss: Tensor) -> Tensor:
-        """The loss of the next micro-batch; its gradient is NaN if it is not finite itself."""
-        seen = loss.detach()
+    def watched(self, loss: Tensor, by: Iterable[Tensor] = ()) -> Tensor:
+        """The loss of the next micro-batch; its gradient is NaN if it is not finite itself.
+
+        Args:
+            loss: scalar with gradient.
+            by: what is looked at in place of the loss, where that is made of other ones as well.
+        """
+        parts = [each.detach().sum() for each in by]
+        seen = torch.stack(parts).sum() if parts else loss.detach()
         self._losses.append(seen)
         return loss * (1 + 0 * seen)
 

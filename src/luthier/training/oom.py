@@ -77,7 +77,7 @@ class OomHandler:
 
     def fit(self, step: Step) -> Step:
         """The step in micro-batches that are known to be small enough."""
-        if self.tokens is None or all(map(self._fits, step.micro_batches)):
+        if self.tokens is None or all(map(self._fits, (*step.micro_batches, *step.measured))):
             return step
         return split_micro_batches(
             step, self.tokens, self.pad_token_id, share_prefixes=self.share_prefixes

@@ -75,6 +75,7 @@ def run(
         from luthier.modeling.dtypes import without_emulation
         from luthier.modeling.loader import load_model
         from luthier.modeling.memory import choose_checkpointing
+        from luthier.modeling.reference import Reference
         from luthier.modeling.safe_loading import reading_plain_data
         from luthier.modeling.tokenizer import load_tokenizer
         from luthier.processes.process_group import (
@@ -138,6 +139,8 @@ def run(
         trainer = _make_trainer(
             arguments, library, stage, strategy, model, tokenizer, data, callbacks
         )
+        if stage.needs_reference:
+            trainer.reference = Reference(trainer.model)
         trainer.saver = CheckpointSaver(trainer, identity)
         arguments = strategy.place(trainer)
         if training.do_train or training.do_eval:

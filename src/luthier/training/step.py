@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers.optimization import GreedyLR
 
 from luthier.batching.batch import MicroBatch, Step
 from luthier.distributed.strategy import Learner
+from luthier.example import REFERENCE
 from luthier.training.diagnosis import Search
 from luthier.training.metrics import MetricSums
 from luthier.training.nonfinite import NonFiniteGuard
 from luthier.training.oom import OomHandler
+
+if TYPE_CHECKING:
+    from luthier.stages.stage import Coupled
 
 AFTER_EVALUATIONS = (ReduceLROnPlateau, GreedyLR)
 """Schedules that go on with the numbers of an evaluation, not with each step."""
@@ -66,29 +68,40 @@ def train_step(learner: Learner, step: Step, guard: NonFiniteGuard, oom: OomHand
     model, optimizer = learner.model_wrapped, learner.optimizer
     device = args.device
     scale = args.world_size / max(step.num_units, 1)
+    agreed: tuple[Mapping[str, float], Coupled | None] | None = None
     model.train()
     if hasattr(optimizer, "train"):  # schedule-free optimizers switch modes
         optimizer.train()
 
     def compute(step: Step) -> tuple[Tensor, MetricSums]:
+        nonlocal agreed
         guard.begin(step, device)
         total, metrics = torch.zeros((), device=device), MetricSums()
-        if stage.measures_first or stage.needs_reference:
-            step = measure_first(learner, step, oom)
+        if agreed is None:  # ranks that had enough memory do not tell it again
+            step, agreed = read_first(learner, step, oom)
+        means, whole = agreed
         last = len(step.micro_batches) - 1
         for index, micro_batch in enumerate(step.micro_batches):
             is_last = index == last
             learner.accelerator.sync_gradients = is_last
             with oom.computing(micro_batch), strategy.no_sync(learner, is_last=is_last):
-                loss = stage.loss(model, micro_batch.to(device))
-                share = guard.watched(loss.total * scale)
+                batch = ready(learner, micro_batch, means)
+                if whole is None:
+                    loss = stage.loss(model, batch)
+                    share = guard.watched(loss.total * scale)
+                    metrics.add(loss.metrics)
+                else:
+                    read = stage.measure_sequences(model, batch)
+                    share = guard.watched(whole.share(batch, read) * scale, by=read.values())
                 strategy.backward(learner, share, is_last=is_last)
             total += share.detach()
-            metrics.add(loss.metrics)
             if not is_last:
                 learner.control = learner.callback_handler.on_substep_end(
                     args, learner.state, learner.control
                 )
+        if whole is not None:  # the same on every rank
+            total = whole.total.to(device) / max(step.num_units, 1)
+            metrics.add(whole.metrics)
         return total, metrics
 
     total, metrics = oom.train(model, step, device, compute)
@@ -116,48 +129,70 @@ def train_step(learner: Learner, step: Step, guard: NonFiniteGuard, oom: OomHand
     return Learned(total, metrics, oom.latest or step, norm, learning_rate)
 
 
-def measure_first(learner: Learner, step: Step, oom: OomHandler) -> Step:
-    """The step with the numbers that its stage reads without gradient before it is learned.
+def read_first(
+    learner: Learner, step: Step, oom: OomHandler
+) -> tuple[Step, tuple[Mapping[str, float], Coupled | None]]:
+    """Reads a step without gradient, where its stage asks for that, with the bare model.
 
-    Reads with the bare model, as an evaluation does: nothing is exchanged but the means.
+    Returns:
+        The step with what its reference has said; and of all ranks, the means of the stage's
+        `measure`, and the loss of the whole step where its sequences are coupled.
     """
-    stage, device = learner.stage, learner.args.device
-    sums, batches = MetricSums(), []
-    for micro_batch in step.micro_batches:
-        with torch.no_grad(), oom.computing(micro_batch):
-            here = micro_batch.to(device)
-            numbers = dict(here.sequence_numbers)
-            if stage.needs_reference:
-                with reference_of(learner) as reference:
-                    numbers |= stage.measure_reference(reference, here)
-            if stage.measures_first:
-                sums.add(stage.measure(learner.model, replace(here, sequence_numbers=numbers)))
-        batches.append(replace(micro_batch, sequence_numbers=numbers))
-    means = sums.means() if stage.measures_first else {}
-    return replace(step, micro_batches=tuple(replace(each, step_numbers=means) for each in batches))
+    stage, model = learner.stage, learner.model
+    means: Mapping[str, float] = {}
+
+    def through(batches: Sequence[MicroBatch], look: Callable[[MicroBatch], object]) -> Step:
+        read = []
+        for micro_batch in batches:
+            with torch.no_grad(), oom.computing(micro_batch):
+                batch = ready(learner, micro_batch, means)
+                look(batch)
+            read.append(replace(micro_batch, token_numbers=batch.token_numbers))
+        return replace(step, micro_batches=tuple(read))
+
+    if stage.measures_first:
+        sums = MetricSums()
+        batches = step.measured or step.micro_batches
+        read = through(batches, lambda batch: sums.add(stage.measure(model, batch)))
+        step, means = step if step.measured else read, sums.means()
+    if not stage.couples_sequences:
+        return step, (means, None)
+    found: list[Mapping[str, Tensor]] = []
+    step = through(
+        step.micro_batches, lambda batch: found.append(stage.measure_sequences(model, batch))
+    )
+    examples = [each.examples for each in step.micro_batches]
+    return step, (means, stage.couple(zip(examples, found, strict=True)))
 
 
-@contextmanager
-def reference_of(learner: Learner) -> Iterator[Any]:
-    """The model as it was before it learned."""
-    if isinstance(learner.model, PeftModel):
-        with learner.model.disable_adapter():
-            yield learner.model
-    else:
-        yield learner.reference
+def ready(learner: Learner, micro_batch: MicroBatch, means: Mapping[str, float]) -> MicroBatch:
+    """The micro-batch on its device, with all that its loss reads beside the model."""
+    stage, reference = learner.stage, learner.reference
+    batch = micro_batch.to(learner.args.device)
+    batch = replace(batch, step_numbers={**learner.remembered, **means})
+    if not stage.needs_reference or reference is None or REFERENCE in batch.token_numbers:
+        return batch
+    with torch.no_grad(), reference.reading(learner.model) as model:
+        numbers = stage.measure_reference(model, batch)
+    return replace(batch, token_numbers={**batch.token_numbers, **numbers})
 
 
 def loss_of(learner: Learner, micro_batch: MicroBatch) -> Tensor:
-    """The loss of a micro-batch by the bare model, which exchanges nothing."""
-    total: Tensor = learner.stage.loss(learner.model, micro_batch.to(learner.args.device)).total
+    """The loss of a micro-batch as of a step of its own, by the bare model without other ranks."""
+    stage, model = learner.stage, learner.model
+    batch = ready(learner, micro_batch, {})
+    if stage.measures_first:
+        with torch.no_grad():
+            measured = stage.measure(model, batch)
+        means = {name: float(total / count) for name, (total, count) in measured.items() if count}
+        batch = replace(batch, step_numbers={**batch.step_numbers, **means})
+    total: Tensor = stage.loss(model, batch).total
     return total
 
 
 def search_of(learner: Learner, oom: OomHandler) -> Search:
     """How the cause of a number that is not finite is looked for."""
-    stage = learner.stage
-    is_alone = not (stage.measures_first or stage.needs_reference)
-    compute = partial(loss_of, learner) if learner.strategy.computes_alone and is_alone else None
+    compute = partial(loss_of, learner) if learner.strategy.computes_alone else None
     return Search(learner.model, compute, oom.pad_token_id, share_prefixes=oom.share_prefixes)
 
 
