@@ -25,16 +25,12 @@ from pathlib import Path
 
 
 class LuthierError(Exception):
-    """Says what was found, what was expected, and what to do; shown without a traceback.
+    """Says what was found, what was expected, and what to do; shown without a traceback."""
 
-    Attributes:
-        exit_code: of the program that ends by it.
-        is_common: whether every process of a run raises it, at the same point; then they leave
-            together and the first one alone says it.
-    """
-
-    exit_code = 2
+    exit_code = 2  # of the program that ends by it
     is_common = False
+    """Whether every process of a run raises it, at the same point; then they leave together and the
+    first one alone says it."""
 
 
 class ArgumentsError(LuthierError):

@@ -37,41 +37,28 @@ Resume: TypeAlias = Literal[
 
 @dataclass(frozen=True)
 class Facts:
-    """What a knob knows of itself, beside its type, default, meaning and bounds.
+    """What a knob knows of itself, beside its type, default, meaning and bounds."""
 
-    Attributes:
-        status: how the name is treated, as the reference says it.
-        resume: what it may become where a run goes on.
-        is_ours: of the section `training`, whether transformers' `TrainingArguments` does not get
-            it under its name, because it has none or means something else by it.
-        in_peft: its name in the configuration of peft's adapters.
-        in_deepspeed: where a configuration of DeepSpeed says the same, as `optimizer.params.lr`;
-            several places are parted by spaces.
-        half: the dtype that it asks for, where it is about half precision.
-        method: the `finetuning_type` that it is about; empty where it is about all.
-        stages: that it is about; empty where it is about all.
-        is_strict: whether it is refused with another method, where others are told to be idle.
-        needs: packages that must be there where it is set; a mapping says which for which value.
-        on_card: whether the model card shows it.
-        draws: whether it says which rows of the data sets that are named are taken.
-        reads: whether its value may be a file or folder that a run reads.
-        variable: by which the environment tells its value to another library.
-    """
-
-    status: str = "honoured"
-    resume: Resume = "learned"
+    status: str = "honoured"  # how the name is treated, as the reference says it
+    resume: Resume = "learned"  # what it may become where a run goes on
     is_ours: bool = False
-    in_peft: str = ""
+    """Of the section `training`, whether transformers' `TrainingArguments` does not get it under
+    its name, because it has none or means something else by it."""
+    in_peft: str = ""  # its name in the configuration of peft's adapters
     in_deepspeed: str = ""
-    half: str = ""
-    method: str = ""
-    stages: tuple[str, ...] = ()
+    """Where a configuration of DeepSpeed says the same, as `optimizer.params.lr`; several places
+    are parted by spaces."""
+    half: str = ""  # the dtype that it asks for, where it is about half precision
+    method: str = ""  # the `finetuning_type` that it is about; empty where it is about all
+    stages: tuple[str, ...] = ()  # that it is about; empty where it is about all
     is_strict: bool = False
+    """Whether it is refused with another method, where others are told to be idle."""
     needs: ReadOnly[str, str] | tuple[str, ...] = ()
-    on_card: bool = False
-    draws: bool = False
-    reads: bool = False
-    variable: str = ""
+    """Packages that must be there where it is set; a mapping says which for which value."""
+    on_card: bool = False  # whether the model card shows it
+    draws: bool = False  # whether it says which rows of the data sets that are named are taken
+    reads: bool = False  # whether its value may be a file or folder that a run reads
+    variable: str = ""  # by which the environment tells its value to another library
 
     def needed(self, name: str, value: Any) -> list[tuple[str, str]]:
         """What a value of the knob `name` needs, each with the words that ask for it."""

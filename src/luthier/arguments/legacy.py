@@ -17,28 +17,19 @@ NULL = ("", "none", "null", "~")
 
 @dataclass(frozen=True)
 class Legacy:
-    """What becomes of a name that is no field.
+    """What becomes of a name that is no field."""
 
-    Attributes:
-        status: how the name is treated.
-        default: its value where nobody sets it; saying this value is always fine.
-        says: what to use instead, or why nothing depends on it.
-        to: for `honoured otherwise`, our name.
-        value: what a switch of that status means by it; None where its own value is taken.
-        joins: whether that value joins the list that our name is given.
-        is_fixed: for `accepted without effect`, whether only the default is accepted.
-        part_of: for `not yet` and `refused`, the name that turns the feature on; without it the
-            value changes nothing, and with it that name's sentence is enough.
-    """
-
-    status: Status
-    default: Any
-    says: str
-    to: str = ""
+    status: Status  # how the name is treated
+    default: Any  # its value where nobody sets it; saying this value is always fine
+    says: str  # what to use instead, or why nothing depends on it
+    to: str = ""  # for `honoured otherwise`, our name
     value: str | None = None
-    joins: bool = False
-    is_fixed: bool = False
+    """What a switch of that status means by it; None where its own value is taken."""
+    joins: bool = False  # whether that value joins the list that our name is given
+    is_fixed: bool = False  # for `accepted without effect`, whether only the default is accepted
     part_of: str | None = None
+    """For `not yet` and `refused`, the name that turns the feature on; without it the value changes
+    nothing, and with it that name's sentence is enough."""
 
     def is_default(self, value: Any) -> bool:
         """Whether `value`, typed or as text, says what holds anyway."""

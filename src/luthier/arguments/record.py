@@ -60,30 +60,17 @@ def meanings() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Setting:
-    """A name, a value, and where it stood.
-
-    Attributes:
-        origin: `config.yaml:12`, `command line`, `dict`, `train.args`.
-        is_text: whether the value is text of a command line that still has to be read.
-    """
+    """A name, a value, and where it stood."""
 
     name: str
     value: Any
-    origin: str
-    is_text: bool = False
+    origin: str  # `config.yaml:12`, `command line`, `dict`, `train.args`
+    is_text: bool = False  # whether the value is text of a command line that still has to be read
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What a configuration says.
-
-    Attributes:
-        passed_through: names that only the installed transformers knows, for its own
-            `TrainingArguments`.
-        origins: name -> where it was given: `config.yaml:12`, `command line`, `dict`,
-            `train.args`. Names that nobody gave are absent.
-        notes: what was renamed, ignored or inferred, one line each.
-    """
+    """What a configuration says."""
 
     model: ModelArguments
     data: DataArguments
@@ -91,8 +78,11 @@ class Arguments:
     training: TrainingArguments
     generating: GeneratingArguments
     passed_through: Mapping[str, Any] = field(default_factory=dict)
+    """Names that only the installed transformers knows, for its own `TrainingArguments`."""
     origins: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    """Name -> where it was given: `config.yaml:12`, `command line`, `dict`, `train.args`. Names
+    that nobody gave are absent."""
+    notes: tuple[str, ...] = ()  # what was renamed, ignored or inferred, one line each
 
     def given(self, name: str) -> bool:
         """Whether somebody set this name, be it to its default."""

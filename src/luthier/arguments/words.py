@@ -58,28 +58,18 @@ class Words:
 
     `--a_b 1`, `--a-b 1`, `--a_b=1` and `a_b=1` say the same. A switch stands alone or takes one
     word; `--no_a_b` turns it off. A list takes all words up to the next flag.
-
-    Attributes:
-        origin: where the words stand.
-        shapes: every name that is known.
-        further: asked for more names when one is not among `shapes`.
-        configs: configuration files, in order.
-        given: settings in order; later ones win.
-        rest: words that are none of it, in order.
-        unknown: the flags among them.
-        stray: those that stand alone.
-        problems: flags that cannot be read.
     """
 
-    origin: str = COMMAND_LINE
-    shapes: Mapping[str, Shape] = field(default_factory=shapes)
+    origin: str = COMMAND_LINE  # where the words stand
+    shapes: Mapping[str, Shape] = field(default_factory=shapes)  # every name that is known
     further: Callable[[], Mapping[str, Shape]] = library_shapes
-    configs: list[str] = field(default_factory=list)
-    given: list[Setting] = field(default_factory=list)
-    rest: list[str] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
-    stray: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    """Asked for more names when one is not among `shapes`."""
+    configs: list[str] = field(default_factory=list)  # configuration files, in order
+    given: list[Setting] = field(default_factory=list)  # settings in order; later ones win
+    rest: list[str] = field(default_factory=list)  # words that are none of it, in order
+    unknown: list[str] = field(default_factory=list)  # the flags among them
+    stray: list[str] = field(default_factory=list)  # those that stand alone
+    problems: list[str] = field(default_factory=list)  # flags that cannot be read
 
     def read(self, words: Sequence[str]) -> Words:
         """Sorts words, as the shell hands them on."""

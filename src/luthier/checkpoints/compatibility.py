@@ -25,17 +25,11 @@ PARTED = frozenset(("zero1", "zero2", "zero3"))
 
 @dataclass
 class Changes:
-    """How a run differs from a checkpoint.
+    """How a run differs from a checkpoint."""
 
-    Attributes:
-        fixed: `name: then, now` for what no run can change.
-        learned: the same for what changes what is learned.
-        notes: what is as good as it was, but worth a line.
-    """
-
-    fixed: list[str] = field(default_factory=list)
-    learned: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    fixed: list[str] = field(default_factory=list)  # `name: then, now` for what no run can change
+    learned: list[str] = field(default_factory=list)  # the same for what changes what is learned
+    notes: list[str] = field(default_factory=list)  # what is as good as it was, but worth a line
 
     def problem(self, checkpoint: Path, *, are_allowed: bool) -> str | None:
         """What speaks against going on; None when nothing does.

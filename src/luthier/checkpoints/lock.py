@@ -24,21 +24,13 @@ NUM_TRIES, PAUSE_S = 5, 0.1
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a folder, as its lock file says.
+    """Who holds a folder, as its lock file says."""
 
-    Attributes:
-        pid: of the first rank's process.
-        host: its machine.
-        boot_id: of that machine since it was started; a process id means nothing after another.
-        since: the time, UTC.
-        launch: the launcher's run and process; the same after an elastic restart.
-    """
-
-    pid: int
-    host: str
-    boot_id: str
-    since: str
-    launch: str = ""
+    pid: int  # of the first rank's process
+    host: str  # its machine
+    boot_id: str  # of that machine since it was started; a process id means nothing after another
+    since: str  # the time, UTC
+    launch: str = ""  # the launcher's run and process; the same after an elastic restart
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.since}"

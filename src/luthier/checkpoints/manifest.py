@@ -34,42 +34,28 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint was made with; of a run that begins, what it is before any step.
+    """What a checkpoint was made with; of a run that begins, what it is before any step."""
 
-    Attributes:
-        step: optimizer updates made.
-        max_steps: those of the whole run, as it was asked for.
-        run_id: the run's, kept when it goes on.
-        written: the time, UTC.
-        world_size: ranks.
-        strategy: how the weights were held, see `distributed/strategy.py`.
-        seed: of the run.
-        examples_per_step: of all ranks together.
-        loss: the last one logged; None before the first.
-        data: `fingerprint` of the encoded training data, and its `rows`.
-        settings: every argument, secrets masked.
-        versions: of luthier and of the packages that compute.
-        files: path below the folder -> size and hash.
-        end: why the run was over, of the model at its end: `steps`, `patience` or `stopped`; empty
-            for a checkpoint.
-        format: of this file.
-    """
-
-    step: int
-    max_steps: int
-    run_id: str
-    written: str
-    world_size: int
-    strategy: str
-    seed: int
-    examples_per_step: int
-    loss: float | None = None
+    step: int  # optimizer updates made
+    max_steps: int  # those of the whole run, as it was asked for
+    run_id: str  # the run's, kept when it goes on
+    written: str  # the time, UTC
+    world_size: int  # ranks
+    strategy: str  # how the weights were held, see `distributed/strategy.py`
+    seed: int  # of the run
+    examples_per_step: int  # of all ranks together
+    loss: float | None = None  # the last one logged; None before the first
     data: Mapping[str, Any] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    """`fingerprint` of the encoded training data, and its `rows`."""
+    settings: Mapping[str, Any] = field(default_factory=dict)  # every argument, secrets masked
     versions: Mapping[str, str] = field(default_factory=dict)
+    """Of luthier and of the packages that compute."""
     files: Mapping[str, FileRecord] = field(default_factory=dict)
+    """Path below the folder -> size and hash."""
     end: str = ""
-    format: int = FORMAT
+    """Why the run was over, of the model at its end: `steps`, `patience` or `stopped`; empty for a
+    checkpoint."""
+    format: int = FORMAT  # of this file
 
     @property
     def size(self) -> int:

@@ -46,15 +46,10 @@ NUM_THREADS = min(4, os.cpu_count() or 1)
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a checkpoint is not taken.
+    """Why a checkpoint is not taken."""
 
-    Attributes:
-        file: its path below the checkpoint.
-        reason: what was found, and what was expected.
-    """
-
-    file: str
-    reason: str
+    file: str  # its path below the checkpoint
+    reason: str  # what was found, and what was expected
 
     def __str__(self) -> str:
         return f"{self.file} {self.reason}"

@@ -30,24 +30,17 @@ TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0", "")
 
 @dataclass(frozen=True)
 class Sharding:
-    """How FSDP2 holds a model; the names are those of transformers' `fsdp_config`.
-
-    Attributes:
-        reshard_after_forward: whether a layer's weights are given back after its forward and
-            gathered again for its backward.
-        cpu_offload: whether the parts lie in the CPU's memory while they rest.
-        auto_wrap_policy: what is whole at a time: a layer, or all.
-        transformer_layer_cls_to_wrap: classes of layers; empty for those that the model names.
-        state_dict_type: whether checkpoints hold the weights whole or in parts.
-        activation_checkpointing: whether activations are computed again.
-    """
+    """How FSDP2 holds a model; the names are those of transformers' `fsdp_config`."""
 
     reshard_after_forward: bool = True
-    cpu_offload: bool = False
-    auto_wrap_policy: str = BY_LAYER
+    """Whether a layer's weights are given back after its forward and gathered again for its
+    backward."""
+    cpu_offload: bool = False  # whether the parts lie in the CPU's memory while they rest
+    auto_wrap_policy: str = BY_LAYER  # what is whole at a time: a layer, or all
     transformer_layer_cls_to_wrap: tuple[str, ...] = ()
-    state_dict_type: str = FULL
-    activation_checkpointing: bool = False
+    """Classes of layers; empty for those that the model names."""
+    state_dict_type: str = FULL  # whether checkpoints hold the weights whole or in parts
+    activation_checkpointing: bool = False  # whether activations are computed again
 
     def library_config(self) -> dict[str, Any]:
         """What transformers takes as `fsdp_config`; activations are left to the loader."""
@@ -61,17 +54,12 @@ class Sharding:
 
 @dataclass
 class Reading:
-    """What was found.
+    """What was found."""
 
-    Attributes:
-        sharding: None where FSDP takes no part, or something is wrong.
-        notes: what was translated or is without effect, a line each.
-        problems: what a user has to mend, a sentence each.
-    """
-
-    sharding: Sharding | None = None
+    sharding: Sharding | None = None  # None where FSDP takes no part, or something is wrong
     notes: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    """What was translated or is without effect, a line each."""
+    problems: list[str] = field(default_factory=list)  # what a user has to mend, a sentence each
 
 
 def read_sharding(arguments: Arguments, environment: Mapping[str, str]) -> Reading:

@@ -44,15 +44,10 @@ CLOSE = 1e-5
 
 @dataclass(frozen=True)
 class Fused:
-    """What was replaced.
+    """What was replaced."""
 
-    Attributes:
-        counts: kind of layer -> how many.
-        num_left: peft's linear layers that keep their own forward.
-    """
-
-    counts: Mapping[str, int]
-    num_left: int
+    counts: Mapping[str, int]  # kind of layer -> how many
+    num_left: int  # peft's linear layers that keep their own forward
 
     def __str__(self) -> str:
         said = ", ".join(f"{count:,} {kind}" for kind, count in self.counts.items()) or "nothing"

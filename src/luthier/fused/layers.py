@@ -60,12 +60,9 @@ class FusedForward:
     """The `forward` of one module, as an attribute of it; a copy of the module gets its own.
 
     torch.compile fuses by itself: it is shown the layer's own forward.
-
-    Attributes:
-        kind: the layer in words, for the log.
     """
 
-    kind = "layers"
+    kind = "layers"  # the layer in words, for the log
 
     def __init__(self, module: Any) -> None:
         self.module = module

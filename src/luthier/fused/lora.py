@@ -15,21 +15,14 @@ from luthier.fused.norm import NormFormula, NormOrigin, norm_origin
 
 
 class Projection(NamedTuple):
-    """y = x W^T + bias + scaling (x A^T) B^T (Hu et al. 2021, equation 3).
+    """y = x W^T + bias + scaling (x A^T) B^T (Hu et al. 2021, equation 3)."""
 
-    Attributes:
-        weight: (O, I).
-        bias: (O,) or None.
-        a: (R, I) or None, of one dtype with `b`, which may be wider than that of `weight`.
-        b: (O, R) or None.
-        scaling: alpha / R in the paper.
-    """
-
-    weight: Tensor
-    bias: Tensor | None = None
+    weight: Tensor  # (O, I)
+    bias: Tensor | None = None  # (O,) or None
     a: Tensor | None = None
-    b: Tensor | None = None
-    scaling: float = 1.0
+    """(R, I) or None, of one dtype with `b`, which may be wider than that of `weight`."""
+    b: Tensor | None = None  # (O, R) or None
+    scaling: float = 1.0  # alpha / R in the paper
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -161,21 +154,13 @@ def as_projections(tensors: Sequence[Tensor | None], scalings: Sequence[float]) 
 
 
 class KeptInput(NamedTuple):
-    """How to get an input back from the tensors that were kept of it.
+    """How to get an input back from the tensors that were kept of it."""
 
-    Attributes:
-        shape: as given.
-        dtype: as given.
-        computed_dtype: what products are made in under autocast; None without.
-        formula: of the norm that made the input; None if another function did.
-        num_tensors: how many tensors are kept.
-    """
-
-    shape: torch.Size
-    dtype: torch.dtype
-    computed_dtype: torch.dtype | None
-    formula: NormFormula | None
-    num_tensors: int
+    shape: torch.Size  # as given
+    dtype: torch.dtype  # as given
+    computed_dtype: torch.dtype | None  # what products are made in under autocast; None without
+    formula: NormFormula | None  # of the norm that made the input; None if another function did
+    num_tensors: int  # how many tensors are kept
 
     def remake(self, tensors: Sequence[Tensor]) -> Tensor:
         """The (N, I) input in the dtype of the products."""

@@ -24,15 +24,11 @@ from luthier.fused.norm import NormOrigin, norm_origin, product_blocks, row_bloc
 
 
 class Activation(NamedTuple):
-    """An activation function and its gradient.
+    """An activation function and its gradient."""
 
-    Attributes:
-        apply: x -> act(x).
-        backward: (gradient of act(x), x) -> gradient of x, written to `grad_input`.
-    """
-
-    apply: Callable[[Tensor], Tensor]
+    apply: Callable[[Tensor], Tensor]  # x -> act(x)
     backward: Callable[..., Tensor]
+    """(gradient of act(x), x) -> gradient of x, written to `grad_input`."""
 
 
 ACTIVATIONS = {

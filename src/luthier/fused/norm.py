@@ -47,19 +47,14 @@ def _cut(num_rows: int, most: int) -> Iterator[slice]:
 
 
 class NormFormula(NamedTuple):
-    """What distinguishes one model's RMSNorm from another's (Zhang and Sennrich 2019, equation 4).
+    """What tells one model's RMSNorm from another's (Zhang and Sennrich 2019, equation 4)."""
 
-    Attributes:
-        eps: added to the mean square under the root.
-        shift: added to the weight: 1 where a model stores the distance from one (Gemma).
-        casts_first: whether the normalised input is rounded to its own dtype before it meets the
-            weight, as in Llama, whose result has the wider of both dtypes; otherwise the product
-            is made in float32 and rounded to the input's dtype.
-    """
-
-    eps: float
-    shift: float = 0.0
+    eps: float  # added to the mean square under the root
+    shift: float = 0.0  # added to the weight: 1 where a model stores the distance from one (Gemma)
     casts_first: bool = True
+    """Whether the normalised input is rounded to its own dtype before it meets the weight, as in
+    Llama, whose result has the wider of both dtypes; otherwise the product is made in float32 and
+    rounded to the input's dtype."""
 
 
 class NormOrigin(NamedTuple):

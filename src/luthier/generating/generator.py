@@ -31,19 +31,12 @@ SECONDS_BETWEEN_LINES = 30.0
 
 @dataclass(frozen=True)
 class Generator:
-    """Answers of a model as token ids, the stop token included when there is one.
+    """Answers of a model as token ids, the stop token included when there is one."""
 
-    Attributes:
-        model: on its device; its training mode is as before after every answer.
-        tokenizer: fitted to the template; gives the padding token.
-        stop_token_ids: tokens that end an answer; the tokenizer's EOS when empty.
-        use_cache: whether keys and values of earlier tokens are kept (`use_kv_cache`).
-    """
-
-    model: Any
-    tokenizer: PreTrainedTokenizerBase
-    stop_token_ids: Sequence[int]
-    use_cache: bool = True
+    model: Any  # on its device; its training mode is as before after every answer
+    tokenizer: PreTrainedTokenizerBase  # fitted to the template; gives the padding token
+    stop_token_ids: Sequence[int]  # tokens that end an answer; the tokenizer's EOS when empty
+    use_cache: bool = True  # whether keys and values of earlier tokens are kept (`use_kv_cache`)
 
     def answer(
         self,

@@ -30,23 +30,16 @@ An accelerator needs some 300 operations for each byte it reads to be busy; with
 
 @dataclass(frozen=True)
 class Settings:
-    """How logits become figures.
+    """How logits become figures."""
 
-    Attributes:
-        scale: multiplies the head's products.
-        softcap: then bounds them, y = softcap * tanh(x / softcap); None for no bound.
-        label_smoothing: share of the target distribution that is spread over the vocabulary.
-        chunk_bytes: of a chunk's logits and their copies; None takes `CHUNK_BYTES`.
-        with_correct: whether the target was the likeliest token is told.
-        with_entropy: the entropies of the predicted distributions are told.
-    """
-
-    scale: float = 1.0
+    scale: float = 1.0  # multiplies the head's products
     softcap: float | None = None
+    """Then bounds them, y = softcap * tanh(x / softcap); None for no bound."""
     label_smoothing: float = 0.0
-    chunk_bytes: int | None = None
-    with_correct: bool = False
-    with_entropy: bool = False
+    """Share of the target distribution that is spread over the vocabulary."""
+    chunk_bytes: int | None = None  # of a chunk's logits and their copies; None takes `CHUNK_BYTES`
+    with_correct: bool = False  # whether the target was the likeliest token is told
+    with_entropy: bool = False  # the entropies of the predicted distributions are told
 
     def rows_of_chunk(self, num_reads: int, bytes_of_row: int, device: torch.device) -> int:
         """Rows of equal chunks within the byte budget; at least one where there are any."""
@@ -59,31 +52,20 @@ PLAIN = Settings()
 
 
 class Figures(NamedTuple):
-    """What is told of each read.
+    """What is told of each read."""
 
-    Attributes:
-        nll_N: (N,) negative log-likelihoods; float32, or float64 where the logits are.
-        correct_N: (N,) bool; None if not asked for.
-        entropy_N: (N,), in nats; None if not asked for.
-    """
-
-    nll_N: Tensor
-    correct_N: Tensor | None
-    entropy_N: Tensor | None
+    nll_N: Tensor  # (N,) negative log-likelihoods; float32, or float64 where the logits are
+    correct_N: Tensor | None  # (N,) bool; None if not asked for
+    entropy_N: Tensor | None  # (N,), in nats; None if not asked for
 
 
 class Nll(NamedTuple):
-    """Sums over reads.
+    """Sums over reads."""
 
-    Attributes:
-        total: scalar with gradient, the sum of the negative log-likelihoods; float32.
-        correct: int64 scalar, how many targets were the likeliest token; None if not asked for.
-        entropy: scalar without gradient, in nats; None if not asked for.
-    """
-
-    total: Tensor
+    total: Tensor  # scalar with gradient, the sum of the negative log-likelihoods; float32
     correct: Tensor | None
-    entropy: Tensor | None
+    """int64 scalar, how many targets were the likeliest token; None if not asked for."""
+    entropy: Tensor | None  # scalar without gradient, in nats; None if not asked for
 
     @classmethod
     def sum_of(cls, figures: Figures) -> Nll:
@@ -97,18 +79,14 @@ class Nll(NamedTuple):
 
 
 class Logps(NamedTuple):
-    """Figures of each read.
-
-    Attributes:
-        logps_N: (N,) with gradient, the log-probability of each target (its mean over the smoothed
-            target distribution where labels are smoothed); float32.
-        correct: (N,) bool, whether the target was the likeliest token; None if not asked for.
-        entropy: (N,) without gradient, in nats; None if not asked for.
-    """
+    """Figures of each read."""
 
     logps_N: Tensor
+    """(N,) with gradient, the log-probability of each target (its mean over the smoothed target
+    distribution where labels are smoothed); float32."""
     correct: Tensor | None
-    entropy: Tensor | None
+    """(N,) bool, whether the target was the likeliest token; None if not asked for."""
+    entropy: Tensor | None  # (N,) without gradient, in nats; None if not asked for
 
 
 def linear_nll(

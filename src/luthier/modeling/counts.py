@@ -107,17 +107,13 @@ class StepFlops:
     al. 2022, appendix B, who count every pair, also those that a causal mask hides). The output
     head counts where a token is learned. What is computed again, padding, norms, activations and
     the optimizer do not count.
-
-    Attributes:
-        of_token: of all matrices, active experts only.
-        of_read: of the output head, for each position that predicts a learned token.
-        of_pair: of attention for each pair of tokens that see each other, by how many tokens
-            back a layer sees; WHOLE for all.
     """
 
-    of_token: int
-    of_read: int
+    of_token: int  # of all matrices, active experts only
+    of_read: int  # of the output head, for each position that predicts a learned token
     of_pair: dict[int, int]
+    """Of attention for each pair of tokens that see each other, by how many tokens back a layer
+    sees; WHOLE for all."""
 
     def of(self, depths_T: Tensor, num_reads: int) -> int:
         """Operations of a micro-batch.

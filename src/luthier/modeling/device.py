@@ -58,17 +58,11 @@ def release(device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class RandomState:
-    """Where torch's generators stood that a forward pass draws from.
+    """Where torch's generators stood that a forward pass draws from."""
 
-    Attributes:
-        cpu: state of the CPU's generator.
-        own: state of the device's generator; None on a CPU.
-        device: of the model.
-    """
-
-    cpu: Tensor
-    own: Tensor | None
-    device: torch.device
+    cpu: Tensor  # state of the CPU's generator
+    own: Tensor | None  # state of the device's generator; None on a CPU
+    device: torch.device  # of the model
 
     @classmethod
     def take(cls, device: torch.device) -> RandomState:

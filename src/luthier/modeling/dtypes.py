@@ -38,15 +38,10 @@ Autocast: TypeAlias = Callable[[], AbstractContextManager[Any]]
 
 @dataclass(frozen=True)
 class Dtypes:
-    """What to load and what to train in.
+    """What to load and what to train in."""
 
-    Attributes:
-        weights: of all weights as loaded; "auto" keeps what is stored.
-        trained: of the weights that learn; None leaves them as loaded.
-    """
-
-    weights: torch.dtype | Literal["auto"]
-    trained: torch.dtype | None
+    weights: torch.dtype | Literal["auto"]  # of all weights as loaded; "auto" keeps what is stored
+    trained: torch.dtype | None  # of the weights that learn; None leaves them as loaded
 
 
 def choose_dtypes(

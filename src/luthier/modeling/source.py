@@ -37,17 +37,12 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model is read from.
+    """Where a model is read from."""
 
-    Attributes:
-        path: a folder, or a name on the hub.
-        gguf_file: the file inside the folder when the model is a GGUF file, else None.
-        is_local: whether `path` is a folder on this machine.
-    """
-
-    path: str
+    path: str  # a folder, or a name on the hub
     gguf_file: str | None = None
-    is_local: bool = True
+    """The file inside the folder when the model is a GGUF file, else None."""
+    is_local: bool = True  # whether `path` is a folder on this machine
 
     def __str__(self) -> str:
         return str(Path(self.path) / self.gguf_file) if self.gguf_file else self.path

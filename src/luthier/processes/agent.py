@@ -74,15 +74,10 @@ def run_agent(words: Sequence[str]) -> int:
 
 
 class Agent(LocalElasticAgent):
-    """Starts the processes of this machine and looks after them.
+    """Starts the processes of this machine and looks after them."""
 
-    Attributes:
-        signals: how many signals to end have come.
-        last: the last of them.
-    """
-
-    signals = 0
-    last = signal.SIGTERM
+    signals = 0  # how many signals to end have come
+    last = signal.SIGTERM  # the last of them
 
     def _start_workers(self, worker_group: Any) -> dict[int, Any]:
         before = {number: signal.getsignal(number) for number in (*STOPS, signal.SIGQUIT)}

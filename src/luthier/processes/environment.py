@@ -37,19 +37,13 @@ DEVICE_FILES = (
 
 @dataclass(frozen=True)
 class DistributedEnvironment:
-    """The processes of a run, seen from one of them.
+    """The processes of a run, seen from one of them."""
 
-    Attributes:
-        rank: its number among all.
-        world_size: how many there are.
-        local_rank: its number on its machine, and that of its device.
-        is_launched: whether a launcher started it; a run of one process may have one, too.
-    """
-
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0
+    rank: int = 0  # its number among all
+    world_size: int = 1  # how many there are
+    local_rank: int = 0  # its number on its machine, and that of its device
     is_launched: bool = False
+    """Whether a launcher started it; a run of one process may have one, too."""
 
 
 def distributed_environment(

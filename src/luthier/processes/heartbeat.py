@@ -44,32 +44,19 @@ class Heartbeat:
 
     A rank keeps one of its own: its main thread marks there how far it is, and any thread may take
     a copy of how things stand.
-
-    Attributes:
-        rank: whose it is.
-        host: the machine's name.
-        machine: the same for processes that see each other's ids, different otherwise.
-        pid: the process's id there.
-        count: how many of them this rank has made.
-        step: the last step it has begun.
-        doing: "starting", "training", "evaluating", "finishing" or "cut off".
-        moves: how often it was seen to have got on: an event of the loop, or another stack.
-        stack: where its main thread stands, outermost frame first.
-        state: whether it works, is done, looks at the others no more, or has failed.
-        error: why it failed, with the traceback.
     """
 
-    rank: int
-    host: str
-    machine: str
-    pid: int
-    count: int = 0
-    step: int = 0
-    doing: str = "starting"
-    moves: int = 0
-    stack: tuple[str, ...] = ()
-    state: State = "living"
-    error: str = ""
+    rank: int  # whose it is
+    host: str  # the machine's name
+    machine: str  # the same for processes that see each other's ids, different otherwise
+    pid: int  # the process's id there
+    count: int = 0  # how many of them this rank has made
+    step: int = 0  # the last step it has begun
+    doing: str = "starting"  # "starting", "training", "evaluating", "finishing" or "cut off"
+    moves: int = 0  # how often it was seen to have got on: an event of the loop, or another stack
+    stack: tuple[str, ...] = ()  # where its main thread stands, outermost frame first
+    state: State = "living"  # whether it works, is done, looks at the others no more, or has failed
+    error: str = ""  # why it failed, with the traceback
 
     @classmethod
     def of(cls, rank: int) -> Heartbeat:
@@ -146,21 +133,13 @@ def this_machine() -> str:
 
 @dataclass(frozen=True)
 class PeerStatus:
-    """What this rank knows of another, by its own clock.
+    """What this rank knows of another, by its own clock."""
 
-    Attributes:
-        heartbeat: the last that came.
-        heard_s: how long before the last look at the store it was new.
-        still_s: how long the rank has not got on.
-        process: how its process is; None where it cannot be seen from here.
-        process_s: for how long its process has been so.
-    """
-
-    heartbeat: Heartbeat
-    heard_s: float
-    still_s: float
-    process: Process | None = None
-    process_s: float = 0.0
+    heartbeat: Heartbeat  # the last that came
+    heard_s: float  # how long before the last look at the store it was new
+    still_s: float  # how long the rank has not got on
+    process: Process | None = None  # how its process is; None where it cannot be seen from here
+    process_s: float = 0.0  # for how long its process has been so
 
 
 class Peers:

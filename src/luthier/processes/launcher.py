@@ -50,19 +50,12 @@ PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Launch:
-    """The processes that this machine starts.
+    """The processes that this machine starts."""
 
-    Attributes:
-        nproc: how many.
-        options: what torch's launcher is told, a word each.
-        environment: what the processes are told beside that.
-        notes: what was chosen, one line each.
-    """
-
-    nproc: int
-    options: tuple[str, ...]
-    environment: Mapping[str, str]
-    notes: tuple[str, ...]
+    nproc: int  # how many
+    options: tuple[str, ...]  # what torch's launcher is told, a word each
+    environment: Mapping[str, str]  # what the processes are told beside that
+    notes: tuple[str, ...]  # what was chosen, one line each
 
     def words(self, command: Sequence[str]) -> list[str]:
         """The arguments of `python -m torch.distributed.run`.

@@ -17,18 +17,14 @@ SHORTEST_S = 10.0
 
 @dataclass(frozen=True)
 class Limits:
-    """How long what is taken for a loss, in seconds.
+    """How long what is taken for a loss, in seconds."""
 
-    Attributes:
-        stopped_s: a process that was stopped (SIGSTOP, a debugger).
-        silent_s: a rank that is not heard and cannot be seen: its machine or the network is gone.
-        stalled_s: ranks that live and do not get on; a rank whose process runs, seen to, but that
-            says nothing, such as in C code that never lets Python's other threads run.
-    """
-
-    stopped_s: float
+    stopped_s: float  # a process that was stopped (SIGSTOP, a debugger)
     silent_s: float
+    """A rank that is not heard and cannot be seen: its machine or the network is gone."""
     stalled_s: float
+    """Ranks that live and do not get on; a rank whose process runs, seen to, but that says nothing,
+    such as in C code that never lets Python's other threads run."""
 
     @classmethod
     def within(cls, ddp_timeout_s: float, *, is_abrupt: bool = False) -> Limits:
@@ -51,17 +47,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why a run ends.
-
-    Attributes:
-        kind: a rank failed by itself; is lost; does not get on; or ranks do not reach each other.
-        ranks: whom it is about.
-        why: a sentence.
-    """
+    """Why a run ends."""
 
     kind: Kind
-    ranks: tuple[int, ...]
-    why: str
+    """A rank failed by itself; is lost; does not get on; or ranks do not reach each other."""
+    ranks: tuple[int, ...]  # whom it is about
+    why: str  # a sentence
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -31,25 +31,16 @@ class ConversationTooLong(LuthierError):
 
 @dataclass(frozen=True)
 class Engine:
-    """Answers conversations, one at a time.
+    """Answers conversations, one at a time."""
 
-    Attributes:
-        model: on its device, adapter and all.
-        tokenizer: fitted to the template.
-        template: how conversations read to the model.
-        stop_token_ids: tokens that end an answer; they are never shown.
-        generating: how tokens are chosen unless a call says otherwise.
-        use_cache: whether keys and values of earlier tokens are kept.
-        split_special_tokens: whether special tokens in messages are read as their letters.
-    """
-
-    model: Any
-    tokenizer: PreTrainedTokenizerBase
-    template: Renders
-    stop_token_ids: tuple[int, ...]
-    generating: GeneratingArguments
-    use_cache: bool = True
+    model: Any  # on its device, adapter and all
+    tokenizer: PreTrainedTokenizerBase  # fitted to the template
+    template: Renders  # how conversations read to the model
+    stop_token_ids: tuple[int, ...]  # tokens that end an answer; they are never shown
+    generating: GeneratingArguments  # how tokens are chosen unless a call says otherwise
+    use_cache: bool = True  # whether keys and values of earlier tokens are kept
     split_special_tokens: bool = False
+    """Whether special tokens in messages are read as their letters."""
     _busy: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def stream(

@@ -124,29 +124,21 @@ class ChatTemplate:
     A turn's pieces are found by rendering the conversation up to the question with the header of
     the answer, and up to the answer: each text must begin the next one and the whole. Where it
     does not, training would show other texts than generation, and an error says where they part.
-
-    Attributes:
-        tokenizer: with a chat template.
-        name: how the run calls it.
-        default_system: the system text of a conversation that has none.
-        enable_thinking: given to the chat template under this name unless None.
-        preserve_thinking: given to the chat template under this name when true.
-        stop_words: the texts of tokens, other than EOS, with which the chat template ends an
-            answer; found by rendering one when not given.
-        efficient_eos: never; the chat template writes what ends an answer.
-        takes_text_beside_calls: always; where a chat template leaves it out, that is an error.
-        content_words: what surrounds thoughts and calls in the contents of answers.
     """
 
-    tokenizer: PreTrainedTokenizerBase = dataclasses.field(repr=False)
-    name: str = "the tokenizer's chat template"
-    default_system: str = ""
-    enable_thinking: bool | None = None
-    preserve_thinking: bool = False
+    tokenizer: PreTrainedTokenizerBase = dataclasses.field(repr=False)  # with a chat template
+    name: str = "the tokenizer's chat template"  # how the run calls it
+    default_system: str = ""  # the system text of a conversation that has none
+    enable_thinking: bool | None = None  # given to the chat template under this name unless None
+    preserve_thinking: bool = False  # given to the chat template under this name when true
     stop_words: tuple[str, ...] = ()
-    efficient_eos: bool = False
+    """The texts of tokens, other than EOS, with which the chat template ends an answer; found by
+    rendering one when not given."""
+    efficient_eos: bool = False  # never; the chat template writes what ends an answer
     takes_text_beside_calls: bool = True
+    """Always; where a chat template leaves it out, that is an error."""
     content_words: tuple[str, ...] = (*COMMON_WORDS, *TOOL_CALL_WORDS)
+    """What surrounds thoughts and calls in the contents of answers."""
     _opens_after_answers: bool = dataclasses.field(default=False, init=False, repr=False)
     _thought_key: str | None = dataclasses.field(default=None, init=False, repr=False)
 

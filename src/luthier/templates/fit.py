@@ -103,18 +103,13 @@ def with_tool_format(template: Template, name: str) -> Template:
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """What generation and the model need to know of a fitted tokenizer.
+    """What generation and the model need to know of a fitted tokenizer."""
 
-    Attributes:
-        stop_token_ids: the tokens that end an answer, EOS first.
-        notes: what was changed and what was kept, one line each.
-        num_new_tokens: tokens that the vocabulary did not have before. When there are any, the
-            model's vocabulary must be resized.
-    """
-
-    stop_token_ids: tuple[int, ...]
-    notes: tuple[str, ...]
+    stop_token_ids: tuple[int, ...]  # the tokens that end an answer, EOS first
+    notes: tuple[str, ...]  # what was changed and what was kept, one line each
     num_new_tokens: int
+    """Tokens that the vocabulary did not have before. When there are any, the model's vocabulary
+    must be resized."""
 
 
 def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, template: Renders | None) -> Fitted:

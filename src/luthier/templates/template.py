@@ -52,57 +52,41 @@ class Template:
 
     Slots left empty take their usual form: an answer is its content and EOS (content alone with
     `efficient_eos`), a function call reads like an answer, an observation like a question.
-
-    Attributes:
-        name: how users call it.
-        user: around a question, the header of the answer included.
-        assistant: around an answer.
-        system: around the system text, of which the tools are the end.
-        function: around the text of function calls.
-        observation: around what tools answered, the header of the next answer included.
-        prefix: before everything.
-        default_system: the system text of a conversation that has none.
-        stop_words: texts of the tokens that end an answer. With `replace_eos` the first becomes
-            the tokenizer's EOS.
-        tool_format: a name of `TOOL_FORMATS`.
-        tool_call_words: what surrounds the calls in a function message that also holds text.
-        thought_words: what opens and what closes a thought.
-        empty_thought: an answer's thought that says nothing; both words when left empty.
-        plain_opening: what an answer begins with that shows no thought, not even an empty one.
-        turn_end: what ends an answer that is followed by another turn, at the start of that turn.
-        is_reasoning: whether thoughts are handled as `luthier.templates.thinking` says.
-        is_system_in_user: whether the system text stands inside the first question (Llama 2).
-        trims_lone_tools: whether tools without a system text before them lose their first newlines.
-        efficient_eos: whether answers carry no EOS and the data side sets it between turns.
-        replace_eos: whether the first stop word becomes EOS.
-        replace_chat_template: whether a chat template of the tokenizer is always replaced.
-        enable_thinking: see `luthier.templates.thinking`.
-        preserve_thinking: see `luthier.templates.thinking`.
     """
 
-    name: str
-    user: Slots = (CONTENT,)
-    assistant: Slots = ()
-    system: Slots = (CONTENT,)
-    function: Slots = ()
-    observation: Slots = ()
-    prefix: Slots = ()
-    default_system: str = ""
+    name: str  # how users call it
+    user: Slots = (CONTENT,)  # around a question, the header of the answer included
+    assistant: Slots = ()  # around an answer
+    system: Slots = (CONTENT,)  # around the system text, of which the tools are the end
+    function: Slots = ()  # around the text of function calls
+    observation: Slots = ()  # around what tools answered, the header of the next answer included
+    prefix: Slots = ()  # before everything
+    default_system: str = ""  # the system text of a conversation that has none
     stop_words: tuple[str, ...] = ()
-    tool_format: str = "default"
+    """Texts of the tokens that end an answer. With `replace_eos` the first becomes the tokenizer's
+    EOS."""
+    tool_format: str = "default"  # a name of `TOOL_FORMATS`
     tool_call_words: tuple[str, str] = TOOL_CALL_WORDS
+    """What surrounds the calls in a function message that also holds text."""
     thought_words: tuple[str, str] = ("<think>\n", "\n</think>\n\n")
-    empty_thought: str = ""
+    """What opens and what closes a thought."""
+    empty_thought: str = ""  # an answer's thought that says nothing; both words when left empty
     plain_opening: str = ""
+    """What an answer begins with that shows no thought, not even an empty one."""
     turn_end: str = ""
-    is_reasoning: bool = False
+    """What ends an answer that is followed by another turn, at the start of that turn."""
+    is_reasoning: bool = False  # whether thoughts are handled as `luthier.templates.thinking` says
     is_system_in_user: bool = False
+    """Whether the system text stands inside the first question (Llama 2)."""
     trims_lone_tools: bool = False
+    """Whether tools without a system text before them lose their first newlines."""
     efficient_eos: bool = False
-    replace_eos: bool = False
+    """Whether answers carry no EOS and the data side sets it between turns."""
+    replace_eos: bool = False  # whether the first stop word becomes EOS
     replace_chat_template: bool = False
-    enable_thinking: bool | None = True
-    preserve_thinking: bool = False
+    """Whether a chat template of the tokenizer is always replaced."""
+    enable_thinking: bool | None = True  # see `luthier.templates.thinking`
+    preserve_thinking: bool = False  # see `luthier.templates.thinking`
 
     def __post_init__(self) -> None:
         usual: Slots = (CONTENT,) if self.efficient_eos else (CONTENT, Special.EOS)

@@ -28,31 +28,22 @@ class FunctionCall:
 
 @dataclass(frozen=True)
 class ToolFormat:
-    """One way of writing tools and calls: jinja that training runs and a chat template holds.
+    """One way of writing tools and calls: jinja that training runs and a chat template holds."""
 
-    Attributes:
-        tools_jinja: statements that print what the system text says of `tools`, one or more.
-        calls_jinja: statements that print `calls`, a list of objects with `name` and `arguments`.
-            Arguments that are text are taken for JSON.
-        extract_calls: the calls in a model's answer; empty when it calls nothing or writes them
-            wrongly.
-        after_text: what stands between an answer's text and its calls.
-        takes_text: whether calls are found behind text; if not, none is learned beside them.
-        describes_none: whether an empty list of tools is told, too.
-        writes_text_bare: whether arguments that are text, not an object, stand without quotes.
-        one_call: how the refusal of several calls begins; empty where they are written.
-        needs_object: how the refusal of arguments that are no object begins.
-    """
-
-    tools_jinja: str
+    tools_jinja: str  # statements that print what the system text says of `tools`, one or more
     calls_jinja: str
+    """Statements that print `calls`, a list of objects with `name` and `arguments`. Arguments that
+    are text are taken for JSON."""
     extract_calls: Callable[[str], list[FunctionCall]]
-    after_text: str = "\n"
+    """The calls in a model's answer; empty when it calls nothing or writes them wrongly."""
+    after_text: str = "\n"  # what stands between an answer's text and its calls
     takes_text: bool = True
-    describes_none: bool = False
+    """Whether calls are found behind text; if not, none is learned beside them."""
+    describes_none: bool = False  # whether an empty list of tools is told, too
     writes_text_bare: bool = False
-    one_call: str = ""
-    needs_object: str = ""
+    """Whether arguments that are text, not an object, stand without quotes."""
+    one_call: str = ""  # how the refusal of several calls begins; empty where they are written
+    needs_object: str = ""  # how the refusal of arguments that are no object begins
 
     def describe(self, tools: str) -> str:
         """What the system text says about the tools.

@@ -58,20 +58,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Search:
-    """What it takes to look for the cause on this rank.
+    """What it takes to look for the cause on this rank."""
 
-    Attributes:
-        model: bare; its gradients are those of the step, and none when the search is over.
-        compute: gives losses; None where ranks exchange something in every forward pass, so that
-            none of them can compute anything again by itself.
-        pad_token_id: fills rectangles.
-        share_prefixes: whether trees share them.
-    """
-
-    model: nn.Module
+    model: nn.Module  # bare; its gradients are those of the step, and none when the search is over
     compute: Compute | None
-    pad_token_id: int
-    share_prefixes: bool
+    """Gives losses; None where ranks exchange something in every forward pass, so that none of them
+    can compute anything again by itself."""
+    pad_token_id: int  # fills rectangles
+    share_prefixes: bool  # whether trees share them
 
     def find(self, step: Step, losses: Sequence[Tensor], random: RandomState) -> Finding:
         """Looks at the weights, at the losses, and at what each micro-batch gives when alone.

@@ -35,17 +35,12 @@ LayoutName = Literal["tree", "padded"]
 
 @dataclass(frozen=True)
 class Layout:
-    """What the probe has proven.
+    """What the probe has proven."""
 
-    Attributes:
-        name: `tree` packs without padding, `padded` makes rectangles.
-        shares_prefixes: whether what examples have in common is computed once.
-        has_idle_weights: whether some weights that learn took no part in the probe of a rank.
-    """
-
-    name: LayoutName
-    shares_prefixes: bool
+    name: LayoutName  # `tree` packs without padding, `padded` makes rectangles
+    shares_prefixes: bool  # whether what examples have in common is computed once
     has_idle_weights: bool = False
+    """Whether some weights that learn took no part in the probe of a rank."""
 
 
 class Way(NamedTuple):
@@ -63,19 +58,13 @@ WAYS = (Way("tree", True), Way("padded", True), Way("padded", False))
 
 
 class Finding(NamedTuple):
-    """What a way gave on a rank.
+    """What a way gave on a rank."""
 
-    Attributes:
-        fused: what was fused, in words.
-        difference: from sequences computed alone; None if the way cannot be computed.
-        has_idle_weights: see `Layout`.
-        problem: why it cannot be computed.
-    """
-
-    fused: str = ""
+    fused: str = ""  # what was fused, in words
     difference: Difference | None = None
-    has_idle_weights: bool = False
-    problem: str = ""
+    """From sequences computed alone; None if the way cannot be computed."""
+    has_idle_weights: bool = False  # see `Layout`
+    problem: str = ""  # why it cannot be computed
 
 
 def choose_layout(

@@ -54,23 +54,14 @@ class MetricSums:
 
 @dataclass
 class Work:
-    """What was computed, in sums over the steps of this process.
+    """What was computed, in sums over the steps of this process."""
 
-    Attributes:
-        steps: optimizer updates.
-        examples: of all ranks together.
-        tokens: real tokens of the examples.
-        computed: tokens that went through the model; padding counts, shared prefixes once.
-        learned: positions that predict a learned token.
-        micro_batches: forward passes of one rank.
-    """
-
-    steps: int = 0
-    examples: int = 0
-    tokens: int = 0
-    computed: int = 0
-    learned: int = 0
-    micro_batches: int = 0
+    steps: int = 0  # optimizer updates
+    examples: int = 0  # of all ranks together
+    tokens: int = 0  # real tokens of the examples
+    computed: int = 0  # tokens that went through the model; padding counts, shared prefixes once
+    learned: int = 0  # positions that predict a learned token
+    micro_batches: int = 0  # forward passes of one rank
 
     def add(self, step: Step) -> None:
         """Counts this rank's share of a step."""

@@ -65,29 +65,21 @@ def linear_names(model: PreTrainedModel) -> list[str]:
 
 @dataclass(frozen=True)
 class Targets:
-    """What gets LoRA.
+    """What gets LoRA."""
 
-    Attributes:
-        modules: ends of the paths of linear layers and embeddings.
-        parameters: ends of the paths of weights that are adapted as they are -> how many layers are
-            one in each, for which its rank is taken that many times.
-    """
-
-    modules: tuple[str, ...]
+    modules: tuple[str, ...]  # ends of the paths of linear layers and embeddings
     parameters: Mapping[str, int] = field(default_factory=dict)
+    """Ends of the paths of weights that are adapted as they are -> how many layers are one in each,
+    for which its rank is taken that many times."""
 
 
 @dataclass(frozen=True)
 class _Weight:
-    """A weight that peft adapts as a parameter.
+    """A weight that peft adapts as a parameter."""
 
-    Attributes:
-        path: the end of the path by which it is named.
-        layers: the names of the linear layers that it is made of; empty where it never was any.
-    """
-
-    path: str
+    path: str  # the end of the path by which it is named
     layers: tuple[str, ...]
+    """The names of the linear layers that it is made of; empty where it never was any."""
 
     @property
     def paths(self) -> list[tuple[str, ...]]:

@@ -189,49 +189,30 @@ def torch_kernel(function: Callable[..., Any] | None = None) -> Kernel:
 
 
 class Demand(NamedTuple):
-    """What a layer asks of a backend.
+    """What a layer asks of a backend."""
 
-    Attributes:
-        device: its type: "cpu", "cuda", ...
-        dtype: of queries, keys and values.
-        head_size: the larger of D and E.
-        has_window: whether a sliding window hides anything.
-        has_softcap: whether scores are capped.
-        has_sinks: whether the softmax has sinks.
-        has_dropout: whether attention weights are dropped.
-    """
-
-    device: str
-    dtype: torch.dtype
-    head_size: int
-    has_window: bool = False
-    has_softcap: bool = False
-    has_sinks: bool = False
-    has_dropout: bool = False
+    device: str  # its type: "cpu", "cuda", ...
+    dtype: torch.dtype  # of queries, keys and values
+    head_size: int  # the larger of D and E
+    has_window: bool = False  # whether a sliding window hides anything
+    has_softcap: bool = False  # whether scores are capped
+    has_sinks: bool = False  # whether the softmax has sinks
+    has_dropout: bool = False  # whether attention weights are dropped
 
 
 class Backend(NamedTuple):
-    """One way, and what it can do.
+    """One way, and what it can do."""
 
-    Attributes:
-        name: of the way.
-        attend: see the top of this file.
-        lacks: what a layer may ask and it does not do.
-        devices: types of devices; None for all.
-        dtypes: of queries, keys and values; None for all.
-        head_sizes: the least and the most, after padding.
-        multiple: of which head sizes have to be; narrower ones are padded.
-        pads_values: whether values have to be as wide as queries; narrower ones are padded.
-    """
-
-    name: str
+    name: str  # of the way
     attend: Callable[[Tensor, Tensor, Tensor, TreeMask, AttentionArguments], Tensor]
-    lacks: tuple[str, ...] = ()
-    devices: frozenset[str] | None = None
-    dtypes: frozenset[torch.dtype] | None = None
-    head_sizes: tuple[int, int] = (1, 2**31)
-    multiple: int = 1
+    """See the top of this file."""
+    lacks: tuple[str, ...] = ()  # what a layer may ask and it does not do
+    devices: frozenset[str] | None = None  # types of devices; None for all
+    dtypes: frozenset[torch.dtype] | None = None  # of queries, keys and values; None for all
+    head_sizes: tuple[int, int] = (1, 2**31)  # the least and the most, after padding
+    multiple: int = 1  # of which head sizes have to be; narrower ones are padded
     pads_values: bool = False
+    """Whether values have to be as wide as queries; narrower ones are padded."""
 
     def can(self, demand: Demand) -> bool:
         """Whether it can do all that is asked."""

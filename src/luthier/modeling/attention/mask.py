@@ -16,21 +16,16 @@ Kept = TypeVar("Kept")
 
 
 class AttentionArguments(NamedTuple):
-    """The arguments of one attention layer.
+    """The arguments of one attention layer."""
 
-    Attributes:
-        scale: of the scores.
-        window: how many tokens of its sequence a query sees, itself included; None for all.
-        softcap: scores become softcap * tanh(score / softcap).
-        sinks_H: a score for each query head that takes part in the softmax and has no value.
-        dropout: the share of attention weights that are dropped, from torch's global generator.
-    """
-
-    scale: float
+    scale: float  # of the scores
     window: int | None = None
-    softcap: float | None = None
+    """How many tokens of its sequence a query sees, itself included; None for all."""
+    softcap: float | None = None  # scores become softcap * tanh(score / softcap)
     sinks_H: Tensor | None = None
+    """A score for each query head that takes part in the softmax and has no value."""
     dropout: float = 0.0
+    """The share of attention weights that are dropped, from torch's global generator."""
 
 
 class Paths(NamedTuple):
@@ -38,20 +33,14 @@ class Paths(NamedTuple):
 
     Keys are in the order of depth, so that the last query sees the last key: what kernels for
     variable lengths call causal, aligned at the bottom right.
-
-    Attributes:
-        index_P: int64, positions of the keys; None where they are the tokens in their order.
-        query_lengths: of each piece; together T.
-        key_lengths: of each piece; together P.
-        query_bounds: int32, the running sums of `query_lengths`, from 0.
-        key_bounds: int32, the running sums of `key_lengths`, from 0.
     """
 
     index_P: Tensor | None
-    query_lengths: list[int]
-    key_lengths: list[int]
-    query_bounds: Tensor
-    key_bounds: Tensor
+    """int64, positions of the keys; None where they are the tokens in their order."""
+    query_lengths: list[int]  # of each piece; together T
+    key_lengths: list[int]  # of each piece; together P
+    query_bounds: Tensor  # int32, the running sums of `query_lengths`, from 0
+    key_bounds: Tensor  # int32, the running sums of `key_lengths`, from 0
 
 
 class TreeMask:
