@@ -36,9 +36,6 @@ OWN_WAIT_S = 15.0
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
-    Args:
-        argv: the words after the program's name; None takes those of the process.
-
     Returns:
         The exit code: 0, that of the error (see `errors.py`), 130 after Ctrl-C, or 70 for an error
         that is none of ours.

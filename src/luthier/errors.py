@@ -96,12 +96,7 @@ class LaunchError(LuthierError):
 
 
 class Stopped(LuthierError):
-    """A run was asked to stop, and did; started again, it goes on.
-
-    Args:
-        message: what it did.
-        checkpoint: the folder that it goes on from; None where there is none to tell.
-    """
+    """A run was asked to stop, and did; started again, it goes on from `checkpoint`, if any."""
 
     exit_code = 75
     is_common = True

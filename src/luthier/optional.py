@@ -32,15 +32,7 @@ def missing(module: str, feature: str) -> str:
 
 
 def need(module: str, feature: str) -> ModuleType:
-    """Imports an optional package.
-
-    Args:
-        module: its import name, dots allowed.
-        feature: what the user asked for, as the start of the error's sentence.
-
-    Raises:
-        MissingPackage: with the pip line.
-    """
+    """Imports an optional package, or says with the pip line that `feature` needs it."""
     if not is_installed(module.partition(".")[0]):
         raise MissingPackage(missing(module.partition(".")[0], feature))
     return importlib.import_module(module)

@@ -69,11 +69,7 @@ class Registry(Generic[Registered]):
         return name in self._registered or name in self._modules
 
     def get(self, name: str) -> Registered:
-        """What stands under `name`.
-
-        Raises:
-            UnknownName: with the nearest known names.
-        """
+        """What stands under `name`, or an UnknownName with the nearest known ones."""
         if name not in self._registered:
             if name not in self._modules:
                 raise UnknownName(self.kind, name, self.names())

@@ -50,9 +50,7 @@ def names_a_secret(name: str) -> bool:
 def learn(name: str, value: Any) -> None:
     """Remembers what is secret in a setting, so that `masked` finds it in any text.
 
-    Args:
-        name: of the setting; it tells whether its whole value is secret.
-        value: of any kind; passwords of URLs in it are secret whatever it is called.
+    Its name tells whether the whole value is secret; passwords of URLs are, whatever it is called.
     """
     if isinstance(value, Mapping):
         for key, inner in value.items():

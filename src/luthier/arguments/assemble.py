@@ -70,14 +70,9 @@ def assemble(
 ) -> Arguments:
     """Checks and resolves what was given; a later setting of a name wins over an earlier one.
 
-    Args:
-        given: settings in order.
-        problems: what was already found wrong with their form.
-        notes: what is already known to be worth saying.
-        purpose: what will be done with them.
-        check: says what else is wrong with the resolved arguments, such as absent files; wrong
-            settings have their defaults.
-        is_flags: whether absent names are listed as flags.
+    `problems` were found in its form and `notes` are known before; `check` says what else is wrong
+    with the resolved arguments, such as absent files, where wrong settings have their defaults.
+    `is_flags` lists absent names as flags.
 
     Raises:
         MissingArguments: if nothing is wrong but that required names are absent.

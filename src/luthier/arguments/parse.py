@@ -29,11 +29,7 @@ OTHER_DATA = ("eval_dataset=null", "val_size=0", "mix_strategy=concat", "interle
 def parse_dict(
     values: Mapping[str, Any], *, purpose: Purpose = "train", check: Check | None = None
 ) -> Arguments:
-    """Arguments from Python: flat names and their values; `check` as in `parse_command_line`.
-
-    Raises:
-        ArgumentsError: with all problems.
-    """
+    """Arguments from Python: flat names and their values; an ArgumentsError has all problems."""
     given = [Setting(str(name), value, "dict") for name, value in values.items()]
     return assemble(given, purpose=purpose, check=check)
 
@@ -41,24 +37,15 @@ def parse_dict(
 def parse_file(
     path: str | Path, overrides: Sequence[str] = (), *, purpose: Purpose = "train"
 ) -> Arguments:
-    """Arguments from a YAML or JSON file; `overrides` are words such as `lora_rank=16`.
-
-    Raises:
-        ArgumentsError: with all problems.
-    """
+    """Arguments from a YAML or JSON file; `overrides` are words such as `lora_rank=16`."""
     return parse_command_line([str(path), *overrides], purpose=purpose)
 
 
 def parse_command_line(argv: Sequence[str] | None = None, **options: Any) -> Arguments:
-    """Arguments from words: flags, a configuration file with overrides, or both.
+    """Arguments from words, those of the program by default; none may be anything else.
 
-    Args:
-        argv: the words; None takes those of the program.
-        options: of `parse_known_words`; words that are no argument are refused.
-
-    Raises:
-        MissingArguments: if nothing is wrong but that required arguments are absent.
-        ArgumentsError: with all problems.
+    Flags, a configuration file with overrides, or both; `options` and errors as of
+    `parse_known_words`.
     """
     return parse_known_words(argv, **options, refuses_others=True)[0]
 
@@ -82,8 +69,7 @@ def parse_known_words(
         argv: the words; None takes those of the program.
         look_for_args_file: reads `<script>.args` beside the script, if it is there.
         args_filename: is read instead of it.
-        args_file_flag: a flag whose value is such a file, too; it may stand several times, later
-            files win.
+        args_file_flag: a flag whose value is such a file, too; of several, later ones win.
         purpose: what will be done with the arguments.
         check: its problems are raised together with those of the words.
         refuses_others: whether words that are no argument are problems.

@@ -143,10 +143,9 @@ _TYPES = {
 
 @cache
 def library_types() -> dict[str, Any]:
-    """What the installed `TrainingArguments` takes, read from its text, not imported.
+    """What the installed `TrainingArguments` takes: name -> type, `Any` where only it knows.
 
-    Returns:
-        Field name -> its type, `Any` where only the library knows it; empty without transformers.
+    It is read from its text, not imported; empty without transformers.
     """
     spec = importlib.util.find_spec("transformers")
     if spec is None or spec.origin is None:

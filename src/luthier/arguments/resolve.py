@@ -115,13 +115,10 @@ def _idle(arguments: Arguments) -> Iterator[str]:
 
 
 def resolve_warmup_steps(training: TrainingArguments, max_steps: int) -> tuple[int, str]:
-    """The steps of warm-up, once the number of all steps is known.
+    """The steps of warm-up, and the line that says where they are from, empty if they were given.
 
     `warmup_steps` above 0 wins over `warmup_ratio`; below 1 it is a share of all steps, and
     shares are rounded up.
-
-    Returns:
-        The steps, and the line that says where they are from, empty when nothing was inferred.
     """
     steps, ratio = training.warmup_steps, training.warmup_ratio
     if steps >= 1:

@@ -32,12 +32,7 @@ class Changes:
     notes: list[str] = field(default_factory=list)  # what is as good as it was, but worth a line
 
     def problem(self, checkpoint: Path, *, are_allowed: bool) -> str | None:
-        """What speaks against going on; None when nothing does.
-
-        Args:
-            checkpoint: that the run would go on from.
-            are_allowed: `resume_allow_changes`.
-        """
+        """What speaks against going on, by `resume_allow_changes`; None when nothing does."""
         listed = [*self.fixed, *([] if are_allowed else self.learned)]
         if not listed:
             return None

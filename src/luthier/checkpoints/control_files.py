@@ -25,14 +25,7 @@ WORDS: tuple[Word, ...] = ("save", "stop")
 
 
 def ask(output_dir: Path, word: Word) -> Holder:
-    """Asks the run that writes to a folder.
-
-    Returns:
-        The run.
-
-    Raises:
-        CheckpointError: if none does.
-    """
+    """Asks the run that writes to a folder, and says which it is, if one does."""
     if not output_dir.is_dir():
         raise CheckpointError(
             f"{output_dir} is no folder. Name the output_dir of a run that is going on."
@@ -53,9 +46,7 @@ def ask(output_dir: Path, word: Word) -> Holder:
 
 
 def wait_for_answer(output_dir: Path, word: Word) -> dict[str, Any]:
-    """What the run did about a request, once it has done it.
-
-    For `stop` this waits until the run has ended.
+    """What the run did about a request, once it has; for `stop` once the run has ended.
 
     Returns:
         The `step` and the `checkpoint`, None where it could not be written; {} when a run that was

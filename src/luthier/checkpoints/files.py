@@ -66,12 +66,7 @@ def stage_folder(output_dir: Path, name: str, run_id: str) -> Path:
 
 
 def throw_away(folder: Path, *, waits: bool = True) -> None:
-    """Deletes a folder so that no half of it is ever met under its name.
-
-    Args:
-        folder: of a checkpoint, or what is left of one.
-        waits: whether its room is free when this returns; its name is.
-    """
+    """Deletes a folder, never half under its name; `waits` until its room is free, too."""
     trash = folder
     if not LEFTOVER.fullmatch(folder.name):
         trash = folder.with_name(f".trash-{folder.name}-{os.urandom(6).hex()}")
@@ -93,11 +88,7 @@ def delete_later(trash: Path) -> None:
 
 
 def sweep(output_dir: Path) -> list[Path]:
-    """Deletes the stages and the trash of a run that was killed; call it under the lock.
-
-    Returns:
-        What was deleted.
-    """
+    """Deletes, under the lock, the stages and the trash of a killed run; says which."""
     left = [
         path
         for path in (sorted(output_dir.iterdir()) if output_dir.is_dir() else ())
@@ -119,15 +110,7 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def write_whole(path: Path, lines: Iterable[str]) -> Path:
-    """Replaces a text file in one move, so that a reader never meets half of it.
-
-    Args:
-        path: the file; its folder is made when absent.
-        lines: its text, in pieces that carry their own line ends.
-
-    Returns:
-        `path`.
-    """
+    """Replaces a text file in one move, so that a reader never meets half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -37,11 +37,8 @@ def fingerprint_run(
 ) -> Manifest:
     """The manifest of a run that begins: what makes it the run it is, before any step.
 
-    Args:
-        asked: the configuration as it was given, before it was fitted to the machine.
-        strategy: how the weights are held.
-        world_size: ranks.
-        train: the encoded training data; None where nothing is trained.
+    `asked` is the configuration as it was given, before it was fitted to the machine; `train` the
+    encoded training data, None where nothing is trained.
     """
     training = asked.training
     per_rank = training.per_device_train_batch_size * training.gradient_accumulation_steps

@@ -19,11 +19,7 @@ KEPT_HERE = ["_*", ".*", "checkpoint-*"]
 
 
 class Hub:
-    """Uploads what a run of a trainer writes; only the first rank does.
-
-    Args:
-        trainer: whose repository is made now, if its run is to upload.
-    """
+    """Uploads what a run of a trainer writes, by its first rank, to the repository made now."""
 
     def __init__(self, trainer: Learner) -> None:
         self._trainer = trainer
@@ -40,11 +36,7 @@ class Hub:
             )
 
     def push_checkpoint(self, checkpoint: Path) -> None:
-        """Uploads a published checkpoint as `hub_strategy` says, while training goes on.
-
-        Args:
-            checkpoint: its folder, read while it is uploaded.
-        """
+        """Uploads a published checkpoint as `hub_strategy` says, while training goes on."""
         trainer, args, running = self._trainer, self._trainer.args, self._running
         if not trainer.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
             return

@@ -71,14 +71,7 @@ class OutputLock:
         self._descriptor: int | None = None
 
     def acquire(self, launch: str = "") -> None:
-        """Takes the lock.
-
-        Args:
-            launch: the launcher, see `launch_of`.
-
-        Raises:
-            CheckpointError: if another run holds it.
-        """
+        """Takes the lock for a launch, see `launch_of`; CheckpointError if another run has it."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
         is_locked = _try_lock(descriptor)
@@ -164,12 +157,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _try_lock(descriptor: int, *, is_shared: bool = False) -> bool | None:
-    """Whether the lock is ours now; None where the file system knows none.
-
-    Args:
-        descriptor: of the file.
-        is_shared: whether others may look as well; then an answer is given at once.
-    """
+    """Whether the lock is ours, or shared with who looks; None where files have no locks."""
     if os.name == "nt":
         return None
     kind = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX

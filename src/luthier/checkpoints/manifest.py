@@ -77,11 +77,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a checkpoint; None where there is none.
-
-    Raises:
-        DamagedManifest: if it cannot be read, or is not as it was written.
-    """
+    """The manifest of a checkpoint, None without one; DamagedManifest where it was changed."""
     try:
         found = (folder / FILE_NAME).read_bytes()
     except FileNotFoundError:

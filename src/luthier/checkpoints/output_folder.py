@@ -95,12 +95,9 @@ class OutputFolder:
                 )
 
     def checkpoint_problems(self) -> Iterator[str]:
-        """What speaks against the checkpoint that a run would go on from.
+        """What speaks against the checkpoint to go on from; CheckpointError if none is whole.
 
         Only the process that looks after the folder reads it; the others hear of it later.
-
-        Raises:
-            CheckpointError: if there is none that is as it was written.
         """
         if not (self._has_name and self._training.do_train and self.is_kept_here):
             return

@@ -35,13 +35,9 @@ class PretrainedFiles:
         folder: Path,
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
-        """Writes all of it to a folder.
+        """Writes all of it to a folder, of an adapter only its own.
 
-        Args:
-            model: or its adapter, then only that is written.
-            tokenizer: the same one every time.
-            folder: made when absent.
-            state_dict: the weights, where the model does not hold them whole.
+        `state_dict` has the weights where the model does not hold them whole.
         """
         if isinstance(model, PeftModel):
             weights = model.state_dict() if state_dict is None else state_dict

@@ -54,11 +54,7 @@ class Sealing:
                 self._begun[path] = stamp, self._pool.submit(hash_file, path, is_synced=True)
 
     def records(self, stage: Path) -> dict[str, FileRecord]:
-        """Size and hash of all files of a stage, none of which is written any more, by name.
-
-        Raises:
-            OSError: if one cannot be read or synced.
-        """
+        """Size and hash of all files of a stage, by name; none of them is written any more."""
         paths = files_below(stage)
         self.begin(paths)
         return {path.relative_to(stage).as_posix(): self._begun[path][1].result() for path in paths}
@@ -76,7 +72,7 @@ def _stamp(path: Path) -> tuple[int, int, int]:
 def publish(
     stage: Path, folder: Path, manifest: Manifest, sealing: Sealing | None = None
 ) -> Manifest:
-    """Hashes and syncs what was staged, and gives it its name.
+    """Hashes and syncs what was staged, and gives it its name; the manifest as it was written.
 
     Whoever looks meets the whole checkpoint or none, whenever the machine stops: the files and
     their folders are on disk before the one rename, and that is on disk before this returns. A
@@ -87,9 +83,6 @@ def publish(
         folder: where it is published, on the same file system.
         manifest: what the checkpoint was made with; its `files` are filled in here.
         sealing: what has hashed and synced some of the files already.
-
-    Returns:
-        The manifest as it was written.
 
     Raises:
         OSError: if a file cannot be read, written or moved. The stage is left as it is.
@@ -139,11 +132,6 @@ def replace_model(stage: Path, output_dir: Path, manifest: Manifest) -> Manifest
     The manifest there goes first and comes last, so whoever is killed in between leaves a folder
     that does not say it is finished. Weights come before the configuration that names them, and
     weights of the model before that are not part of this one go.
-
-    Args:
-        stage: the model's files, in the run's folder.
-        output_dir: the run's.
-        manifest: what the model was made with.
     """
     (stage / CARD).unlink(missing_ok=True)
     sealed = seal(stage, manifest)
@@ -194,17 +182,11 @@ def rotate(
     *,
     waits: bool = True,
 ) -> None:
-    """Deletes checkpoints until no more than a number are left, by step, the oldest first.
+    """Deletes checkpoints until `limit` are left, by step, the oldest first; None keeps all.
 
-    Before those go the ones of later steps than the last good one: this run has not made them, but
-    went on from before them, since they are damaged.
-
-    Args:
-        output_dir: the run's folder.
-        limit: how many may stay; None keeps all.
-        good: the last good one, which stays whatever the number.
-        best: those of the best model, which stay likewise.
-        waits: whether their room is free when this returns.
+    Before those go the ones of later steps than the last `good` one: this run has not made them,
+    but went on from before them, since they are damaged. It and the `best` stay whatever the
+    number. `waits` until the room is free, too.
     """
     if limit is None:
         return
@@ -223,11 +205,8 @@ def rotate(
 def bytes_of_state(model: Any, optimizer: Any, *, only_model: bool, is_sharded: bool) -> int:
     """Bytes of the tensors that a checkpoint keeps, all ranks together.
 
-    Args:
-        model: unwrapped; of an adapted one only what learns is kept.
-        optimizer: of the same.
-        only_model: whether the checkpoint has no optimizer.
-        is_sharded: whether ranks hold parts of it, and float32 weights beside its moments.
+    Of an adapted model only what learns is kept. With `is_sharded` ranks hold parts of the
+    optimizer, and float32 weights beside its moments.
     """
     import torch
     from peft import PeftModel
@@ -251,11 +230,7 @@ def bytes_of_state(model: Any, optimizer: Any, *, only_model: bool, is_sharded: 
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Compares what is free with what is needed.
-
-    Raises:
-        OSError: with the numbers, if there is too little.
-    """
+    """Raises an OSError with the numbers if less is free than is needed."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(

@@ -56,14 +56,11 @@ class Problem:
 
 
 def verify(folder: Path, *, is_read: bool = True) -> list[Problem]:
-    """Everything that is wrong with a checkpoint.
+    """Everything that is wrong with a checkpoint, or with a run's folder and the model at its end.
 
-    Each file must have the size and the hash of the manifest. A checkpoint of another program has
-    none: then its state, weights, optimizer and random numbers must be there and look whole.
-
-    Args:
-        folder: a `checkpoint-N`, or a run's folder with the model at its end.
-        is_read: whether hashes are compared, beside names and sizes.
+    Each file must have the size and, with `is_read`, the hash of the manifest. A checkpoint of
+    another program has none: then its state, weights, optimizer and random numbers must be there
+    and look whole.
     """
     if not folder.is_dir():
         return [Problem(".", "is no folder")]

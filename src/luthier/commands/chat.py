@@ -46,15 +46,7 @@ def run(argv: list[str]) -> int:
 
 
 def read_arguments(argv: list[str], *, check: Check | None = None) -> Arguments:
-    """What to load and how to answer; a folder in the first place stands for its run.
-
-    Args:
-        argv: the words.
-        check: its problems are raised together with those of the words.
-
-    Raises:
-        LuthierError: with everything that is wrong.
-    """
+    """What to load and how to answer; a folder in the first place stands for its run."""
     if not argv:
         raise MissingArguments([f"luthier chat needs to know which model to talk to.\n{USAGE}"])
     words = list(argv)

@@ -25,11 +25,7 @@ def run(argv: list[str]) -> int:
 
 
 def run_verb(command: str, argv: list[str]) -> int:
-    """Runs the verb of a command that the first word names; its file is in `COMMAND_verbs`.
-
-    Raises:
-        UnknownName: with the nearest verbs.
-    """
+    """Runs the verb of a command that the first word names; its file is in `COMMAND_verbs`."""
     folder = FOLDER / f"{command}_verbs"
     if not argv or argv[0] in ("-h", "--help", "help"):
         print("\n".join([f"usage: luthier {command} VERB ...", "", *listing(folder)]))

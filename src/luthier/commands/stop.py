@@ -43,11 +43,7 @@ def run(argv: list[str]) -> int:
 
 
 def read_request(argv: Sequence[str], word: Word) -> tuple[Path, bool]:
-    """The folder that a command names, and whether it is to wait for the answer.
-
-    Raises:
-        ArgumentsError: if the words are others.
-    """
+    """The folder that a command names, and whether it is to wait for the answer."""
     words = [each for each in argv if each != "--wait"]
     if len(words) != 1 or words[0].startswith("-"):
         raise ArgumentsError(

@@ -49,10 +49,7 @@ def deepspeed_settings(arguments: Arguments) -> Config | None:
     """What the library's arguments take as `deepspeed`; None where DeepSpeed takes no part.
 
     What was changed in the user's configuration is said. The numbers of the batch stand at
-    `auto`, and the library puts in the user's.
-
-    Raises:
-        ArgumentsError: when the process was not started by a launcher.
+    `auto`, and the library puts in the user's. Without a launcher it is an ArgumentsError.
     """
     given = arguments.training.deepspeed
     if given is None:
@@ -93,11 +90,6 @@ def deepspeed_settings(arguments: Arguments) -> Config | None:
 
 
 def _prepare_to_compile(name: str) -> None:
-    """Says that a part of DeepSpeed is compiled first, if it is.
-
-    Raises:
-        ArgumentsError: when there is no compiler.
-    """
     from deepspeed.git_version_info import installed_ops
     from torch.utils.cpp_extension import _get_build_directory, get_cxx_compiler
 

@@ -29,14 +29,7 @@ ADAM_LIKE = ("adamw_torch", "adamw_torch_fused", "adagrad")
 
 
 def read_config(given: str | Mapping[str, Any]) -> Config:
-    """A copy of the configuration.
-
-    Args:
-        given: the name of a JSON file, or what stands in one.
-
-    Raises:
-        ArgumentsError: when there is no such file, or it holds something else.
-    """
+    """A copy of the configuration, or what stands in the JSON file of that name."""
     if isinstance(given, Mapping):
         return copy.deepcopy(dict(given))
     path = Path(given).expanduser()
@@ -103,11 +96,8 @@ def complete(config: Config, arguments: Arguments) -> tuple[Config, list[str]]:
     """The configuration that DeepSpeed is given, and a line for each thing that was changed.
 
     What the run's arguments say and the configuration leaves out is filled in as if it said
-    `auto`, so that no argument is without effect.
-
-    Args:
-        config: as read; not changed.
-        arguments: of the run, after half precision was taken from where the device has none.
+    `auto`, so that no argument is without effect. Half precision was taken before from where the
+    device has none.
     """
     config, lines = copy.deepcopy(config), []
     training = arguments.training

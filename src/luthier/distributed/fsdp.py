@@ -167,10 +167,8 @@ class Fsdp(Strategy):
         """Checks that the layers to hold are there, and brings the whole model to its device.
 
         Transformers leaves a model that will be held in parts on the CPU. Where it does not fit
-        whole on the device it is looked at on the CPU, which says nothing of the device's memory.
-
-        Returns:
-            The arguments, with gradient checkpointing in that case.
+        whole on the device it is looked at on the CPU, which says nothing of the device's memory:
+        the arguments then get gradient checkpointing.
 
         Raises:
             ArgumentsError: when the model has no layer of a class that was named.

@@ -65,12 +65,9 @@ class Reading:
 def read_sharding(arguments: Arguments, environment: Mapping[str, str]) -> Reading:
     """The one meaning of `fsdp`, `fsdp_config`, their old companions and accelerate's launcher.
 
-    Settings that contradict each other are problems; what accelerate's launcher says stands
-    behind what the run's own arguments say, because it speaks of all of its defaults, too.
-
-    Args:
-        arguments: of the run.
-        environment: of the process, as the launcher made it.
+    Settings that contradict each other are problems; what accelerate's launcher says in the
+    environment stands behind what the run's own arguments say, because it speaks of all of its
+    defaults, too.
     """
     reading = Reading()
     training = arguments.training

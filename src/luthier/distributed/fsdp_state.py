@@ -47,13 +47,10 @@ def lie_in_parts(model: Any) -> None:
 
 
 def whole_weights(model: Any) -> dict[str, Tensor]:
-    """The weights of a result, whole; every rank has to call it.
+    """The weights of a result, whole, by name; every rank has to call it.
 
-    Args:
-        model: in parts. Of a peft model only what learns is gathered.
-
-    Returns:
-        By name, in the CPU's memory of the first rank; empty on the others.
+    They lie in the CPU's memory of the first rank, and the others get none. Of a peft model only
+    what learns is gathered.
     """
     lie_in_parts(model)
     is_adapter = isinstance(model, PeftModel)
@@ -74,13 +71,10 @@ def save_weights(model: Any, folder: str | Path) -> None:
 
 
 def load_weights(model: Any, folder: str | Path) -> None:
-    """Reads a checkpoint's weights; every rank has to call it.
+    """Reads a checkpoint's or a result's weights; every rank has to call it.
 
-    It may be one of another number of ranks, or of a run without FSDP.
-
-    Args:
-        model: whole or in parts, DeepSpeed's before there is an engine included.
-        folder: of the checkpoint, or of a result.
+    It may be one of another number of ranks, or of a run without FSDP, and the model whole or in
+    parts, DeepSpeed's before there is an engine included.
 
     Raises:
         CheckpointError: if the folder holds no weights.
@@ -106,13 +100,9 @@ def load_weights(model: Any, folder: str | Path) -> None:
 def save_optimizer(
     model: Any, optimizer: torch.optim.Optimizer, folder: str | Path, *, in_parts: bool
 ) -> None:
-    """Writes an optimizer's states by the names of their weights; every rank has to call it.
+    """Writes an optimizer's states by the names of their weights, in parts or by the first rank.
 
-    Args:
-        model: whose weights it updates.
-        optimizer: of this rank.
-        folder: of the checkpoint.
-        in_parts: whether every rank writes its own; otherwise the first writes all.
+    Every rank has to call it.
     """
     lie_in_parts(model)
     options = StateDictOptions(full_state_dict=not in_parts, cpu_offload=True)

@@ -68,13 +68,8 @@ def fuse(model: nn.Module) -> Fused:
 
     Every forward looks at each call whether it applies (adapters disabled, merged or switched,
     hooks, weights that are sharded or of another dtype) and is the layer's own otherwise.
-    Parameters, state dict and modules are left alone.
-
-    Args:
-        model: with its adapters, after loading and before it is wrapped for several devices.
-
-    Returns:
-        What was replaced.
+    Parameters, state dict and modules are left alone. For a model with its adapters, before it is
+    wrapped for several devices.
     """
     unfuse(model)
     for module in list(model.modules()):

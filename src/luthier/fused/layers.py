@@ -22,13 +22,8 @@ from luthier.fused.norm import NormFormula, rms_norm
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The rotation x cos + rotate_half(x) sin (Su et al. 2021, equation 34, by halves).
 
-    Args:
-        x: (..., D), the first half of D paired with the second.
-        cos: broadcastable to `x`, without gradient.
-        sin: as `cos`.
-
-    Returns:
-        As `x`, in its order in memory and the widest of the three dtypes.
+    `x` is (..., D), the first half of D paired with the second; `cos` and `sin` are broadcastable
+    to it, without gradient. The result has its order in memory and the widest of the three dtypes.
     """
     y: Tensor = _Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]
     return y
@@ -84,12 +79,7 @@ class FusedForward:
 
 
 class FusedProjection(FusedForward):
-    """A linear layer, with or without a low-rank update.
-
-    Args:
-        module: a linear layer of torch or of peft.
-        group: shared by the layers that usually read the same input.
-    """
+    """A linear layer, with or without a low-rank update, in a group that reads one input."""
 
     kind = "linear layers"
 
@@ -104,11 +94,8 @@ class FusedProjection(FusedForward):
 class ProjectionGroup:
     """Linear layers of one input, as query, key and value: the first one asked computes all.
 
-    Where a model turns out not to give the others the same tensor (the same object, unchanged),
-    each is computed alone from then on.
-
-    Args:
-        modules: in the order in which the model calls them.
+    They stand in the order in which the model calls them. Where it turns out not to give the others
+    the same tensor (the same object, unchanged), each is computed alone from then on.
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
@@ -189,12 +176,7 @@ class FusedNorm(FusedForward):
 
 
 class FusedRotary(FusedForward):
-    """An attention layer's own forward with another `apply_rotary_pos_emb` in its sight.
-
-    Args:
-        module: the attention layer.
-        forward: its forward, bound to names among which that function is another.
-    """
+    """An attention layer's own forward with another `apply_rotary_pos_emb` in its sight."""
 
     kind = "rotary embeddings"
 
@@ -223,12 +205,10 @@ def rotary_before(own: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., An
 
 
 def read_projection(module: Any, x: Tensor) -> Projection | None:
-    """What a linear layer computes of `x`, if that is what `Projection` says.
+    """What a linear layer computes of its input `x`, if that is what `Projection` says.
 
-    Args:
-        module: any. peft's layers are plain with one active adapter that is neither merged nor
-            disabled nor of a variant (DoRA and others), without dropout.
-        x: its input.
+    peft's layers are plain with one active adapter that is neither merged nor disabled nor of a
+    variant (DoRA and others), without dropout.
     """
     is_adapted = type(module) is LoraLinear
     base = module.base_layer if is_adapted else module

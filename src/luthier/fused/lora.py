@@ -190,19 +190,13 @@ def keep_input(
 
 
 def lora_linear(x: Tensor, projections: Sequence[Projection]) -> tuple[Tensor, ...]:
-    """Several projections of one input.
+    """P projections of one input (..., I), each (..., O).
 
-    Kept for the backward pass: `x` once (not even that where `rms_norm` made it: it is made
-    again) and A x^T of each. The gradient of `x` is one sum. Under autocast all products are made
-    in its dtype. Otherwise the products with the weight are made in its dtype, which must be that
-    of `x`, and the low-rank ones in theirs, their sum rounded to the former, as peft does.
-
-    Args:
-        x: (..., I).
-        projections: P of them; gradients are made of those tensors that require one.
-
-    Returns:
-        P outputs, (..., O).
+    Kept for the backward pass: `x` once (not even that where `rms_norm` made it: it is made again)
+    and A x^T of each. The gradient of `x` is one sum. Under autocast all products are made in its
+    dtype. Otherwise the products with the weight are made in its dtype, which must be that of `x`,
+    and the low-rank ones in theirs, their sum rounded to the former, as peft does. Gradients are
+    made of those tensors that require one.
     """
     tensors = (each for projection in projections for each in projection.tensors)
     scalings = tuple(projection.scaling for projection in projections)

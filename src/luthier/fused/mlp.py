@@ -42,13 +42,7 @@ ACTIVATIONS = {
 
 
 def gate(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
-    """act(gate) * up (Shazeer 2020, equation 6); keeps its two arguments for the backward pass.
-
-    Args:
-        gate: (..., I).
-        up: (..., I), of the same dtype.
-        activation: one of `ACTIVATIONS`.
-    """
+    """act(gate) * up, both (..., I) and kept for the backward pass (Shazeer 2020, equation 6)."""
     result: Tensor = _Gate.apply(gate, up, activation)  # type: ignore[no-untyped-call]
     return result
 
@@ -107,20 +101,10 @@ class _Gate(torch.autograd.Function):
 def gated_mlp(
     x: Tensor, gate: Projection, up: Projection, down: Projection, activation: Activation
 ) -> Tensor:
-    """down(act(gate(x)) * up(x)), Shazeer 2020, equation 6.
+    """down(act(gate(x)) * up(x)), (..., H) to (..., H), Shazeer 2020, equation 6.
 
     Kept for the backward pass: the outputs of gate and up, not their product, which is made again;
     of `x` what `lora_linear` keeps. Dtypes as there.
-
-    Args:
-        x: (..., H).
-        gate: H to I.
-        up: H to I.
-        down: I to H.
-        activation: one of `fused_gate.ACTIVATIONS`.
-
-    Returns:
-        (..., H)
     """
     tensors = (*gate.tensors, *up.tensors, *down.tensors)
     scalings = (gate.scaling, up.scaling, down.scaling)

@@ -109,11 +109,7 @@ class Generator:
     ) -> abc.Generator[int, None, None]:
         """The tokens of one answer as the model makes them; closing the iterator stops it.
 
-        Beam search knows its answer only at the end.
-
-        Args:
-            prompt: token ids; `new_token_limit` leaves room for an answer.
-            generating: how to choose tokens and how many.
+        Beam search knows its answer only at the end. `new_token_limit` leaves room for an answer.
         """
         config = self._config(generating)
         config.max_new_tokens = new_token_limit(generating, len(prompt), self.model)

@@ -92,11 +92,7 @@ def find_oddities(
 
 
 class Repeats:
-    """The conversations and texts seen so far, by a hash of what they say.
-
-    Args:
-        before: those of the training data, when this is the data to evaluate on.
-    """
+    """The conversations and texts seen so far, by a hash of what they say, and those `before`."""
 
     def __init__(self, before: Repeats | None = None) -> None:
         self.before = before
@@ -151,12 +147,9 @@ class Repeats:
 
 
 def audit(arguments: Arguments, stage: Stage, most: int | None) -> AuditReport:
-    """Looks at every row of the data sets that the arguments name.
+    """Looks at every row of the named data sets; at `most` so many findings of a kind are kept.
 
-    Args:
-        arguments: which data sets, and how they are read and cut.
-        stage: reads and encodes rows; nothing is said about tokens where it has no tokenizer.
-        most: findings of a kind that are kept; None for all.
+    Nothing is said about tokens where the stage has no tokenizer.
     """
     data = arguments.data
     encoder: Encoder | TextEncoder | None = None
@@ -223,11 +216,6 @@ class _Look:
     oddities: Sequence[Oddity]
 
     def run(self) -> None:
-        """Takes in what there is to find.
-
-        Raises:
-            DataError: if the data set cannot be read.
-        """
         found, reader = self.found, self.reader
         self.seen: set[str] = set()
         self.unread: dict[str, Row] = {}

@@ -53,11 +53,7 @@ class Kind:
 
 
 class Findings:
-    """Counts what was found in rows and files, and keeps the first of each kind.
-
-    Args:
-        most: how many of a kind are kept; None for all.
-    """
+    """Counts what was found in rows and files, and keeps the first `most` of each kind."""
 
     def __init__(self, most: int | None) -> None:
         self.most = most

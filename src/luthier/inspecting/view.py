@@ -70,11 +70,7 @@ def pick_by_chance(reader: DatasetReader, count: int, seed: int) -> list[PickedR
 
 
 def pick_by_place(readers: Sequence[DatasetReader], places: Sequence[str]) -> list[PickedRow]:
-    """The rows that start at `FILE:LINE`, where FILE may be the end of a longer path.
-
-    Raises:
-        DataError: if no row starts there, with the nearest that do.
-    """
+    """The rows that start at `FILE:LINE`, where FILE may be the end of a longer path."""
     found: dict[str, PickedRow] = {}
     starts: dict[str, set[tuple[int, str]]] = {place: set() for place in places}
     wanted = [_parse(place) for place in places]

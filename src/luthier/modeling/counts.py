@@ -116,12 +116,7 @@ class StepFlops:
     sees; WHOLE for all."""
 
     def of(self, depths_T: Tensor, num_reads: int) -> int:
-        """Operations of a micro-batch.
-
-        Args:
-            depths_T: (T,) the position of each computed token in its sequence, on the CPU.
-            num_reads: positions that predict a learned token.
-        """
+        """Operations of a micro-batch with (T,) depths, on the CPU, and positions that are read."""
         visible_T = depths_T + 1
         pairs = {
             window: int(
@@ -136,11 +131,7 @@ class StepFlops:
 
 
 def count_flops(model: Any) -> StepFlops | None:
-    """The cost of a training step of a model, with `requires_grad` as it will be trained.
-
-    Returns:
-        None for a model whose layers or experts this count does not know.
-    """
+    """The cost of a training step, with `requires_grad` as it will be; None if not known."""
     bare = extract_model_from_parallel(model)
     base = bare.get_base_model() if isinstance(bare, PeftModel) else bare
     text_config = base.config.get_text_config()
@@ -255,17 +246,10 @@ MEASURED_SIZES = (128, 256, 512, 1024)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Multiplications and additions a second that a device can do at most.
+    """Operations of a dtype a second that a device can do at most; None if not known.
 
     A GPU's is that of its data sheet; a CPU's is measured now, on square matrices that fit its
     caches, on the threads that torch uses, for a quarter of a second.
-
-    Args:
-        device: of the run.
-        dtype: that products are computed in.
-
-    Returns:
-        None for a GPU that the table does not know.
     """
     if device.type == "cpu":
         return measure_products(dtype)

@@ -53,11 +53,8 @@ def choose_dtypes(
 ) -> Dtypes:
     """The row of the table that a run stands in.
 
-    Args:
-        arguments: of the run.
-        is_trainable: whether weights will learn.
-        stored: the dtype that the model's configuration states, if any.
-        is_gguf: whether the weights come from a GGUF file, or there are none yet.
+    `stored` is the dtype that the model's configuration states, if any; `is_gguf` where the weights
+    come from a GGUF file, or there are none yet.
     """
     training, finetuning = arguments.training, arguments.finetuning
     half = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else None
@@ -94,12 +91,7 @@ def is_emulated(dtype: torch.dtype, use_cpu: bool) -> bool:
 
 
 def computed_dtype(mixed_precision: str, model: Any) -> torch.dtype:
-    """The dtype of a model's matrix products.
-
-    Args:
-        mixed_precision: accelerate's word: no, bf16, fp16 or fp8.
-        model: whose weights say it where nothing is mixed.
-    """
+    """The dtype of a model's products: accelerate's word for it, or that of its weights."""
     mixed = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
     dtype: torch.dtype = mixed.get(mixed_precision, model.dtype)
     return dtype
@@ -157,10 +149,8 @@ def cast_trained(model: nn.Module, dtype: torch.dtype | None) -> None:
 def upcast(model: Any, *, norms: bool, head_output: bool) -> None:
     """Puts into float32, in place, what is asked for, and what float32 embeddings need beside them.
 
-    Args:
-        model: bare, with what learns cast.
-        norms: all norms (`upcast_layernorm`).
-        head_output: what the head gives (`upcast_lmhead_output`).
+    That is all norms (`upcast_layernorm`) and what the head gives (`upcast_lmhead_output`) of a
+    bare model with what learns cast.
     """
     if norms:
         for name, parameter in model.named_parameters():

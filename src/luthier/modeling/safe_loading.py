@@ -33,14 +33,7 @@ def reading_plain_data() -> Iterator[None]:
 
 @contextmanager
 def refusing_code(checkpoint: Path | None) -> Iterator[None]:
-    """While open, a checkpoint that holds more than plain data ends the run with the file's name.
-
-    Args:
-        checkpoint: the folder that is read; None where none is.
-
-    Raises:
-        CheckpointError: naming the file.
-    """
+    """While open, more than plain data in a checkpoint is a CheckpointError with its file."""
     try:
         yield
     except pickle.UnpicklingError as problem:

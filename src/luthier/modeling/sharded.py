@@ -46,9 +46,7 @@ def whole(
 ) -> Iterator[list[nn.Parameter]]:
     """The parameters, whole while the context is open; every rank has to open it.
 
-    Args:
-        parameters: sharded or not.
-        changes: whether they are changed inside; what the first rank has written is then kept.
+    With `changes` what the first rank writes inside is kept.
     """
     chosen = list(parameters)
     sharded = [each for each in chosen if is_sharded(each)]

@@ -70,11 +70,7 @@ def find_model(name_or_path: str) -> ModelSource:
 
 
 def fetch_model(name_or_path: str) -> ModelSource:
-    """What `find_model` finds, on this machine where the environment asks for ModelScope.
-
-    Raises:
-        ModelError: when nothing usable is there, or ModelScope does not give it.
-    """
+    """What `find_model` finds, on this machine where the environment asks for ModelScope."""
     source = find_model(name_or_path)
     if source.is_local or not is_switched_on(MODELSCOPE):
         return source
@@ -172,11 +168,7 @@ def unreadable(name_or_path: str, part: str, problem: Exception) -> ModelError:
 
 
 def check_weights(source: ModelSource) -> None:
-    """Refuses a folder whose weights are not safetensors.
-
-    Raises:
-        ModelError: with the way to convert them, or what is missing.
-    """
+    """Refuses a folder without safetensors: a ModelError with the way to convert what is there."""
     if not source.is_local or source.gguf_file:
         return
     folder = Path(source.path)
@@ -195,11 +187,7 @@ def check_weights(source: ModelSource) -> None:
 
 
 def check_adapter(adapter: str, folder: str | None = None) -> None:
-    """Refuses an adapter folder that is absent, incomplete or pickled; hub names pass.
-
-    Raises:
-        ModelError: says which file is not as it should be.
-    """
+    """Refuses an adapter folder that is absent, incomplete or pickled; hub names pass."""
     path = Path(adapter).expanduser()
     if not path.exists():
         if _looks_like_path(adapter):

@@ -24,14 +24,9 @@ _new_tokens: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[str, ...]] = WeakK
 def load_tokenizer(
     model_args: ModelArguments, *, min_length: int | None = None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model.
+    """The tokenizer of a model, with the tokens to add; a ModelError where none can be read.
 
-    Args:
-        model_args: names the model and the tokens to add.
-        min_length: `model_max_length` is raised to it, never lowered (`cutoff_len`).
-
-    Raises:
-        ModelError: naming the path, when there is no tokenizer that can be read.
+    `model_max_length` is raised to `min_length` (`cutoff_len`), never lowered.
     """
     name = str(model_args.model_name_or_path)
     source = fetch_model(name)
@@ -61,11 +56,7 @@ def new_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
 
 
 def token_descriptions(model_args: ModelArguments) -> dict[str, str]:
-    """What `new_special_tokens_config` says: token -> description; empty when it is unset.
-
-    Raises:
-        ModelError: when the file is not a mapping of texts.
-    """
+    """What `new_special_tokens_config` says: token -> description; empty when it is unset."""
     if model_args.new_special_tokens_config is None:
         return {}
     file = Path(model_args.new_special_tokens_config).expanduser()
@@ -124,14 +115,10 @@ WORDS = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer that any text goes through and comes back from.
+    """A tokenizer that any text goes through and comes back from, learned from each of the texts.
 
-    Args:
-        texts: each is learned from on its own.
-        vocab_size: the most tokens, special ones and the 256 bytes included.
-
-    Raises:
-        DataError: if there is no text.
+    It has at most `vocab_size` tokens, special ones and the 256 bytes included. Without any text it
+    is a DataError.
     """
     assert vocab_size >= LEAST, vocab_size
     tokenizer = Tokenizer(models.BPE())

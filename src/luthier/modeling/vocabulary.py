@@ -135,13 +135,9 @@ def embedding_names(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def check_rows_learn(model: Any) -> None:
-    """Refuses an adapter that neither learns nor holds the rows of new tokens.
+    """Refuses a peft model that neither learns nor holds the rows of new tokens.
 
-    Args:
-        model: a peft model whose vocabulary has new rows.
-
-    Raises:
-        ModelError: they would be others at each load.
+    They would be others at each load.
     """
     if not all(matrix.requires_grad for matrix in _matrices(model.get_base_model())):
         raise ModelError(

@@ -33,13 +33,7 @@ PATIENCE = 2
 
 
 def run_agent(words: Sequence[str]) -> int:
-    """Runs torch's launcher in this process.
-
-    Args:
-        words: its arguments, as for `python -m torch.distributed.run`.
-
-    Returns:
-        The exit code of the first process that failed, or 0.
+    """Runs torch's launcher in this process; the exit code of the first process that failed, or 0.
 
     Raises:
         ConnectionError: if the machines do not find each other.

@@ -72,11 +72,7 @@ class Heartbeat:
         self.state, self.error = state, error
 
     def now(self, stack: tuple[str, ...] = ()) -> Heartbeat:
-        """A copy of how things stand now.
-
-        Args:
-            stack: where its main thread stands; by default that is looked up.
-        """
+        """A copy of how things stand now, the main thread where it is or at a given `stack`."""
         stack = stack or main_stack()
         self.moves += stack != self.stack
         self.count, self.stack = self.count + 1, stack
@@ -143,15 +139,11 @@ class PeerStatus:
 
 
 class Peers:
-    """The last heartbeat of each rank, with the moments when it was new; safe between threads.
+    """The last heartbeat of each other rank, and when it was new; safe between threads.
 
     Ages are measured on a monotonic clock from when a rank's count was seen to change, so that
     the clocks of machines may differ as they like. The machine says how the processes beside this
     one are.
-
-    Args:
-        rank: this one, which needs no looking after.
-        now: a clock in seconds.
     """
 
     def __init__(self, rank: int, now: Callable[[], float] = time.monotonic) -> None:

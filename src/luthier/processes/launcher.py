@@ -58,11 +58,7 @@ class Launch:
     notes: tuple[str, ...]  # what was chosen, one line each
 
     def words(self, command: Sequence[str]) -> list[str]:
-        """The arguments of `python -m torch.distributed.run`.
-
-        Args:
-            command: the words after `luthier`; they arrive as they are, blanks and dollars too.
-        """
+        """The arguments of `python -m torch.distributed.run` for the words after `luthier`."""
         # the launcher puts values in the place of `${...}` and makes one dollar of two; behind
         # two hyphens it takes none of the words for its own
         escaped = (word.replace("$", "$$") for word in command)
@@ -76,13 +72,8 @@ def find_launch(
 ) -> Launch | None:
     """What to start, or None where this process itself is all there is to the run.
 
-    Args:
-        arguments: of the run; `nproc` and `max_restarts` win over the environment.
-        environment: as torch's and LLaMA-Factory's launchers read it.
-        count: counts the accelerators of this machine.
-
-    Raises:
-        ArgumentsError: with everything that does not fit.
+    `nproc` and `max_restarts` win over the environment, which is read as torch's and
+    LLaMA-Factory's launchers read it. All that does not fit is in one ArgumentsError.
     """
     if distributed_environment(environment).is_launched:
         return None
@@ -133,12 +124,7 @@ def find_launch(
 
 
 def _rendezvous(said: Mapping[str, str]) -> tuple[tuple[str, ...], str, list[str]]:
-    """How many machines take part, and where they meet.
-
-    Returns:
-        Options of torch's launcher; words on the machines for the log, none where there is one; and
-        what is wrong.
-    """
+    """Options of torch's launcher on machines, words on them for the log, and what is wrong."""
     nnodes, port = said.get("NNODES", "1"), said.get("MASTER_PORT", DEFAULT_PORT)
     problems = []
     if any(name in said for name in ("RDZV_ID", "RDZV_ENDPOINT", "MIN_NNODES", "MAX_NNODES")):
@@ -186,14 +172,10 @@ def _rendezvous(said: Mapping[str, str]) -> tuple[tuple[str, ...], str, list[str
 
 
 def start(launch: Launch, command: Sequence[str]) -> int:
-    """Starts the processes of a run and waits for them.
+    """Starts the processes of a run and waits for them; `command` is the words after `luthier`.
 
     A signal that asks this process to end is passed on to them, so that they may save first; the
     third one kills them.
-
-    Args:
-        launch: how many, and what they are told.
-        command: the words after `luthier`.
 
     Returns:
         The exit code of the process that ended first of those that failed; 70 if a signal killed
@@ -232,11 +214,7 @@ def with_args_file(words: Sequence[str]) -> list[str]:
 
 
 def secrets_to_environment(command: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The command with stars in the place of its secrets, and the variable that holds them.
-
-    Args:
-        command: the words after `luthier`.
-    """
+    """The command with stars in the place of its secrets, and the variable that holds them."""
     shown = masked_words(command)
     words = {
         str(place): word

@@ -41,11 +41,7 @@ _kept: list[Any] = []
 
 
 def check_launch(arguments: Arguments) -> None:
-    """Compares what the launcher said with the arguments and with this machine.
-
-    Raises:
-        ArgumentsError: if it cannot be, or asks for what is not there.
-    """
+    """Compares what the launcher said with the arguments and with this machine."""
     problems = list(environment_problems())
     if problems:
         raise ArgumentsError(problems)
@@ -124,10 +120,7 @@ def check_group(here: DistributedEnvironment, library: LibraryArguments) -> None
     """Compares what the launcher said with what torch, accelerate and transformers have seen.
 
     accelerate can take a launched process for a lonely one: two trainings of one process then
-    write over each other's files, and both end as if all were well.
-
-    Raises:
-        LaunchError: if they have not seen the same number of processes.
+    write over each other's files, and both end as if all were well. That is a LaunchError.
     """
     joined = dist.get_world_size() if dist.is_initialized() else 1
     if not here.world_size == joined == library.world_size:
@@ -204,24 +197,13 @@ def _meet_again(here: DistributedEnvironment, timeout: timedelta) -> None:
 def rendezvous(
     store: Any, rank: int, world_size: int, timeout: timedelta, open_store: Callable[[], int]
 ) -> int | None:
-    """Where rank 0 has decided that the ranks of this start meet; every rank calls it.
+    """The port of the new store where the ranks of this start meet; None on the first start.
 
     Nobody but rank 0 can know which start this is: launchers of several machines count for
     themselves. So each rank asks under a name that was never used, and goes by an answer to that
-    name only; rank 0 goes on when it has been thanked under the name of this start.
-
-    Args:
-        store: with whatever earlier starts have left in it.
-        rank: this one.
-        world_size: how many there are.
-        timeout: how long ranks wait for each other.
-        open_store: opens a new store; its port.
-
-    Returns:
-        The port of the new store; None on the first start.
-
-    Raises:
-        TimeoutError: if not all ranks come.
+    name only; rank 0 goes on when it has been thanked under the name of this start. Every rank
+    calls it; the store holds whatever earlier starts have left in it. If not all ranks come within
+    the timeout, it is a TimeoutError.
     """
     end = time.monotonic() + timeout.total_seconds()
 

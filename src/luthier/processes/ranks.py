@@ -45,11 +45,7 @@ def share_fate(compute: Callable[[], T]) -> T:
     """What this rank computes, if every rank can; all ranks must call it.
 
     Without it the ranks that could would wait for the one that has ended, and say that a connection
-    was closed.
-
-    Raises:
-        Exception: this rank's own.
-        ModelError: with what another rank has raised.
+    was closed. Who fails raises its own error, the others a ModelError with it.
     """
     try:
         value = compute()

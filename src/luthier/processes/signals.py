@@ -154,12 +154,9 @@ def let_first_pass(for_s: int = PARTING_S) -> None:
     """Makes a worker outlive the signals that ask the process it works for to stop.
 
     A terminal and a scheduler send them to all processes of a run, and the step that is computed
-    still needs its workers. SIGTERM ends the worker the second time, and some time after the first;
-    the others are ignored.
-
-    Args:
-        for_s: whole seconds from a first SIGTERM to the end; how long a parent waits in vain that
-            ends its workers by it.
+    still needs its workers. SIGTERM ends the worker the second time, and `for_s` whole seconds
+    after the first: so long waits a parent in vain that ends its workers by it. The others are
+    ignored.
     """
     _set_worker_handlers(for_s)
     if hasattr(signal, "pthread_sigmask"):
@@ -254,10 +251,7 @@ class LateTermination:
 def end_process(exit_code: int, last_words: str, linger_s: float = 0.0) -> NoReturn:
     """Ends this process and the workers it has started; no cleaning up, nothing waited for.
 
-    Args:
-        exit_code: of the process.
-        last_words: for standard error.
-        linger_s: how long to stay after them.
+    `last_words` go to standard error; it stays `linger_s` after them.
     """
 
     def speak() -> None:  # not through sys.stderr alone, whose lock the main thread may hold

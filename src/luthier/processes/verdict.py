@@ -30,11 +30,9 @@ class Limits:
     def within(cls, ddp_timeout_s: float, *, is_abrupt: bool = False) -> Limits:
         """The limits that follow from how long collectives may take.
 
-        Args:
-            ddp_timeout_s: that time.
-            is_abrupt: whether a collective that takes longer ends its process at once, as NCCL's
-                does: then a stall is told before. Else it raises an error, which says more, and a
-                stall is told where none has come.
+        `is_abrupt` where a collective that takes longer ends its process at once, as NCCL's does:
+        then a stall is told before. Else it raises an error, which says more, and a stall is told
+        where none has come.
         """
         longest = max(ddp_timeout_s, SHORTEST_S)
         stalled_s = max(0.99 * longest, SHORTEST_S) if is_abrupt else longest + 5.0
@@ -64,12 +62,7 @@ class Verdict:
 
 
 def judge(peers: Mapping[int, PeerStatus], limits: Limits) -> Verdict | None:
-    """Why the run cannot go on; None while it can.
-
-    Args:
-        peers: every rank that this one looks at and has heard of, itself among them.
-        limits: how long what is borne.
-    """
+    """Why the run cannot go on, by every rank that is looked at and this one; None while it can."""
     failed = [rank for rank, seen in peers.items() if seen.heartbeat.state == "failed"]
     if failed:
         error = peers[failed[0]].heartbeat.error.splitlines() or ["no word of why"]
@@ -114,12 +107,7 @@ def _loss(seen: PeerStatus, limits: Limits, heard_machines: set[str]) -> str | N
 
 
 def judge_cut(others: Mapping[int, PeerStatus], problem: str) -> Verdict:
-    """Why the run ends where an exchange failed though no rank is lost.
-
-    Args:
-        others: all ranks but this one.
-        problem: what the exchange ended with.
-    """
+    """Why the run ends where an exchange failed by a problem, though none of the others is lost."""
     absent = [
         rank
         for rank, seen in others.items()
@@ -149,12 +137,7 @@ def describe(
 ) -> str:
     """The lines that the log gets: who, why, where every rank stood, what to do.
 
-    Args:
-        verdict: why.
-        rank: whose account it is.
-        peers: what it knows of the ranks it looks at, itself among them.
-        num_ranks: of the whole run.
-        advice: what to do, a sentence each.
+    It is the account of a rank that knows `peers`, itself among them, of all the ranks of the run.
     """
     lines = [f"rank {rank} ends the run: {verdict.why}.", "What each rank last said of itself:"]
     stacks: dict[tuple[str, ...], list[str]] = {}

@@ -88,11 +88,7 @@ class Watchdog:
     def begin(self, arguments: Arguments) -> list[TrainerCallback]:
         """Begins, when the process group has been joined; alone, nothing happens.
 
-        Args:
-            arguments: resolved.
-
-        Returns:
-            The callbacks by which the watchdog hears that the run gets on.
+        Its callbacks hear that the run gets on.
         """
         if num_ranks() == 1:
             return []
@@ -176,15 +172,12 @@ class Watchdog:
     # the main thread, at the end
 
     def leave(self, problem: BaseException | None) -> None:
-        """Ends the watch; for the main thread, before the process group is left.
+        """Ends the watch, well or by a problem; for the main thread, before the group is left.
 
         Where all ranks end alike, this waits until the others are done as well. A problem that only
         says that another rank is not there any more never returns: the process ends with an account
         of who is lost and why. Of any other problem the others learn, and this rank whether the
         first one has the same to say, which is then common to all.
-
-        Args:
-            problem: the exception that ends this rank; None at a normal end.
         """
         assert self._thread is not None
         good_codes = (0, None, Stopped.exit_code)

@@ -30,16 +30,10 @@ def chat(
     *,
     system: str | None = None,
 ) -> None:
-    """Answers lines until they end.
+    """Answers lines until they end, of standard input by default.
 
     On a terminal the user is asked for each line and may edit it; from a pipe or a file, lines are
     read as they are and only the answers are written.
-
-    Args:
-        engine: the model.
-        source: where lines come from; standard input by default.
-        target: where answers go; standard output by default.
-        system: the first system prompt; the template's own when None.
     """
     source, target = source or sys.stdin, target or sys.stdout
     is_terminal = source.isatty()
@@ -56,13 +50,7 @@ def chat(
 
 
 class Talk:
-    """One conversation: what was said, and what is done with a line.
-
-    Args:
-        engine: the model.
-        target: where answers go.
-        system: the system prompt.
-    """
+    """One conversation: what was said, and what is done with a line."""
 
     def __init__(self, engine: Engine, target: TextIO, system: str | None = None) -> None:
         self.engine, self.target, self.system = engine, target, system

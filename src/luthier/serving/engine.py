@@ -51,16 +51,11 @@ class Engine:
         tools: str | None = None,
         generating: GeneratingArguments | None = None,
     ) -> abc.Generator[str, None, None]:
-        """The answer to the last message, as it comes.
+        """The answer to the last message, the user's or a tool's, as it comes.
 
         Closing the iterator stops the model. Beam search knows its answer only at the end and
-        gives it in one piece.
-
-        Args:
-            messages: the conversation so far, ending with the user's (or a tool's) message.
-            system: the system prompt; the template's own when None.
-            tools: a JSON list of tool descriptions.
-            generating: wins over the engine's own.
+        gives it in one piece. `tools` is a JSON list of descriptions; `generating` wins over the
+        engine's own.
 
         Raises:
             ConversationTooLong: if the model has no position left for an answer.

@@ -17,11 +17,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 def arguments_of(folder: Path) -> dict[str, Any]:
     """What `luthier chat FOLDER` means: base model, adapters, template, as the run had them.
 
-    Args:
-        folder: an output folder, a checkpoint in one, an adapter's or a whole model's folder.
-
-    Returns:
-        Names and values, those that the run was given; those it inferred follow again.
+    The folder is a run's, a checkpoint in one, an adapter's or a whole model's. What the run
+    inferred follows again.
 
     Raises:
         ModelError: if there is no such folder, or no model in it.

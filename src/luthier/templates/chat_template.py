@@ -34,14 +34,7 @@ def as_chat(
 ) -> list[ChatMessage]:
     """The system text and the messages, roles and tool calls named as `transformers` names them.
 
-    Args:
-        conversation: what is rendered.
-        thought_words: what surrounds a thought.
-        tool_call_words: what surrounds calls in a function message that also holds text.
-        thought_key: where a message's thought stands on its own; None to leave it in the text.
-
-    Raises:
-        TemplateError: if a function message cannot be read.
+    `thought_key` is where a message's thought stands on its own; None leaves it in the text.
     """
     shown = [{"role": "system", "content": conversation.system}] if conversation.system else []
     for message in conversation.messages:
@@ -74,17 +67,9 @@ def render_chat(
     is_prompt: bool = False,
     **variables: Any,
 ) -> str:
-    """The text that the tokenizer's chat template gives.
+    """The text that the tokenizer's chat template gives, or a TemplateError where it refuses.
 
-    Args:
-        tokenizer: with a chat template.
-        messages: as `as_chat` gives them.
-        tools: descriptions; None when there are none.
-        is_prompt: whether an answer's header is asked for at the end.
-        variables: further names for the template.
-
-    Raises:
-        TemplateError: if the chat template refuses the messages.
+    With `is_prompt` an answer's header is asked for at the end.
     """
     try:
         text = tokenizer.apply_chat_template(

@@ -40,11 +40,8 @@ def choose_template(data_args: DataArguments, tokenizer: PreTrainedTokenizerBase
     """The template that the arguments name, or the tokenizer's own chat template.
 
     Without a name and without a chat template on the tokenizer, `empty` is taken, and a line says
-    so. Options make a changed copy; the registered template stays as it is.
-
-    Raises:
-        UnknownName: if no template or tool format has this name.
-        TemplateError: if the template does not allow an option.
+    so. Options make a changed copy; the registered template stays as it is, and a TemplateError
+    says which of them it does not allow.
     """
     if data_args.template is None and tokenizer.chat_template:
         console.info("template: the tokenizer's own chat template (none is named)")
@@ -82,20 +79,12 @@ def choose_template(data_args: DataArguments, tokenizer: PreTrainedTokenizerBase
 
 
 def find_template(name: str) -> Template:
-    """The registered template of this name, under which several may stand.
-
-    Raises:
-        UnknownName: with the nearest names.
-    """
+    """The registered template of this name, under which several may stand."""
     return dataclasses.replace(TEMPLATES.get(name), name=name)
 
 
 def with_tool_format(template: Template, name: str) -> Template:
-    """`template` with another tool format; calls then stand in a plain answer's slots.
-
-    Raises:
-        UnknownName: if there is no such format.
-    """
+    """`template` with another tool format; calls then stand in a plain answer's slots."""
     TOOL_FORMATS.get(name)
     plain = (CONTENT,) if template.efficient_eos else (CONTENT, Special.EOS)
     return dataclasses.replace(template, tool_format=name, function=plain)
@@ -166,10 +155,7 @@ def fit_chat_template(
 ) -> str:
     """Gives the tokenizer the template's chat template, unless its own writes the same prompts.
 
-    Args:
-        tokenizer: fitted to the template.
-        template: renders what is trained.
-        kinds: what the data holds, as `kind_of` says it; empty where that is not known.
+    `kinds` is what the data holds, as `kind_of` says it; empty where that is not known.
 
     Returns:
         What was done, empty where nothing had to be.

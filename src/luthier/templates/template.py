@@ -171,12 +171,7 @@ class Template:
         return turns
 
     def turn(self, conversation: Conversation, answer: Message) -> Turn:
-        """All that stands before one answer, and the answer, as generation shows them.
-
-        Args:
-            conversation: up to the question or the observation that is answered.
-            answer: an assistant's or a function message.
-        """
+        """All that stands before one answer, and the answer, as generation shows them."""
         *before, answer = self._read((*conversation.messages, answer))
         if self.thinking is not None:
             before = [*self.thinking.as_prompted(before)]
@@ -195,10 +190,8 @@ class Template:
     ) -> tuple[Piece, ...]:
         """What stands before an answer.
 
-        Args:
-            conversation: up to the question or the observation that is answered.
-            answer: the answer that is known to follow, None for generation. It matters only with
-                `enable_thinking` None, where it decides on the empty thought.
+        An `answer` that is known to follow matters only with `enable_thinking` None, where it
+        decides on the empty thought.
         """
         return self.turn(conversation, answer or Message("assistant", "")).prompt
 
@@ -290,13 +283,10 @@ _NAMED = re.compile(r"\{\{(bos|eos|token:.*?)\}\}")
 
 
 class Family:
-    """What several templates have in common; each is a row of a table.
+    """Fields of `Template` that several have in common; each is a row of a table.
 
     Slots are written as one text, in which `{{bos}}` and `{{eos}}` stand for the tokenizer's own
     tokens and `{{token:...}}` for the one of that text.
-
-    Args:
-        fields: of `Template`.
     """
 
     def __init__(self, **fields: Any) -> None:

@@ -103,16 +103,10 @@ COMMON_WORDS = ("<think>", "</think>")
 
 
 def split_thought(content: str, words: tuple[str, str]) -> tuple[str | None, str]:
-    """The thought at the start of `content`, and what stands behind it.
+    """The thought at the start of `content`, None where there is none, and what is behind it.
 
-    The newlines next to a tag are part of it; where there are none, all space is.
-
-    Args:
-        content: what an assistant said.
-        words: what opens and what closes a thought, beside `COMMON_WORDS`.
-
-    Returns:
-        None for the thought, and all of `content`, where it does not begin with one.
+    The newlines next to a tag are part of it; where there are none, all space is. `COMMON_WORDS`
+    surround thoughts as `words` do.
     """
     for opening, closing in ((words[0].strip(), words[1].strip()), COMMON_WORDS):
         if closing not in content:

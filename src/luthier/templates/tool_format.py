@@ -46,22 +46,11 @@ class ToolFormat:
     needs_object: str = ""  # how the refusal of arguments that are no object begins
 
     def describe(self, tools: str) -> str:
-        """What the system text says about the tools.
-
-        Args:
-            tools: a JSON list of descriptions, bare or wrapped as `{"type": "function", ...}`.
-
-        Raises:
-            TemplateError: if it is not such a list.
-        """
+        """What the system text says about a JSON list of tools, bare or as `{"type": ...}`."""
         return _describe(self.tools_jinja, tools)
 
     def render_calls(self, calls: Sequence[FunctionCall]) -> str:
-        """The text with which a model calls tools.
-
-        Raises:
-            TemplateError: if this format cannot write them.
-        """
+        """The text with which a model calls tools; a TemplateError if it cannot be written."""
         if self.one_call and len(calls) != 1:
             raise TemplateError(
                 f"{self.one_call}, but a function message holds {len(calls)}.\n"
@@ -108,10 +97,7 @@ UNWRAP = f"{{%- set tool = {BARE[1:-1]} %}}"
 def list_tools(before: str, line: str, after: str = "") -> str:
     """Jinja that prints a text, an expression for each tool, and a text.
 
-    Args:
-        before: what stands before all tools.
-        line: the expression that reads `tool`; statements may stand before it, behind ` }}`.
-        after: what stands behind them.
+    The expression reads `tool`; statements may stand before it, behind ` }}`.
     """
     listed = f"{{{{- {dump(before)} }}}}{{%- for tool in tools %}}{line}{{%- endfor %}}"
     return listed + (f"{{{{- {dump(after)} }}}}" if after else "")
@@ -138,12 +124,7 @@ TOOL_FORMATS: Registry[ToolFormat] = Registry("tool format", "luthier.templates.
 
 
 def parse_tools(tools: str) -> list[dict[str, Any]]:
-    """The tool descriptions of a JSON text; none of a blank one or of null.
-
-    Raises:
-        TemplateError: if it is not a list of objects, each with a name, or their parameters are no
-            JSON schema.
-    """
+    """The tool descriptions of a JSON text, see `check_tools`; none of a blank one or null."""
     try:
         described = json.loads(tools) if tools.strip() else []
     except json.JSONDecodeError as error:
@@ -200,16 +181,10 @@ def _schema_parts(tool: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
 def split_calls(
     message: Message, thought_words: tuple[str, str], tool_call_words: tuple[str, str]
 ) -> Message:
-    """A function message whose content is nothing but the JSON of its calls.
+    """A function message of nothing but the JSON of its calls, with all else in `said`.
 
-    Args:
-        message: its content is such JSON, with a thought before it or the calls between
-            `tool_call_words` and any text around.
-        thought_words: what opens and closes a thought.
-        tool_call_words: what opens and closes a call.
-
-    Returns:
-        The message with all else in `said`.
+    The given content is such JSON, with a thought before it or the calls between `tool_call_words`
+    and any text around.
     """
     content, around = message.content.strip(), ""
     if content[:1] in ("{", "["):
@@ -226,11 +201,7 @@ def split_calls(
 
 
 def read_calls(message: Message) -> list[FunctionCall]:
-    """The calls of a function message whose content is nothing but their JSON.
-
-    Raises:
-        TemplateError: if it is not JSON with `name` and `arguments`.
-    """
+    """The calls of a function message of JSON with `name` and `arguments`; else a TemplateError."""
     text = message.content
     try:
         found = json.loads(text)

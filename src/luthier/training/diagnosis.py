@@ -70,10 +70,7 @@ class Search:
     def find(self, step: Step, losses: Sequence[Tensor], random: RandomState) -> Finding:
         """Looks at the weights, at the losses, and at what each micro-batch gives when alone.
 
-        Args:
-            step: as this rank has computed it.
-            losses: of its micro-batches.
-            random: where the generators stood when it began; they stay as they are.
+        `random` is where the generators stood when the step began; they stay as they are.
         """
         found = Finding(
             rank(),
@@ -147,12 +144,7 @@ def _rows(batch: MicroBatch) -> tuple[int, ...]:
 def describe(
     findings: Sequence[Finding], name_rows: Callable[[Sequence[int]], Sequence[str]]
 ) -> str:
-    """The findings of all ranks as lines of text.
-
-    Args:
-        findings: by rank.
-        name_rows: numbers of rows -> their files and lines.
-    """
+    """The findings of all ranks, by rank, as lines of text; `name_rows` gives files and lines."""
     seen = [each for each in findings if each.is_seen] or list(findings[:1])
     many = len(findings) > 1
     return "\n".join(

@@ -16,11 +16,7 @@ if TYPE_CHECKING:
 
 
 def load_stage(arguments: Arguments) -> Stage:
-    """The stage, with tokenizer and template as a run of these arguments has them.
-
-    Raises:
-        LuthierError: if there is no tokenizer to read, or the template does not fit it.
-    """
+    """The stage, with tokenizer and template as a run of these arguments has them."""
     from luthier.modeling.tokenizer import load_tokenizer
 
     stage = STAGES.get(arguments.finetuning.stage)(arguments)
@@ -33,14 +29,7 @@ def load_stage(arguments: Arguments) -> Stage:
 def fit_template(
     arguments: Arguments, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Renders | None, Fitted]:
-    """The template of a run, and its tokenizer made to fit it.
-
-    Returns:
-        The template, None for a stage that learns texts; and what was changed on the tokenizer.
-
-    Raises:
-        LuthierError: if the template is unknown or does not fit the tokenizer.
-    """
+    """The template of a run, None for a stage of texts, and what was changed on its tokenizer."""
     from luthier.templates.fit import choose_template, fit_tokenizer
 
     is_text = STAGES.get(arguments.finetuning.stage).record is Text

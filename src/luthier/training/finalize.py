@@ -58,11 +58,7 @@ def what_is_left(trainer: Trainer, checkpoint: Path) -> Left:
 
 
 def take_up_end(trainer: Trainer, checkpoint: Path) -> dict[str, float]:
-    """Puts a trainer where it was behind its last step, with the best weights if those are asked.
-
-    Returns:
-        What is known of the whole training.
-    """
+    """Puts a trainer where it was behind its last step, at the best weights if asked."""
     trainer.state = TrainerState.load_from_json(str(checkpoint / STATE))
     find_best_again(trainer.state, Path(trainer.args.output_dir))
     source = checkpoint
@@ -75,11 +71,7 @@ def take_up_end(trainer: Trainer, checkpoint: Path) -> dict[str, float]:
 
 
 def take_up_finished(trainer: Trainer) -> dict[str, float]:
-    """Puts a trainer where the run in its folder has ended, with the weights there.
-
-    Returns:
-        The numbers of its training.
-    """
+    """Puts a trainer where the run in its folder has ended, with the weights and its numbers."""
     folder = Path(trainer.args.output_dir)
     if (folder / STATE).is_file():
         trainer.state = TrainerState.load_from_json(str(folder / STATE))

@@ -165,11 +165,7 @@ def choose_layout(
 
 
 def probe_sequences(rows: Sequence[Sequence[int]]) -> list[list[int]]:
-    """A small forest of real tokens: a shared prefix that branches twice, and what stands alone.
-
-    Args:
-        rows: input ids of some examples, at least one.
-    """
+    """A small forest of real tokens: a shared prefix that branches twice, and what stands alone."""
     heads = [list(islice(cycle(row), PROBE_TOKENS)) for row in rows if len(row) > 1]
     one, other = heads[0], heads[-1][::-1]
     half, most = PROBE_TOKENS // 2, PROBE_TOKENS * 3 // 4

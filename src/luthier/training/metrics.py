@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 class MetricSums:
     """Sums and counts by name, added where they lie: nothing waits for a device before `state`.
 
-    Args:
-        names: that are there from the start, so that every rank has them.
+    `names` are there from the start, so that every rank has them.
     """
 
     def __init__(self, names: Iterable[str] = ()) -> None:
@@ -135,12 +134,7 @@ class Meter:
         self._tokens += tokens
 
     def read(self, total_flops: float, num_ranks: int) -> dict[str, float]:
-        """The speed since the last reading, as a log says it; a new reading begins.
-
-        Args:
-            total_flops: of all ranks since the run began.
-            num_ranks: that made them.
-        """
+        """The speed of all ranks since the last reading, as a log says it; a new reading begins."""
         with self.paused():  # a CPU's peak is measured the first time
             peak = None if self._cost() is None else self._peak()
         seconds = max(self._now() - self._since - self._paused_s, 1e-9)

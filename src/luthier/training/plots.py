@@ -21,12 +21,7 @@ FEW = 15
 
 
 def curve_names(stage: Stage, eval_names: Iterable[str] = ()) -> list[str]:
-    """The metrics that a run draws: those of its training, and of each evaluation set.
-
-    Args:
-        stage: what is learned.
-        eval_names: names of the evaluation sets, "" for a single unnamed one.
-    """
+    """The metrics that a run draws: those of its training, and of its evaluation sets by name."""
     names = ["loss", *stage.train_metrics]
     for eval_name in eval_names:
         prefix = f"eval_{eval_name}_" if eval_name else "eval_"
@@ -37,16 +32,7 @@ def curve_names(stage: Stage, eval_names: Iterable[str] = ()) -> list[str]:
 def write_plots(
     folder: Path, log_history: Sequence[Mapping[str, float]], names: Iterable[str]
 ) -> list[Path]:
-    """Draws `training_NAME.png` for each metric; one that was never logged is a line instead.
-
-    Args:
-        folder: where the pictures go.
-        log_history: the records of `trainer_state.json`.
-        names: metrics, as `curve_names` gives them.
-
-    Returns:
-        The pictures that were written.
-    """
+    """Draws `training_NAME.png` for each metric of a log, or says that it was never logged."""
     written = []
     for name in names:
         points = [(log["step"], log[name]) for log in log_history if name in log and "step" in log]

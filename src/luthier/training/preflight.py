@@ -22,9 +22,6 @@ def find_problems(arguments: Arguments) -> list[str]:
     """What files, names, packages and the output folder say against a run.
 
     Checkpoints, which take the longest to read, are looked at when all else is well.
-
-    Raises:
-        CheckpointError: if there is no checkpoint that the run could go on from.
     """
     problems = [problem for check in CHECKS for problem in check(arguments)]
     return problems or list(OutputFolder(arguments).checkpoint_problems())

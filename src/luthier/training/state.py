@@ -82,8 +82,7 @@ def make_callbacks_anew(
 ) -> TrainerControl:
     """Replaces callbacks by those of a checkpoint (`restore_callback_states_from_checkpoint`).
 
-    Returns:
-        The flags, those of the checkpoint where it has some.
+    The flags are those of the checkpoint where it has some.
     """
     for name, saved in (state.stateful_callbacks or {}).items():
         kept = saved if isinstance(saved, list) else [saved]

@@ -20,11 +20,7 @@ from luthier.processes.environment import has_accelerator, is_on_cpu
 
 
 def to_training_arguments(arguments: Arguments) -> LibraryArguments:
-    """The library's arguments of this run.
-
-    Raises:
-        ArgumentsError: with the library's own sentence, for what only it can judge.
-    """
+    """The library's arguments of this run, or an ArgumentsError with its own sentence."""
     known = {field.name for field in dataclasses.fields(LibraryArguments)}
     values = {
         name: _plain(value)

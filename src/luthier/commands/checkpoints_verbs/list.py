@@ -43,10 +43,7 @@ def show(argv: Sequence[str], usage: str, *, is_read: bool) -> int:
         is_read: whether hashes are compared, beside names and sizes.
 
     Returns:
-        The exit code: 1 when a checkpoint is bad.
-
-    Raises:
-        CheckpointError: if there is none.
+        1 when a checkpoint is bad.
     """
     if {"-h", "--help"} & set(argv):
         print(usage)

@@ -116,10 +116,6 @@ def names_in_file(model: Any) -> dict[str, str]:
 def read_back(model: PeftModel, folder: Path) -> None:
     """Loads an adapter as plain peft does, on a model of the same kind that takes no memory.
 
-    Args:
-        model: that was written there.
-        folder: of the adapter.
-
     Raises:
         ModelError: when peft cannot load it, or misses a weight.
     """

@@ -39,18 +39,12 @@ def prepare_lora(
     is_trainable: bool,
     checkpoint: Path | None = None,
 ) -> Any:
-    """Merges, resumes or makes adapters.
+    """Merges, resumes or makes adapters on a model without any.
 
     Given adapters are merged into the model one after the other; in training the last one is
     trained on instead, unless `create_new_adapter`. Where merging would be wrong (quantised
     weights, ZeRO-3, one matrix of embeddings and head) the one adapter that is allowed stays
-    beside the weights.
-
-    Args:
-        model: without adapters.
-        arguments: of the run.
-        is_trainable: whether weights will learn.
-        checkpoint: that a run goes on from; it holds what a PiSSA run began with.
+    beside the weights. A `checkpoint` that a run goes on from holds what a PiSSA run began with.
 
     Returns:
         The peft model; the plain model when nothing is trained and everything is merged.

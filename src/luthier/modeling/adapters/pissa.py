@@ -41,12 +41,8 @@ def start_pissa(model: PeftModel, arguments: Arguments, checkpoint: Path | None)
     """Lets a new adapter begin with what its layers' weights give up, in place.
 
     LoRA on embeddings starts at zero change as ever, and so does a head that is the embeddings'
-    own matrix. Every rank has to call it; the first one decomposes.
-
-    Args:
-        model: with an adapter that has not learned yet.
-        arguments: of the run.
-        checkpoint: whose run began with the A0 and B0 that are in it; None for a new run.
+    own matrix. Every rank has to call it; the first one decomposes, or reads the A0 and B0 that are
+    in the checkpoint of a run that goes on.
 
     Raises:
         CheckpointError: when the checkpoint holds no A0 and B0.
@@ -64,10 +60,7 @@ def start_pissa(model: PeftModel, arguments: Arguments, checkpoint: Path | None)
 def take_apart_again(model: PeftModel, kind: str, seed: int) -> None:
     """Takes away from the weights what an adapter from elsewhere was begun with, as far as known.
 
-    Args:
-        model: with the adapter, and the weights whole.
-        kind: peft's word for how it began: `pissa`, or `pissa_niter_N`, which draws at random.
-        seed: of that draw.
+    `kind` is peft's word for how it began: `pissa`, or `pissa_niter_N`, which draws at random.
     """
     iterations = -1 if kind == "pissa" else int(kind.rpartition("_")[2])
     _take(model, _decompose(model, iterations, seed))
@@ -75,14 +68,9 @@ def take_apart_again(model: PeftModel, kind: str, seed: int) -> None:
 
 @contextmanager
 def as_plain_lora(model: PeftModel, weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """While open, the adapter's configuration says twice the rank.
+    """While open, the adapter's configuration says twice the rank; gives the weights as of a file.
 
-    Args:
-        model: any; nothing happens where none was taken apart.
-        weights: of the whole model, by name.
-
-    Yields:
-        The weights, with those of the adapter as they stand in a file.
+    Nothing happens where none was taken apart.
     """
     start = _starts.get(model)
     if start is None:

@@ -208,11 +208,7 @@ def are_stored_crosswise(model: PreTrainedModel, targets: Sequence[str]) -> bool
 
 
 def check_saved_modules(model: PreTrainedModel, asked: Sequence[str]) -> None:
-    """Refuses names of `additional_target` that the model does not have.
-
-    Raises:
-        ModelError: listing the modules outside the layers.
-    """
+    """Refuses names of `additional_target` that the model does not have, listing those it has."""
     names = [name for name, _ in model.named_modules() if name]
     unknown = [name for name in asked if not _matches(name, names)]
     if unknown:

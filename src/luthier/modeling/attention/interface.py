@@ -40,13 +40,10 @@ _untraced: Callable[..., Any] = torch.compiler.disable
 
 
 def install_tree_attention(model: nn.Module) -> None:
-    """Lets a model attend by a token tree when its forward gets one.
+    """Lets a model, bare or adapted, attend by a token tree when its forward gets one.
 
     Without the keyword argument `tree` every forward computes what it did before. What is saved
     of the model does not tell.
-
-    Args:
-        model: of transformers, bare or with an adapter around it.
 
     Raises:
         ModelError: if its attention does not go through transformers' `AttentionInterface`.
@@ -87,10 +84,6 @@ def tree_arguments(segments: Sequence[Segment], device: torch.device) -> Iterato
 
     While it is open the model makes no masks, and an attention layer that does not get the tree is
     an error. Gradient checkpointing may compute layers again after it was closed.
-
-    Args:
-        segments: of the micro-batch, in depth-first order.
-        device: of the micro-batch.
 
     Raises:
         ModelError: if a layer attends without the tree, or with other than the mask would say.
@@ -198,17 +191,8 @@ def _attend(
 ) -> Attended:
     """Attends by the tree, where the layer asks nothing that a tree does not know.
 
-    Args:
-        module: the attention layer.
-        query: (1, H, T, D).
-        key: (1, K, T, D).
-        value: (1, K, T, E).
-        attention_mask: has to be None.
-        tree: of the T tokens.
-        options: the other keyword arguments that the layer gave.
-
-    Returns:
-        (1, T, H, E), and no attention weights.
+    Of query (1, H, T, D), key (1, K, T, D) and value (1, K, T, E) it gives (1, T, H, E), and no
+    attention weights.
     """
     shape = (query.shape[0], query.shape[2], key.shape[2])
     if shape != (1, tree.num_tokens, tree.num_tokens):

@@ -143,11 +143,9 @@ class TreeMask:
         return self.keep(("allowed", window), make)
 
     def paths(self, window: int | None = None, most_queries: int | None = None) -> Paths:
-        """The keys of every segment's queries, to be gathered.
+        """The keys of every segment's queries, to be gathered, but those beyond the window.
 
-        Args:
-            window: leaves out keys that no query of the piece reaches.
-            most_queries: cuts longer segments into pieces of so many tokens.
+        Longer segments are cut into pieces of `most_queries`.
         """
         if not self.is_cut_by(window):
             window = None

@@ -43,9 +43,6 @@ class LogFileCallback(TrainerCallback):
     A new run starts the file anew. A resumed one goes on in it; lines beyond the step it resumes
     from, and a line that was cut off, are dropped first. `elapsed_time` is that of this process,
     and `remaining_time` follows from its steps alone.
-
-    Args:
-        metrics: names of the stage's own.
     """
 
     def __init__(self, metrics: Sequence[str] = ()) -> None:
@@ -114,12 +111,7 @@ class LogFileCallback(TrainerCallback):
 
 
 def drop_lines_beyond(path: Path, step: int) -> None:
-    """Removes the lines of later steps from a log, and whatever is no whole line.
-
-    Args:
-        path: a trainer_log.jsonl; nothing happens when it is absent.
-        step: the last step whose lines stay; at 0 nothing stays.
-    """
+    """Removes the lines of later steps from a log, all at 0, and whatever is no whole line."""
     if not path.exists():
         return
     text = path.read_text(encoding="utf-8", errors="replace")

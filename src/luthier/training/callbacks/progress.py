@@ -20,11 +20,9 @@ HIDDEN = {"total_flos", "total_tokens", "num_input_tokens_seen"}
 class ProgressCallback(TrainerCallback):
     """Shows step, loss, learning rate, tokens per second and time left.
 
-    On a terminal one bar is redrawn after every step, and results of evaluations are printed above
-    it; without one every log is a line. The time left follows from the last steps of this process.
-
-    Args:
-        terminal: where the bar is drawn; standard error by default.
+    On a terminal, by default standard error, one bar is redrawn after every step, and results of
+    evaluations are printed above it; without one every log is a line. The time left follows from
+    the last steps of this process.
     """
 
     def __init__(self, terminal: Console | None = None) -> None:

@@ -66,13 +66,10 @@ class Requests(TrainerCallback):
     def listening(
         self, output_dir: Path, *, owns_process: bool, heard: Callable[[], None] = lambda: None
     ) -> Iterator[None]:
-        """Hears signals in this block.
+        """Hears signals in this block, and calls `heard` at the first one, on another thread.
 
-        Args:
-            output_dir: the run's folder.
-            owns_process: whether a second signal may end the process; else it does then what it
-                would have done without this.
-            heard: is called at the first signal, on another thread.
+        A second one ends a process that the run owns; else it does then what it would have done
+        without this.
         """
         self._output_dir = output_dir
 
@@ -94,11 +91,7 @@ class Requests(TrainerCallback):
         self.owes_evaluation = bool(progress and progress.get(OWED))
 
     def raise_if_asked(self, state: TrainerState) -> None:
-        """Ends a run that was asked to stop when its last step was made; every rank calls it.
-
-        Raises:
-            Stopped: if any rank was.
-        """
+        """Raises Stopped if any rank was asked when its last step was made; every rank calls it."""
         if self._agree(state) == STOP:
             self._tell_askers(state)
             raise Stopped(
@@ -108,11 +101,7 @@ class Requests(TrainerCallback):
             )
 
     def raise_stopped(self, state: TrainerState) -> None:
-        """Ends a run whose checkpoint is written.
-
-        Raises:
-            Stopped: always.
-        """
+        """Raises Stopped for a run whose checkpoint is written."""
         folder = checkpoint_folder(self._output_dir, state.global_step)
         where = f"after step {state.global_step:,} of {state.max_steps:,}"
         if folder.is_dir():
@@ -271,11 +260,7 @@ class Requests(TrainerCallback):
 
 
 def owes_evaluation(state: TrainerState) -> bool:
-    """Whether a checkpoint was written before an evaluation that was due at its step.
-
-    Args:
-        state: the trainer_state.json of the checkpoint.
-    """
+    """Whether the evaluation due at the step of a checkpoint's state was not made before it."""
     return bool(saved_entry_of(asdict(state)).get(OWED))
 
 

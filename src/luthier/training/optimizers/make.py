@@ -24,12 +24,8 @@ def make_optimizer(
     """The optimizer of a run, by the entry of `optim` or by transformers' public factory.
 
     Biases and norms do not decay; with LoRA+ the B matrices learn faster, see `loraplus_groups`.
-
-    Args:
-        model: with `requires_grad` set, as it is trained: sharded, if it is.
-        arguments: of the run.
-        library: the same as transformers takes it, with `warmup_steps` as a number of steps (those
-            of schedule-free optimizers are their own).
+    The model is as it is trained, sharded, if it is; `library` has `warmup_steps` as a number of
+    steps (those of schedule-free optimizers are their own).
     """
     training, finetuning = arguments.training, arguments.finetuning
     decaying = set(get_parameter_names(model, [nn.LayerNorm], list(NO_DECAY)))

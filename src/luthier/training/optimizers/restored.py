@@ -23,16 +23,9 @@ def settings_of_groups(optimizer: Any) -> list[Group]:
 def put_in(optimizer: Any, scheduler: Any, groups: list[Group]) -> str:
     """Gives an optimizer that was restored the settings of this run, at the step that it is at.
 
-    The library restores those of the run before with the moments, and the schedule's learning
-    rates likewise.
-
-    Args:
-        optimizer: restored.
-        scheduler: restored; where it is a function of the step, this run's is followed at once.
-        groups: from `settings_of_groups` before.
-
-    Returns:
-        What is other than it was, as a line; empty when nothing is.
+    The library restores those of the run before with the moments, and the schedule's learning rates
+    likewise. A schedule that is a function of the step follows this run's at once. `groups` are
+    from `settings_of_groups` before. What is other than it was, is returned as a line.
     """
     changed: dict[str, None] = {}  # a set in order: groups mostly change alike
     for group, settings in zip(optimizer.param_groups, groups, strict=True):

@@ -14,14 +14,7 @@ from luthier.arguments.resolve import resolve_warmup_steps
 def make_schedule(
     optimizer: torch.optim.Optimizer, num_steps: int, arguments: Arguments, args: LibraryArguments
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Makes the schedule by transformers' public factory; what was filled in is said.
-
-    Args:
-        optimizer: whose learning rates it changes.
-        num_steps: of the run.
-        arguments: of the run.
-        args: the same as transformers takes it; takes what was filled in.
-    """
+    """Makes the schedule by transformers' public factory; what was filled in is said."""
     args.warmup_steps, note = resolve_warmup_steps(arguments.training, num_steps)
     if note:
         console.info(note)
