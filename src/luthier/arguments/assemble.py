@@ -106,7 +106,10 @@ def assemble(
             if place + text not in found.problems:
                 found.problems.append(place + text)
     if missing:
-        sentence = missing_sentence(missing, is_flags)
+        spelled = [f"--{name}/--{name.replace('_', '-')}" for name in missing]
+        sentence = f"the following arguments are required: {', '.join(missing)}"
+        if is_flags:
+            sentence = f"the following arguments are required: {', '.join(spelled)}\n{USAGE}"
         if not found.problems:
             raise MissingArguments([sentence, *idle])
         found.problems.insert(0, sentence)
@@ -114,14 +117,6 @@ def assemble(
     if found.problems:
         raise ArgumentsError(found.problems)
     return resolved
-
-
-def missing_sentence(names: Iterable[str], is_flags: bool) -> str:
-    """Lists absent names, as flags in both spellings with a usage line, or as they are."""
-    if is_flags:
-        spelled = [f"--{name}/--{name.replace('_', '-')}" for name in names]
-        return f"the following arguments are required: {', '.join(spelled)}\n{USAGE}"
-    return f"the following arguments are required: {', '.join(names)}"
 
 
 def unknown_sentence(origin: str, name: str, value: Any = None, prefix: str = "") -> str:

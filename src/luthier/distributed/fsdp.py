@@ -34,7 +34,6 @@ from luthier.distributed import fsdp_state
 from luthier.distributed.fsdp_config import (
     SHARDED,
     SWITCH,
-    Sharding,
     is_of_fsdp,
     read_sharding,
     said_by_launcher,
@@ -92,22 +91,17 @@ def fsdp_settings(arguments: Arguments, *, on_cpu: bool) -> dict[str, Any]:
         elif sharding.cpu_offload:
             console.info("fsdp: cpu_offload has no effect: the weights are on the CPU")
             sharding = replace(sharding, cpu_offload=False)
-    _write_variables(sharding)
-    if sharding is None:
-        return {}
-    return {"fsdp": True, "fsdp_config": sharding.library_config()}
-
-
-def _write_variables(sharding: Sharding | None) -> None:
     for name in [name for name in os.environ if is_of_fsdp(name)]:
         del os.environ[name]
-    if sharding is not None:
-        os.environ |= {
-            SWITCH: "true",
-            "FSDP_VERSION": "2",
-            "FSDP_OFFLOAD_PARAMS": str(sharding.cpu_offload).lower(),
-            "FSDP_STATE_DICT_TYPE": sharding.state_dict_type,
-        }
+    if sharding is None:
+        return {}
+    os.environ |= {
+        SWITCH: "true",
+        "FSDP_VERSION": "2",
+        "FSDP_OFFLOAD_PARAMS": str(sharding.cpu_offload).lower(),
+        "FSDP_STATE_DICT_TYPE": sharding.state_dict_type,
+    }
+    return {"fsdp": True, "fsdp_config": sharding.library_config()}
 
 
 def with_sharding(arguments: Arguments, library: LibraryArguments) -> Arguments:

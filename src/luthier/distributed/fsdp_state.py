@@ -81,7 +81,7 @@ def load_weights(model: Any, folder: str | Path) -> None:
     """
     lie_in_parts(model)
     folder = Path(folder)
-    if holds_weights_in_parts(folder):
+    if (folder / WEIGHTS_IN_PARTS).is_dir():
         state: dict[str, Any] = {"model": get_model_state_dict(model)}
         _read_parts(state, folder / WEIGHTS_IN_PARTS)
         set_model_state_dict(model, state["model"])
@@ -134,11 +134,6 @@ def load_optimizer(model: Any, optimizer: torch.optim.Optimizer, folder: str | P
         return
     for group, kept in zip(optimizer.param_groups, groups, strict=True):  # of plain SGD: no states
         group |= {name: value for name, value in kept.items() if name != "params"}
-
-
-def holds_weights_in_parts(folder: str | Path) -> bool:
-    """Whether a checkpoint's weights were written in parts."""
-    return (Path(folder) / WEIGHTS_IN_PARTS).is_dir()
 
 
 def is_of_fsdp(folder: str | Path) -> bool:

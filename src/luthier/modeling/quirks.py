@@ -90,10 +90,8 @@ WARNINGS: Final = (
 """Warnings that nobody who runs luthier can act on: how each message begins, and its class."""
 
 LOG_LINES: Final = (
-    # the trainer of transformers 5.23 sets what fit_tokenizer chose and said before
+    # transformers 5.23 sets what fit_tokenizer chose and said before
     ("transformers.trainer_utils", "The tokenizer has new PAD/BOS/EOS tokens"),
-    # checkpoints are then ordered by their number, which is right; transformers 5.23
-    ("transformers.trainer_utils", "mtime may not be reliable on this filesystem"),
 )
 """A logger, and how a line of it begins."""
 

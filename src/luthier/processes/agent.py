@@ -18,6 +18,7 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher import api as torch_launcher
 
 from luthier import console
+from luthier.errors import LaunchError
 
 FINAL = frozenset({2, 3, 28, 65, 75})
 """Exit codes of a process that would end the same way again: see `errors.py`."""
@@ -36,7 +37,7 @@ def run_agent(words: Sequence[str]) -> int:
     """Runs torch's launcher in this process; the exit code of the first process that failed, or 0.
 
     Raises:
-        ConnectionError: if the machines do not find each other.
+        LaunchError: if the machines do not find each other.
     """
     theirs = torch_launcher.LocalElasticAgent
     handlers = {number: signal.getsignal(number) for number in STOPS}
@@ -57,8 +58,12 @@ def run_agent(words: Sequence[str]) -> int:
     except SignalException as problem:
         return 128 + int(problem.sigval)
     except (RendezvousError, DistNetworkError, DistStoreError) as problem:
-        reason = str(problem.__cause__ or problem).partition("\n")[0]
-        raise ConnectionError(reason.rstrip(".")) from problem
+        reason = str(problem.__cause__ or problem).partition("\n")[0].rstrip(".")
+        raise LaunchError(
+            f"the processes of this run do not find each other: {reason}. Look whether "
+            "MASTER_ADDR and MASTER_PORT (or RDZV_ENDPOINT) are those of machine 0, and open to "
+            "the others."
+        ) from problem
     finally:
         torch_launcher.LocalElasticAgent = theirs  # type: ignore[misc]
         for number, handler in handlers.items():

@@ -16,7 +16,7 @@ import luthier
 from luthier import console
 from luthier.arguments.record import Arguments
 from luthier.collector import resting_collector
-from luthier.errors import ArgumentsError, LaunchError
+from luthier.errors import ArgumentsError
 from luthier.processes.environment import (
     count_accelerators,
     count_cores,
@@ -194,12 +194,6 @@ def start(launch: Launch, command: Sequence[str]) -> int:
         logging.disable(logging.ERROR)
     try:
         return run_agent(launch.words(words))
-    except ConnectionError as problem:
-        raise LaunchError(
-            f"the processes of this run do not find each other: {problem}. Look whether "
-            "MASTER_ADDR and MASTER_PORT (or RDZV_ENDPOINT) are those of machine 0, and open to "
-            "the others."
-        ) from problem
     finally:
         os.environ.pop(PRIVATE, None)
         logging.disable(logging.NOTSET)

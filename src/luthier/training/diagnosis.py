@@ -27,32 +27,20 @@ Compute = Callable[[MicroBatch], Tensor]
 
 @dataclass(frozen=True)
 class Finding:
-    """What one rank knows of a step whose gradient is not finite.
+    """What one rank knows of a step whose gradient is not finite."""
 
-    Attributes:
-        rank: which.
-        weight: the first parameter that was not finite before the step; empty if all were.
-        loss: the first loss that is not finite; None if all are.
-        micro_batch: the place of the micro-batch at fault, from 1; 0 if it is not known.
-        num_micro_batches: of the step on this rank.
-        gradients: parameters whose gradient is not finite.
-        rows: of the micro-batch, or the step, or those that are to blame alone.
-        is_alone: whether computing the rows one by one has shown that it is these.
-        is_seen: whether this rank has anything to show.
-    """
-
-    rank: int
-    weight: str = ""
-    loss: float | None = None
-    micro_batch: int = 0
-    num_micro_batches: int = 0
-    gradients: tuple[str, ...] = ()
-    rows: tuple[int, ...] = ()
-    is_alone: bool = False
+    rank: int  # which
+    weight: str = ""  # the first parameter that was not finite before the step; empty if all were
+    loss: float | None = None  # the first loss that is not finite; None if all are
+    micro_batch: int = 0  # the place of the micro-batch at fault, from 1; 0 if it is not known
+    num_micro_batches: int = 0  # of the step on this rank
+    gradients: tuple[str, ...] = ()  # parameters whose gradient is not finite
+    rows: tuple[int, ...] = ()  # of the micro-batch, or the step, or those that are to blame alone
+    is_alone: bool = False  # whether computing the rows one by one has shown that it is these
 
     @property
     def is_seen(self) -> bool:
-        """See the class."""
+        """Whether this rank has anything to show."""
         return bool(self.weight or self.loss is not None or self.micro_batch)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from types import ModuleType
 from typing import Any
 
 from luthier.optional import need
@@ -16,24 +15,19 @@ FEATURE = "predict_with_generate"
 
 
 def score_texts(predictions: Iterable[str], labels: Iterable[str]) -> dict[str, float]:
-    """Means over all rows of BLEU-4 and the F-scores of ROUGE-1, ROUGE-2 and ROUGE-L.
+    """Means over all rows of BLEU-4 and the F-scores of ROUGE-1, ROUGE-2 and ROUGE-L, by `SCORES`.
 
     BLEU-4 (Papineni et al. 2002) counts n-grams of characters with the third smoothing of Chen and
     Cherry (2014); ROUGE (Lin 2004) counts words, which jieba finds in Chinese and other text alike.
     Both as in LLaMA-Factory's predict_results.json, so numbers compare. An empty text scores 0.
-
-    Args:
-        predictions: what the model said.
-        labels: what was wanted, one for each.
-
-    Returns:
-        Percent, rounded to 4 digits row by row, under the names of `SCORES`; empty without rows.
+    They are percent, rounded to 4 digits row by row; without rows there are none.
 
     Raises:
         MissingPackage: if the extra `metrics` is not installed.
     """
     bleu = need("nltk.translate.bleu_score", FEATURE)
-    jieba = _quiet_jieba()
+    jieba = need("jieba", FEATURE)
+    jieba.setLogLevel(logging.WARNING)  # it tells how long its dictionary took to load
     rouge = need("rouge_chinese", FEATURE).Rouge()
     smoothing = bleu.SmoothingFunction().method3
     rows = []
@@ -43,7 +37,8 @@ def score_texts(predictions: Iterable[str], labels: Iterable[str]) -> dict[str, 
             rouge, list(jieba.cut(prediction)), list(jieba.cut(label))
         )
         rows.append({name: round(row[name], 4) for name in SCORES})
-    return {name: _mean([row[name] for row in rows]) for name in SCORES} if rows else {}
+    count = len(rows)
+    return {name: round(sum(row[name] for row in rows) / count, 4) for name in SCORES if rows}
 
 
 def _rouge(rouge: Any, prediction: Sequence[str], label: Sequence[str]) -> dict[str, float]:
@@ -52,13 +47,3 @@ def _rouge(rouge: Any, prediction: Sequence[str], label: Sequence[str]) -> dict[
         return dict.fromkeys(("rouge-1", "rouge-2", "rouge-l"), 0.0)
     (scores,) = rouge.get_scores(*texts)
     return {name: 100 * float(score["f"]) for name, score in scores.items()}
-
-
-def _quiet_jieba() -> ModuleType:
-    jieba = need("jieba", FEATURE)
-    jieba.setLogLevel(logging.WARNING)  # it tells how long its dictionary took to load
-    return jieba
-
-
-def _mean(values: Sequence[float]) -> float:
-    return round(sum(values) / len(values), 4)

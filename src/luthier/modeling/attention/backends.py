@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
@@ -32,8 +32,8 @@ FLOATS = HALVES | {torch.float32}
 MOST_QUERIES = 512
 """Longer segments are cut, so that scores above the diagonal are not computed in masses."""
 
-Kernel: TypeAlias = Callable[[Tensor, Tensor, Tensor, Paths, AttentionArguments], Tensor]
-"""(T, H, D), (P, K, D), (P, K, D) -> (T, H, D): causal, aligned at the bottom right."""
+Kernel: TypeAlias = Callable[[Sequence[Tensor], Paths, tuple[int, int], AttentionArguments], Tensor]
+"""(T, H, D), (P, K, D), (P, K, D) -> (T, H, D): causal in a window, aligned at the bottom right."""
 
 
 def attend_tree(
@@ -133,59 +133,41 @@ def attend_varlen(
     if paths.index_P is not None:
         key_PKD = key_PKD.index_select(0, paths.index_P)
         value_PKD = value_PKD.index_select(0, paths.index_P)
-    if not tree.is_cut_by(arguments.window):
-        arguments = arguments._replace(window=None)
-    return kernel(query_THD, key_PKD, value_PKD, paths, arguments).transpose(0, 1)[None]
+    before = -1 if arguments.window is None else arguments.window - 1
+    window = (before if tree.is_cut_by(arguments.window) else -1, 0)
+    return kernel((query_THD, key_PKD, value_PKD), paths, window, arguments).transpose(0, 1)[None]
 
 
 def flash_attn_kernel(function: Callable[..., Any] | None = None) -> Kernel:
     """`flash_attn_varlen_func` of flash-attn 2, or a function of its signature."""
     call = function or importlib.import_module("flash_attn").flash_attn_varlen_func
-
-    def kernel(
-        query: Tensor, key: Tensor, value: Tensor, paths: Paths, arguments: AttentionArguments
-    ) -> Tensor:
-        out: Tensor = call(
-            query,
-            key,
-            value,
-            cu_seqlens_q=paths.query_bounds,
-            cu_seqlens_k=paths.key_bounds,
-            max_seqlen_q=max(paths.query_lengths),
-            max_seqlen_k=max(paths.key_lengths),
-            dropout_p=arguments.dropout,
-            softmax_scale=arguments.scale,
-            causal=True,
-            window_size=(-1 if arguments.window is None else arguments.window - 1, 0),
-            softcap=arguments.softcap or 0.0,
-        )
-        return out
-
-    return kernel
+    return lambda inputs, paths, window, arguments: call(
+        *inputs,
+        cu_seqlens_q=paths.query_bounds,
+        cu_seqlens_k=paths.key_bounds,
+        max_seqlen_q=max(paths.query_lengths),
+        max_seqlen_k=max(paths.key_lengths),
+        dropout_p=arguments.dropout,
+        softmax_scale=arguments.scale,
+        causal=True,
+        window_size=window,
+        softcap=arguments.softcap or 0.0,
+    )
 
 
 def torch_kernel(function: Callable[..., Any] | None = None) -> Kernel:
     """`torch.nn.attention.varlen.varlen_attn`, or a function of its signature."""
     call = function or importlib.import_module("torch.nn.attention.varlen").varlen_attn
-
-    def kernel(
-        query: Tensor, key: Tensor, value: Tensor, paths: Paths, arguments: AttentionArguments
-    ) -> Tensor:
-        out: Tensor = call(
-            query,
-            key,
-            value,
-            paths.query_bounds,
-            paths.key_bounds,
-            max(paths.query_lengths),
-            max(paths.key_lengths),
-            scale=arguments.scale,
-            window_size=(-1 if arguments.window is None else arguments.window - 1, 0),
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
-        return out
-
-    return kernel
+    return lambda inputs, paths, window, arguments: call(
+        *inputs,
+        paths.query_bounds,
+        paths.key_bounds,
+        max(paths.query_lengths),
+        max(paths.key_lengths),
+        scale=arguments.scale,
+        window_size=window,
+        enable_gqa=inputs[0].shape[1] != inputs[1].shape[1],
+    )
 
 
 class Demand(NamedTuple):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from luthier.checkpoints.files import finite, write_whole
 from luthier.training.callbacks.pace import Pace, clock
@@ -50,35 +50,18 @@ class LogFileCallback(TrainerCallback):
         self._renamed = {name: name for name in metrics} | RENAMED
         self._endings = tuple({*OF_NAMED_SETS, *(f"_{name}" for name in metrics)})
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **others: Any,
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Keeps the lines up to the step that training goes on from."""
         self._pace = Pace(state.global_step)
         if args.should_save:
             drop_lines_beyond(Path(args.output_dir) / FILE_NAME, state.global_step)
 
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **others: Any,
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Measures the step."""
         self._pace.step_ended(state.global_step)
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, float] | None = None,
-        **others: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: Any = None, **_: Any
     ) -> None:
         """Writes one line, null for a number that is none."""
         if not args.should_save or not logs:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from luthier import console
 from luthier.training.callbacks.pace import Pace, clock
@@ -32,13 +32,7 @@ class ProgressCallback(TrainerCallback):
         self._training: TaskID | None = None
         self._evaluating: TaskID | None = None
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **others: Any,
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Draws the bar, at the step that training goes on from."""
         self._pace = Pace(state.global_step)
         if state.is_world_process_zero and self._terminal.is_terminal:
@@ -47,13 +41,7 @@ class ProgressCallback(TrainerCallback):
             )
             self._redraw()
 
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **others: Any,
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Moves the bar."""
         if self._pace is not None:
             self._pace.step_ended(state.global_step)
@@ -64,12 +52,7 @@ class ProgressCallback(TrainerCallback):
             self._redraw()
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, float] | None = None,
-        **others: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: Any = None, **_: Any
     ) -> None:
         """Shows the values of a log."""
         if not state.is_world_process_zero or not logs:
@@ -85,13 +68,7 @@ class ProgressCallback(TrainerCallback):
                 parts.append(self._left(state.max_steps))
             console.info(" | ".join(part for part in parts if part))
 
-    def on_prediction_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **others: Any,
-    ) -> None:
+    def on_prediction_step(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Counts the micro-batches of an evaluation."""
         if not (state.is_world_process_zero and self._terminal.is_terminal):
             return
@@ -100,13 +77,7 @@ class ProgressCallback(TrainerCallback):
         self._bar().advance(self._evaluating)
         self._redraw()
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **others: Any,
-    ) -> None:
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Takes the evaluation's bar away."""
         if self._live is not None and self._evaluating is not None:
             self._live.remove_task(self._evaluating)
@@ -114,13 +85,7 @@ class ProgressCallback(TrainerCallback):
             if self._training is None:
                 self.close()
 
-    def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **others: Any,
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Leaves the bar as it stands."""
         self.close()
         self._pace = None

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from luthier import console
 from luthier.checkpoints.control_files import answer, asked, take_up
@@ -116,9 +116,7 @@ class Requests(TrainerCallback):
 
     # events
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Prepares the ranks' talk."""
         self._output_dir = Path(args.output_dir)
         self.is_stopping = self._saves_at_epochs_end = False
@@ -127,16 +125,12 @@ class Requests(TrainerCallback):
             has_gloo = "gloo" in str(dist.get_backend_config())
             self._group = dist.group.WORLD if has_gloo else dist.new_group(backend="gloo")
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Measures the step."""
         self.owes_evaluation = False
         self._begun_at = time.monotonic()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Has a checkpoint written if somebody asks for it, and the run ended."""
         self._step_s = time.monotonic() - self._begun_at
         request = self._agree(state)
@@ -148,9 +142,7 @@ class Requests(TrainerCallback):
             self._begin_to_stop(state, control)
         self._await_epochs_end(args, state, control)
 
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
-    ) -> None:
+    def on_prediction_step(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Leaves an evaluation when the run is to stop."""
         if self._may_cut and self._agree(state, only=STOP) == STOP:
             self._only_model = args.save_only_model
@@ -161,9 +153,7 @@ class Requests(TrainerCallback):
             self._await_epochs_end(args, state, control)
             raise EvaluationCut
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
-    ) -> None:
+    def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Writes the checkpoint that waited for the end of its epoch."""
         if self._saves_at_epochs_end:
             self._saves_at_epochs_end = False
@@ -174,9 +164,7 @@ class Requests(TrainerCallback):
         elif self.is_stopping:  # in the middle of the epoch
             control.should_log = control.should_evaluate = control.should_save = False
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
-    ) -> None:
+    def on_save(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Tells those who asked."""
         if self._only_model is not None:
             args.save_only_model, self._only_model = self._only_model, None
@@ -217,9 +205,7 @@ class Requests(TrainerCallback):
             self._signals.answered()
         console.info(f"asked to stop: a checkpoint of step {state.global_step:,} is written first")
 
-    def _await_epochs_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl
-    ) -> None:
+    def _await_epochs_end(self, args: Any, state: TrainerState, control: TrainerControl) -> None:
         """Lets a checkpoint of an epoch's last step wait for what is logged or found at its end.
 
         The run that goes on from it begins the next epoch, and would never do that.
