@@ -103,7 +103,12 @@ class ExampleStream(Protocol):
 
 
 def count_learned(labels: Any, lengths: Sequence[int] = ()) -> int:
-    """How many positions are predicted: those with a label, but the first of each sequence.
+    """How many positions are predicted; see `where_learned`."""
+    return int(where_learned(labels, lengths).sum())
+
+
+def where_learned(labels: Any, lengths: Sequence[int] = ()) -> Any:
+    """(R,) booleans: the positions with a label, but the first of each sequence.
 
     Args:
         labels: (R,) integers.
@@ -112,8 +117,8 @@ def count_learned(labels: Any, lengths: Sequence[int] = ()) -> int:
     import numpy
 
     is_learned = numpy.asarray(labels) != IGNORE_INDEX
-    firsts = is_learned[[start for start, _ in _spans(lengths)]] if lengths else is_learned[:1]
-    return int(numpy.count_nonzero(is_learned)) - int(numpy.count_nonzero(firsts))
+    is_learned[[start for start, _ in _spans(lengths)] or slice(1)] = False
+    return is_learned
 
 
 def schema(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from types import TracebackType
@@ -94,6 +94,8 @@ class StepBuilder:
         world_size: all processes.
         layout: rectangles, which every model understands, or token trees.
         share_prefixes: whether a tree computes once what examples begin with alike.
+        reference: a table of the same rows with what a reference says of their tokens; None where
+            nobody has asked it before.
     """
 
     dataset: datasets.Dataset | ExampleStream
@@ -103,6 +105,7 @@ class StepBuilder:
     world_size: int = 1
     layout: Literal["tree", "padded"] = "padded"
     share_prefixes: bool = False
+    reference: datasets.Dataset | None = None
 
     @cached_property
     def _table(self) -> Any:
@@ -113,7 +116,12 @@ class StepBuilder:
     def __call__(self, indices: Sequence[int]) -> Step:
         """The micro-batches of this rank; counts are those of all ranks, known without asking."""
         rows = list(map(int, indices))
-        read = read_examples(self._table[rows], rows)
+        table = self._table[rows]
+        if self.reference is not None:
+            (name,) = self.reference.column_names
+            beside = self.reference.with_format("arrow")[rows]
+            table = table.append_column(name, beside[name])
+        read = read_examples(table, rows)
         examples = [part for each in read for part in each.apart()]
         plan = plan_examples(
             examples,
@@ -193,6 +201,7 @@ class StepLoaders:
         layout: how examples share a micro-batch.
         shares_prefixes: whether a tree computes what examples begin with alike once.
         train_table: what the steps of training are read from; None before there are any.
+        references: what a reference says of the tokens of each table, by the table's identity.
     """
 
     arguments: Arguments
@@ -201,6 +210,7 @@ class StepLoaders:
     layout: Literal["tree", "padded"] = "padded"
     shares_prefixes: bool = False
     train_table: Any = None
+    references: dict[int, datasets.Dataset] = field(default_factory=dict)
 
     @property
     def examples_per_step(self) -> int:
@@ -280,6 +290,7 @@ class StepLoaders:
             args.world_size,
             self.layout,
             self.shares_prefixes,
+            self.references.get(id(table)),
         )
         return StepLoader(
             sampler,

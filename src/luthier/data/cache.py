@@ -219,7 +219,7 @@ def get_or_build(
     if overwrite:  # launched processes do not begin at once, and a file server has its own clock
         began = (psutil.Process().create_time() - SKEW_S) * 1e9
         made_since = int(began) if "RANK" in os.environ else time.time_ns()
-    if (found := _find_published(folder, made_since)) is not None:
+    if (found := find_published(folder, made_since)) is not None:
         return found
     lock = FileLock(root / f"{key}.lock")
     try:
@@ -240,7 +240,7 @@ def get_or_build(
             "folder that can, or XDG_CACHE_HOME."
         ) from error
     try:
-        if (found := _find_published(folder, made_since)) is not None:
+        if (found := find_published(folder, made_since)) is not None:
             return found
         for path in folder.iterdir() if overwrite else ():
             path.unlink(missing_ok=True)
@@ -256,7 +256,7 @@ def get_or_build(
         lock.release()
 
 
-def _find_published(folder: Path, made_since_ns: int) -> Published | None:
+def find_published(folder: Path, made_since_ns: int = 0) -> Published | None:
     """The data set, if its manifest is there, all shards are as it says, and they are new enough.
 
     Of the processes of a run none removes what another has found here.

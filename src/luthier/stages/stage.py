@@ -82,7 +82,13 @@ class Stage(Road):
         derived_metrics: those that `derive` adds to an evaluation.
         measures_first: whether `measure` goes over a step before its loss is taken; in an
             evaluation over the whole set.
+        draws_dropout: whether layers may draw random zeros; not where a model is held against
+            another, which draws none.
         needs_reference: whether the loss reads numbers of the model as it was at first.
+        keeps_reference: whether all that is asked of it is `reference_logp`, so that it may be read
+            once, before training.
+        mismatches_answers: whether `measure` is of prompts with the answer of another row, which
+            are not learned; see `batching/mismatched.py`.
         remembers: the names in `train_metrics` whose means over all earlier steps are among
             `batch.step_numbers` under the same names; before the second step there are none.
         couples_sequences: whether the loss of a sequence depends on the others of its step, or of
@@ -93,7 +99,10 @@ class Stage(Road):
     eval_metrics: tuple[str, ...] = ()
     derived_metrics: tuple[str, ...] = ()
     measures_first = False
+    draws_dropout = True
     needs_reference = False
+    keeps_reference = True
+    mismatches_answers = False
     remembers: tuple[str, ...] = ()
     couples_sequences = False
 

@@ -190,6 +190,24 @@ def has_dropout(model: nn.Module) -> bool:
     )
 
 
+def switch_dropout_off(model: nn.Module) -> None:
+    """Has training draw no random zeros anywhere in the model, in place; says what was drawn."""
+    config: Any = model.config.get_text_config()  # type: ignore[operator,union-attr]
+    found: dict[str, float] = {}
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) and module.p:
+            found["dropout"], module.p = module.p, 0.0
+    for owner in (*model.modules(), config):
+        drawn = {name: value for name, value in vars(owner).items() if name.endswith(RANDOM)}
+        for name, value in drawn.items():
+            if type(value) is float and value:
+                found[name] = value
+                setattr(owner, name, 0.0)
+    if found:
+        said = ", ".join(f"{name} {value:g}" for name, value in found.items())
+        console.info(f"dropout: off in this stage, as in others' programs ({said} was set)")
+
+
 def _micro_batch(way: Way, examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
     if way.layout == "tree":
         return build_tree(examples, share_prefixes=True)

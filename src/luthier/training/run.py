@@ -75,7 +75,7 @@ def run(
         from luthier.modeling.dtypes import without_emulation
         from luthier.modeling.loader import load_model
         from luthier.modeling.memory import choose_checkpointing
-        from luthier.modeling.reference import Reference
+        from luthier.modeling.reference import load_other
         from luthier.modeling.safe_loading import reading_plain_data
         from luthier.modeling.tokenizer import load_tokenizer
         from luthier.processes.process_group import (
@@ -90,6 +90,8 @@ def run(
         from luthier.templates.template import Template
         from luthier.training.callbacks.trackers import own_runs
         from luthier.training.encoder import fit_template
+        from luthier.training.layout import switch_dropout_off
+        from luthier.training.precompute import settle_reference
         from luthier.training.report import write_model_card, write_run_record
         from luthier.training.to_training_arguments import to_training_arguments
 
@@ -136,15 +138,18 @@ def run(
         model = load_model(
             arguments, tokenizer, is_trainable=training.do_train, checkpoint=checkpoint
         )
+        if not stage.draws_dropout and training.do_train:
+            switch_dropout_off(model)
         trainer = _make_trainer(
             arguments, library, stage, strategy, model, tokenizer, data, callbacks
         )
-        if stage.needs_reference:
-            trainer.reference = Reference(trainer.model)
         trainer.saver = CheckpointSaver(trainer, identity)
         arguments = strategy.place(trainer)
         if training.do_train or training.do_eval:
-            _choose_layout(trainer, arguments, data)
+            other = load_other(arguments, tokenizer) if stage.needs_reference else None
+            _choose_layout(trainer, arguments, data, other)
+            if stage.needs_reference:
+                settle_reference(trainer, arguments, other)
         if training.do_train:
             num_tokens, longest = trainer.loaders.largest_micro_batch(data.train)
             choose_checkpointing(
@@ -263,27 +268,39 @@ def _engine(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def _choose_layout(trainer: Trainer, arguments: Arguments, data: EncodedDatasets) -> None:
+def _choose_layout(
+    trainer: Trainer, arguments: Arguments, data: EncodedDatasets, other: Any = None
+) -> None:
     from luthier.data.stream import Stream
     from luthier.fused.fuse import fuse, unfuse
     from luthier.modeling.dtypes import computed_dtype
-    from luthier.training.layout import PROBE_ROWS, choose_layout
+    from luthier.training.layout import PROBE_ROWS, Layout, choose_layout
 
     rows = data.train if data.train is not None else next(iter(data.eval.values()))
     if isinstance(rows, Stream):
         probed = rows.first(PROBE_ROWS)
     else:
         probed = list(rows.select(range(min(PROBE_ROWS, len(rows)))))
-    layout = choose_layout(
-        trainer.model,
-        arguments,
-        probed,
-        trainer.processing_class.pad_token_id,
-        fuse=fuse,
-        unfuse=unfuse,
-        autocast=trainer.accelerator.autocast,
-        dtype=computed_dtype(trainer.accelerator.mixed_precision, trainer.model),
-    )
+
+    def choose(model: Any, arguments: Arguments) -> Layout:
+        return choose_layout(
+            model,
+            arguments,
+            probed,
+            trainer.processing_class.pad_token_id,
+            fuse=fuse,
+            unfuse=unfuse,
+            autocast=trainer.accelerator.autocast,
+            dtype=computed_dtype(trainer.accelerator.mixed_precision, model),
+        )
+
+    layout = choose(trainer.model, arguments)
+    if other is not None:  # both compute the same micro-batches
+        asked = "padded" if layout.name == "padded" else arguments.training.layout
+        theirs = choose(other, arguments.changed(layout=asked))
+        if theirs.name != layout.name:
+            layout = choose(trainer.model, arguments.changed(layout=theirs.name))
+        layout = replace(layout, shares_prefixes=layout.shares_prefixes and theirs.shares_prefixes)
     trainer.take(layout)
 
 
