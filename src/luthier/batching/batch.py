@@ -29,41 +29,32 @@ class MicroBatch:
 
     A rectangle of padded rows has an `attention_mask`; a token tree is one row (B = 1) and has
     `position_ids` and `segments` in its place.
-
-    Attributes:
-        input_ids: (B, T) int64.
-        sources: (N,) int64, positions in the flattened (B * T) whose hidden state predicts a
-            learned token. A tree's source may be read several times, once for each child.
-        targets: (N,) int64, the token each source has to predict.
-        sequences: (N,) int64, which sequence of the micro-batch each read belongs to.
-        ends: (S,) int64, the flattened position of the last token of each sequence.
-        num_tokens: tokens of all sequences, padding not counted and shared prefixes counted as
-            often as they occur.
-        attention_mask: (B, T) int64, 1 on real tokens; None for a tree.
-        position_ids: (B, T) int64, the depth of each token of a tree; None for a rectangle.
-        segments: of a tree, parents before children; empty for a rectangle.
-        examples: what it was built of; none in an idle one. Their sequences are numbered in order.
-        owners: (S,) int64, the place among `examples` of the one that each sequence belongs to.
-        token_numbers: by name (N,) float32, the number of each read's target; `weight` is there
-            only where some loss does not count once.
-        sequence_numbers: by name (S,) float32.
-        step_numbers: by name a mean over the whole step, where its stage has read it first.
     """
 
-    input_ids: Tensor
+    input_ids: Tensor  # (B, T) int64
     sources: Tensor
-    targets: Tensor
-    sequences: Tensor
-    ends: Tensor
+    """(N,) int64, positions in the flattened (B * T) whose hidden state predicts a learned token. A
+    tree's source may be read several times, once for each child."""
+    targets: Tensor  # (N,) int64, the token each source has to predict
+    sequences: Tensor  # (N,) int64, which sequence of the micro-batch each read belongs to
+    ends: Tensor  # (S,) int64, the flattened position of the last token of each sequence
     num_tokens: int
-    attention_mask: Tensor | None = None
+    """Tokens of all sequences, padding not counted and shared prefixes counted as often as they
+    occur."""
+    attention_mask: Tensor | None = None  # (B, T) int64, 1 on real tokens; None for a tree
     position_ids: Tensor | None = None
-    segments: tuple[Segment, ...] = ()
+    """(B, T) int64, the depth of each token of a tree; None for a rectangle."""
+    segments: tuple[Segment, ...] = ()  # of a tree, parents before children; empty for a rectangle
     examples: tuple[Example, ...] = ()
+    """What it was built of; none in an idle one. Their sequences are numbered in order."""
     owners: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64))
+    """(S,) int64, the place among `examples` of the one that each sequence belongs to."""
     token_numbers: Mapping[str, Tensor] = field(default_factory=dict)
-    sequence_numbers: Mapping[str, Tensor] = field(default_factory=dict)
+    """By name (N,) float32, the number of each read's target; `weight` is there only where some
+    loss does not count once."""
+    sequence_numbers: Mapping[str, Tensor] = field(default_factory=dict)  # by name (S,) float32
     step_numbers: Mapping[str, float] = field(default_factory=dict)
+    """By name a mean over the whole step, where its stage has read it first."""
 
     @property
     def num_computed(self) -> int:
@@ -99,8 +90,7 @@ class MicroBatch:
 def join(examples: Sequence[Example]) -> tuple[Integers, Integers, Integers, Integers]:
     """The sequences of at least one example, one after the other.
 
-    Returns:
-        Tokens and labels, both (R,) int64; the length and the owner of each sequence, (S,) int64.
+    Tokens and labels, both (R,) int64; the length and the owner of each sequence, (S,) int64.
     """
     ids_R = np.concatenate([each.input_ids for each in examples], dtype=np.int64)
     labels_R = np.concatenate([each.labels for each in examples], dtype=np.int64)
@@ -118,15 +108,9 @@ def join_numbers(
     kind: Literal["token_numbers", "sequence_numbers"],
     places: Integers | slice = slice(None),
 ) -> dict[str, Tensor]:
-    """The named numbers of some tokens, or of all sequences, as a micro-batch holds them.
+    """The named numbers of examples as a micro-batch holds them; no `weight` where each is one.
 
-    Args:
-        examples: those of `join`.
-        kind: which of their numbers.
-        places: where the tokens stand in what `join` gives.
-
-    Returns:
-        By name one float32 for each place; no `weight` where every loss counts once.
+    They are float32, of tokens at `places` in what `join` gives, or of all sequences.
     """
     found: dict[str, Tensor] = {}
     held: list[Mapping[str, Any]] = [getattr(each, kind) for each in examples]
@@ -152,22 +136,15 @@ def naming(batch: MicroBatch, names: Iterable[str]) -> MicroBatch:
 
 @dataclass(frozen=True)
 class Step:
-    """One rank's share of an optimizer step.
+    """One rank's share of an optimizer step."""
 
-    Attributes:
-        micro_batches: in the order in which they are computed.
-        num_units: what the loss is divided by, of all ranks together.
-        num_tokens: real tokens of all ranks together.
-        num_examples: examples of all ranks together, a packed one counted once.
-        measured: micro-batches that are read before the step is learned, and not learned; empty
-            where those of the step itself are.
-    """
-
-    micro_batches: tuple[MicroBatch, ...]
-    num_units: int
-    num_tokens: int
-    num_examples: int
+    micro_batches: tuple[MicroBatch, ...]  # in the order in which they are computed
+    num_units: int  # what the loss is divided by, of all ranks together
+    num_tokens: int  # real tokens of all ranks together
+    num_examples: int  # examples of all ranks together, a packed one counted once
     measured: tuple[MicroBatch, ...] = ()
+    """Micro-batches that are read before the step is learned, and not learned; empty where those of
+    the step itself are."""
 
     @property
     def rows(self) -> tuple[int, ...]:

@@ -26,18 +26,12 @@ class PackingOrder:
     Any of them, in this order, compute as a tree the sum of their lengths less what each saves
     next to the one before; and what two save that stand apart is the least of what lies between.
     Without shared prefixes it is the longest example first, and nothing is saved.
-
-    Attributes:
-        positions: where each example stands in the step.
-        places: the inverse: where each position of the step stands in the order.
-        lengths: tokens that each example computes for itself, at most.
-        saved: tokens that each surely saves next to the one before it.
     """
 
-    positions: list[int]
-    places: list[int]
-    lengths: list[int]
-    saved: list[int]
+    positions: list[int]  # where each example stands in the step
+    places: list[int]  # the inverse: where each position of the step stands in the order
+    lengths: list[int]  # tokens that each example computes for itself, at most
+    saved: list[int]  # tokens that each surely saves next to the one before it
 
     @classmethod
     def apart(cls, lengths: Sequence[int]) -> PackingOrder:
@@ -103,10 +97,9 @@ class PackingOrder:
     def deals(self, world_size: int) -> Iterator[list[list[int]]]:
         """Ways to deal the step: the larger the families that stay whole, the less is computed.
 
-        Yields:
-            Each rank's positions, in the order of the order. Were they one tree on each rank,
-            ranks would differ by the longest example at most. The first way deals every example
-            for itself.
+        Each gives each rank's positions, in the order of the order. Were they one tree on each
+        rank, ranks would differ by the longest example at most. The first way deals every example
+        for itself.
         """
         if world_size == 1:
             yield [list(self.positions)]
@@ -193,11 +186,9 @@ class PackingOrder:
         return self.lengths[place] - max(before, behind)
 
     def cut(self, share: Sequence[int], token_budget: int) -> list[list[int]]:
-        """Best fit: each example where it adds the fewest tokens, then where it leaves least room.
+        """Best fit of a rank's share: each example where it adds fewest tokens, then least room.
 
-        Args:
-            share: positions of one rank.
-            token_budget: the most tokens of a micro-batch. A longer example travels alone.
+        One longer than `token_budget` travels alone.
         """
         micro_batches: list[list[int]] = []
         # (room, micro-batch) by what the next example shares with them, the most last

@@ -152,13 +152,8 @@ def _deal_rectangles(
 ) -> list[MicroBatches]:
     """Neighbours in length of the whole step share rectangles, and those are dealt to ranks.
 
-    Args:
-        order: all positions, the longest first.
-        world_size: the number of ranks.
-        more: how many times the fewest micro-batches that fit the budget; more are more even.
-        cut: of rectangles.
-        cost: of a rectangle.
-        token_budget: the most tokens of one.
+    `order` is all positions, the longest first, and `more` how many times the fewest micro-batches
+    that fit the budget there are; more are more even.
     """
     rectangles = cut(order, token_budget)
     most = more * -(-len(rectangles) // world_size)

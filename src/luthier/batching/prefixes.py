@@ -20,15 +20,10 @@ that are not their own. On a core of a CPU a layer of hidden size 576 takes 0.2 
 
 @dataclass(frozen=True)
 class Prefixes:
-    """Sequences in lexicographic order; what any two share is the least between neighbours.
+    """Sequences in lexicographic order; what any two share is the least between neighbours."""
 
-    Attributes:
-        order: the number of each sequence.
-        common: tokens that each shares with the one before it in `order`; 0 for the first.
-    """
-
-    order: list[int]
-    common: list[int]
+    order: list[int]  # the number of each sequence
+    common: list[int]  # tokens that each shares with the one before it in `order`; 0 for the first
 
 
 def find_prefixes(sequences: Sequence[Integers]) -> Prefixes:
@@ -46,15 +41,12 @@ def find_prefixes(sequences: Sequence[Integers]) -> Prefixes:
 
 
 def find_group_prefixes(groups: Sequence[Sequence[Integers]]) -> tuple[Prefixes, list[int]]:
-    """How groups of sequences that stay together begin alike, and how large each is for itself.
+    """The groups of sequences that stay together, as they begin alike, and the most each computes.
 
     A group stands where the first of its sequences, in their order, does. What two groups share is
     at least what these two share, so any set of groups computes as one tree the sum of their sizes
     less what neighbours share, or less: the chain of all sequences in their order is a heaviest
     spanning tree of what pairs of them share, and this is another one.
-
-    Returns:
-        The groups in the order of their first sequences; the most tokens that each computes.
     """
     firsts, sizes = [], []
     for group in groups:
@@ -87,16 +79,10 @@ def _count_common(first: Integers, second: Integers) -> int:
 
 
 def branches(common: Sequence[int], start: int, end: int) -> tuple[int, list[int]]:
-    """Where a run of sequences in lexicographic order parts for the first time.
+    """Where a run of two or more sequences in lexicographic order parts for the first time.
 
-    Args:
-        common: as in `Prefixes`.
-        start: the first of at least two sequences.
-        end: one behind the last.
-
-    Returns:
-        The tokens that all of them share, and the limits of the runs that share more: the first
-        is `start`, the last `end`.
+    The tokens that all of them share, and the limits of the runs that share more: the first is
+    `start`, the last `end`. `common` is as in `Prefixes`.
     """
     depth = min(common[start + 1 : end])
     inner = [at for at in range(start + 1, end) if common[at] == depth]

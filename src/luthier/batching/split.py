@@ -28,15 +28,9 @@ def split_micro_batches(
 ) -> Step:
     """The same share of a step in micro-batches of at most so many computed tokens.
 
-    This rank's examples are planned anew, by the rules of `plan_step`; a longer one travels alone.
-    The gradient of a step is a sum over examples, so it is the same but for rounding. Ranks may
-    have unequally many micro-batches afterwards.
-
-    Args:
-        step: as it was built; its tensors are on the CPU.
-        token_budget: the most tokens that a micro-batch computes.
-        pad_token_id: fills rectangles.
-        share_prefixes: whether trees compute once what sequences begin with alike.
+    This rank's examples, on the CPU, are planned anew, by the rules of `plan_step`; a longer one
+    travels alone. The gradient of a step is a sum over examples, so it is the same but for
+    rounding. Ranks may have unequally many micro-batches afterwards.
     """
 
     def split(batches: Sequence[MicroBatch]) -> tuple[MicroBatch, ...]:

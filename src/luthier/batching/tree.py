@@ -32,13 +32,9 @@ def build_tree(examples: Sequence[Example], *, share_prefixes: bool) -> MicroBat
     Tokens stand in depth-first order and know their depth. Reads come sequence by sequence, as in
     the padded layout: the last token of a shared stretch is read once for each sequence that
     learns what follows it there. A stretch is shared where that saves `MIN_SAVED` tokens; a
-    sequence that another one begins with adds nothing.
-
-    Args:
-        examples: a label that is not IGNORE_INDEX is learned, in its own sequence only. An empty
-            list gives one unlearned token, so that a rank with nothing to do still takes part in
-            the collectives of a forward and backward pass.
-        share_prefixes: False packs the sequences one after the other, in their order.
+    sequence that another one begins with adds nothing. Without `share_prefixes` the sequences are
+    packed one after the other, in their order. No examples give one unlearned token, so that a rank
+    with nothing to do still takes part in the collectives of a forward and backward pass.
     """
     given = tuple(examples)
     ids_R, labels_R, lengths_S, owners_S = join(given or [Example([0], [IGNORE_INDEX])])
@@ -114,12 +110,10 @@ def _share(
 def _find_leaves(
     sequences: Sequence[Integers],
 ) -> tuple[list[int], list[int], list[tuple[int, int]]]:
-    """The sequences that no other one begins with, in lexicographic order.
+    """The sequences that no other one begins with, in lexicographic order, and what each shares.
 
-    Returns:
-        The leaves; what each shares with the one before; and pairs of a sequence that is no leaf
-        and one that begins with it, such that the second of a pair is a leaf or comes first in a
-        later pair.
+    That is with the one before. Third, pairs of a sequence that is no leaf and one that begins with
+    it, such that the second of a pair is a leaf or comes first in a later pair.
     """
     prefixes = find_prefixes(sequences)
     leaves: list[int] = []

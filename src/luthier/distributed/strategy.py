@@ -38,25 +38,19 @@ Accepts: TypeAlias = Callable[["Tensor | float | None"], bool]
 
 
 class Learner(Protocol):
-    """A trainer as those know it who prepare, step, evaluate and save it; see `training/loop.py`.
-
-    Attributes:
-        model: bare, but under FSDP2.
-        model_wrapped: what a step of training computes.
-        is_prepared: whether accelerate has seen the model.
-        reference: gives the model as it was before it learned, see `modeling/reference.py`; None
-            where the stage needs none, or it was read before training.
-    """
+    """A trainer as those know it who prepare, step, evaluate and save; see `training/loop.py`."""
 
     arguments: Arguments
     args: LibraryArguments
     stage: Stage
     strategy: Strategy
     accelerator: Any
-    model: Any
-    model_wrapped: Any
-    is_prepared: bool
+    model: Any  # bare, but under FSDP2
+    model_wrapped: Any  # what a step of training computes
+    is_prepared: bool  # whether accelerate has seen the model
     reference: Any
+    """Gives the model as it was before it learned, see `modeling/reference.py`; None where the
+    stage needs none, or it was read before training."""
     optimizer: Any
     lr_scheduler: Any
     processing_class: Any
@@ -119,11 +113,7 @@ class Strategy:
         learner.accelerator.backward(loss)
 
     def clip(self, learner: Learner, accepts: Accepts) -> Tensor | float | None:
-        """Clips the gradient of a step if it is accepted.
-
-        Returns:
-            Its norm before, of all ranks together.
-        """
+        """Clips the gradient of a step if it is accepted; its norm before, of all ranks."""
         raise NotImplementedError
 
     def evaluation_model(self, learner: Learner) -> Any:

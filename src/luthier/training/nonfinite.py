@@ -82,9 +82,7 @@ class NonFiniteGuard:
     def watched(self, loss: Tensor, by: Iterable[Tensor] = ()) -> Tensor:
         """The loss of the next micro-batch; its gradient is NaN if it is not finite itself.
 
-        Args:
-            loss: scalar with gradient.
-            by: what is looked at in place of the loss, where that is made of other ones as well.
+        `by` is what is looked at in place of the loss, where that is made of other ones as well.
         """
         parts = [each.detach().sum() for each in by]
         seen = torch.stack(parts).sum() if parts else loss.detach()
@@ -94,10 +92,7 @@ class NonFiniteGuard:
     def accepts(self, norm: Tensor | float | None, step_number: int, search: Search) -> bool:
         """Whether the step may move the weights; every rank gets the same answer.
 
-        Args:
-            norm: of the gradient of all ranks, before it was clipped.
-            step_number: of the step, from 1.
-            search: looks for the cause.
+        `norm` is of the gradient of all ranks, before it was clipped.
 
         Raises:
             NonFiniteError: if it may not, and the run is to end.
@@ -131,10 +126,7 @@ class NonFiniteGuard:
     def annotate(self, logs: dict[str, float], step_number: int) -> None:
         """Writes into a log what was left out, and says when its loss stands out.
 
-        Args:
-            logs: the mean loss since the last log among others; it becomes NaN where a step was
-                left out.
-            step_number: of the last step.
+        The mean loss since the last log becomes NaN where a step was left out.
         """
         num_steps, self._logged_step = step_number - self._logged_step, step_number
         if self._is_window_bad:
@@ -222,11 +214,7 @@ class SpikeWatch:
         return list(self._losses)
 
     def see(self, loss: float) -> float | None:
-        """Takes a logged loss.
-
-        Returns:
-            The median it stands out from; None if it does not.
-        """
+        """Takes a logged loss; the median that it stands out from, None if it does not."""
         if not math.isfinite(loss):
             return None
         usual = self._limit()
@@ -247,10 +235,6 @@ class SpikeWatch:
 
 def refuse_nonfinite(model: nn.Module, step: int) -> None:
     """Ends the run instead of saving weights that are not finite; every rank has to call it.
-
-    Args:
-        model: whose trained parameters are about to be saved.
-        step: of the run, for the message.
 
     Raises:
         NonFiniteError: on all ranks, when the weights of any of them are not finite.

@@ -61,11 +61,7 @@ class OomHandler:
         self._current: MicroBatch | None = None
 
     def restore(self, tokens_of_ranks: Sequence[int | None]) -> None:
-        """Goes on with the limit that a checkpoint holds: this rank's, or the least of other ranks.
-
-        Args:
-            tokens_of_ranks: `tokens` of each rank that took part in it.
-        """
+        """Goes on with the limits in a checkpoint: this rank's, or the least of other ranks."""
         if len(tokens_of_ranks) == num_ranks():
             self.tokens = tokens_of_ranks[rank()]
         else:
@@ -88,11 +84,8 @@ class OomHandler:
     ) -> T:
         """The result of a step, computed until memory is enough.
 
-        Args:
-            model: as it is wrapped; it holds no gradient before the step.
-            step: as it was built.
-            device: of the run.
-            compute: does all micro-batches, each inside of `computing`, the last one exchanging.
+        The model, as it is wrapped, holds no gradient before. `compute` does all micro-batches,
+        each inside of `computing`, the last one exchanging.
 
         Raises:
             OutOfMemory: when the pieces cannot be smaller, or ranks cannot compute anything anew.
@@ -142,11 +135,7 @@ class OomHandler:
         self._is_exchanging = bool(model.require_backward_grad_sync)
 
     def each(self, step: Step, compute: Callable[[MicroBatch], T]) -> Iterator[T]:
-        """What comes out of each micro-batch, none of which depends on another.
-
-        Args:
-            step: as it was built.
-            compute: one micro-batch, without gradient.
+        """What comes out of each micro-batch without gradient, none of which depends on another.
 
         Raises:
             OutOfMemory: as `train` does.
@@ -184,11 +173,7 @@ class OomHandler:
         return replace(step, micro_batches=(*step.micro_batches, idle))
 
     def _lower(self, said: str) -> None:
-        """Halves the most tokens of a micro-batch, from those that were too many.
-
-        Raises:
-            OutOfMemory: if the micro-batch that failed cannot be cut, or not computed again.
-        """
+        """Halves the most tokens of a micro-batch, from those that were too many."""
         failed, self._current = self._current, None
         where = f"rank {rank()} has run out of memory" if num_ranks() > 1 else "memory has run out"
         if failed is None:

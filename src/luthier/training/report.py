@@ -46,16 +46,10 @@ def write_run_record(
     data: Report | None = None,
     engine: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes `run.json`: all that is needed to do the run again, or to talk to its model.
+    """Writes `run.json`, on the first rank: all that is needed to do the run again, or to chat.
 
-    Args:
-        folder: the run's.
-        arguments: the whole configuration; secrets are masked.
-        data: what the data route counted and hashed.
-        engine: what was chosen for this machine: layout, micro-batches, recomputation.
-
-    Returns:
-        The file, written on the first rank only.
+    Secrets are masked. `data` is what the data route counted and hashed, `engine` what was chosen
+    for this machine: layout, micro-batches, recomputation.
     """
     settings = {name: public_value(name, value) for name, value in arguments.flat().items()}
     record = {
@@ -75,13 +69,7 @@ def write_run_record(
 
 
 def save_metrics(folder: Path, split: str, metrics: Mapping[str, float]) -> Path:
-    """Writes `{split}_results.json` and merges the numbers into `all_results.json`.
-
-    Args:
-        folder: the run's.
-        split: `train`, `eval` or `predict`.
-        metrics: names and numbers; nothing is written when there are none.
-    """
+    """Writes numbers to `{split}_results.json`, and into `all_results.json`; if there are any."""
     path = folder / f"{split}_results.json"
     if not (metrics and console.is_main_process()):
         return path
@@ -97,16 +85,9 @@ def write_model_card(
     metrics: Mapping[str, float],
     log_history: Sequence[Mapping[str, float]] = (),
 ) -> Path:
-    """Writes `README.md`: front matter that the hub reads, settings, results, versions.
+    """Writes `README.md`, on the first rank: front matter of the hub, settings, results, versions.
 
-    Args:
-        folder: the run's; a `training_loss.png` in it is shown.
-        arguments: the whole configuration.
-        metrics: the numbers of the run.
-        log_history: the records of `trainer_state.json`; evaluations in it become a table.
-
-    Returns:
-        The file, written on the first rank only.
+    A `training_loss.png` in the folder is shown; evaluations in `log_history` become a table.
     """
     path = folder / "README.md"
     if not console.is_main_process():
@@ -219,9 +200,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def origins_of(dataset: datasets.Dataset | ExampleStream | None, rows: Sequence[int]) -> list[str]:
     """Where rows come from: `file:line`, or several of them where rows were packed.
 
-    Args:
-        dataset: that was trained on.
-        rows: numbers of rows, as `Step.rows` holds them; of a stream, of its last steps.
+    They are numbers as `Step.rows` holds them; of a stream, of its last steps.
     """
     if dataset is not None and not isinstance(dataset, datasets.Dataset):
         return [dataset.origin(row) or f"example {row + 1:,} of the stream" for row in rows]
