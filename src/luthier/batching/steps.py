@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import TrainingArguments as LibraryArguments
 
 from luthier.batching.batch import MicroBatch, Step, naming
+from luthier.batching.mismatched import distance, mismatch, prompt_of
 from luthier.batching.order import LengthGroupedOrder, SequentialOrder, ShuffledOrder
 from luthier.batching.padded import pad
 from luthier.batching.plan import plan_examples
@@ -96,6 +97,10 @@ class StepBuilder:
         share_prefixes: whether a tree computes once what examples begin with alike.
         reference: a table of the same rows with what a reference says of their tokens; None where
             nobody has asked it before.
+        mismatches: the most tokens of prompts with other answers that are read, not learned; None
+            for none of them.
+        distance: how many rows before it the other answer stands, in the whole table; None where it
+            is that of a row of the step.
     """
 
     dataset: datasets.Dataset | ExampleStream
@@ -106,6 +111,8 @@ class StepBuilder:
     layout: Literal["tree", "padded"] = "padded"
     share_prefixes: bool = False
     reference: datasets.Dataset | None = None
+    mismatches: int | None = None
+    distance: int | None = None
 
     @cached_property
     def _table(self) -> Any:
@@ -122,7 +129,27 @@ class StepBuilder:
             beside = self.reference.with_format("arrow")[rows]
             table = table.append_column(name, beside[name])
         read = read_examples(table, rows)
-        examples = [part for each in read for part in each.apart()]
+        measured: Sequence[Example] = ()
+        if self.mismatches is not None:
+            measured = mismatch(read, self._others(read, rows), self.mismatches)
+        return Step(
+            micro_batches=self._plan([part for each in read for part in each.apart()]),
+            num_units=sum(each.num_units for each in read),
+            num_tokens=sum(len(each.input_ids) for each in read),
+            num_examples=len(read),
+            measured=self._plan(measured) if measured else (),
+        )
+
+    def _others(self, read: Sequence[Example], rows: Sequence[int]) -> list[Example]:
+        """The example whose answer each one's prompt is put before."""
+        if self.distance is None and len(read) > 1:
+            back = distance([prompt_of(each) for each in read])
+            return [read[at - back] for at in range(len(read))]
+        assert isinstance(self.dataset, datasets.Dataset), "steps of a stream have several rows"
+        before = [(row - (self.distance or 1)) % len(self.dataset) for row in rows]
+        return read_examples(self._table[before], before)
+
+    def _plan(self, examples: Sequence[Example]) -> tuple[MicroBatch, ...]:
         plan = plan_examples(
             examples,
             self.world_size,
@@ -131,14 +158,9 @@ class StepBuilder:
             share_prefixes=self.share_prefixes,
         )
         names = {name for each in examples for name in each.token_numbers}
-        return Step(
-            micro_batches=tuple(
-                self._build([examples[each] for each in positions], names)
-                for positions in plan[self.rank]
-            ),
-            num_units=sum(each.num_units for each in read),
-            num_tokens=sum(len(each.input_ids) for each in read),
-            num_examples=len(read),
+        return tuple(
+            self._build([examples[each] for each in positions], names)
+            for positions in plan[self.rank]
         )
 
     def _build(self, examples: Sequence[Example], names: Iterable[str]) -> MicroBatch:
@@ -202,6 +224,7 @@ class StepLoaders:
         shares_prefixes: whether a tree computes what examples begin with alike once.
         train_table: what the steps of training are read from; None before there are any.
         references: what a reference says of the tokens of each table, by the table's identity.
+        mismatches: whether prompts with other answers are read before a step; see `StepBuilder`.
     """
 
     arguments: Arguments
@@ -211,6 +234,7 @@ class StepLoaders:
     shares_prefixes: bool = False
     train_table: Any = None
     references: dict[int, datasets.Dataset] = field(default_factory=dict)
+    mismatches: bool = False
 
     @property
     def examples_per_step(self) -> int:
@@ -257,7 +281,12 @@ class StepLoaders:
         batch_size = self.arguments.training.per_device_eval_batch_size
         group = batch_size * self.args.world_size * EVAL_GROUP
         sampler = StepSampler(SequentialOrder(len(dataset)), group)
-        return self._loader(dataset, sampler, batch_size)
+        back = None
+        if self.mismatches:
+            table = dataset.select_columns(["input_ids", "labels"]).with_format("arrow")
+            parts = (table[start : start + group] for start in range(0, len(table), group))
+            back = distance([prompt_of(each) for part in parts for each in read_examples(part)])
+        return self._loader(dataset, sampler, batch_size, back)
 
     def token_budget(self, batch_size: int) -> int:
         """The most tokens of a micro-batch that are computed: padding counts, shared ones once.
@@ -278,7 +307,11 @@ class StepLoaders:
         return max(longest, min(budget, longest * self.examples_per_step)), longest
 
     def _loader(
-        self, table: datasets.Dataset | ExampleStream, sampler: StepSampler, batch_size: int
+        self,
+        table: datasets.Dataset | ExampleStream,
+        sampler: StepSampler,
+        batch_size: int,
+        distance: int | None = None,
     ) -> StepLoader:
         args = self.args
         is_streamed = not isinstance(table, datasets.Dataset)  # a stream has workers of its own
@@ -291,6 +324,8 @@ class StepLoaders:
             self.layout,
             self.shares_prefixes,
             self.references.get(id(table)),
+            self.arguments.data.cutoff_len if self.mismatches else None,
+            distance,
         )
         return StepLoader(
             sampler,

@@ -85,7 +85,9 @@ class PreTraining(NextToken):
         return self.blocks
 
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
-        """The perplexity, `exp(loss)`; infinite where that has no float."""
+        """The perplexity, `exp(loss)`, of an evaluation; infinite where that has no float."""
+        if "loss" not in means:
+            return {}
         try:
             return {"perplexity": math.exp(means["loss"])}
         except OverflowError:

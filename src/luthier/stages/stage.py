@@ -79,7 +79,7 @@ class Stage(Road):
     Attributes:
         train_metrics: the names in `Loss.metrics` of a step of training.
         eval_metrics: those of an evaluation; a curve is drawn of each.
-        derived_metrics: those that `derive` adds to an evaluation.
+        derived_metrics: those that `derive` adds to an evaluation, or to a logged line of training.
         measures_first: whether `measure` goes over a step before its loss is taken; in an
             evaluation over the whole set.
         draws_dropout: whether layers may draw random zeros; not where a model is held against
@@ -193,7 +193,7 @@ class Stage(Road):
         return {REFERENCE: read_logps(reference, batch).logps_N}
 
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
-        """Further metrics of an evaluation, which follow from its means by their names."""
+        """Further metrics that follow from means; `loss` is among those of an evaluation alone."""
         return {}
 
 

@@ -160,7 +160,9 @@ class Trainer:
         self.optimizer: Any = None
         self.lr_scheduler: Any = None
         assert isinstance(tokenizer.pad_token_id, int)
-        self.loaders = StepLoaders(arguments, args, tokenizer.pad_token_id)
+        self.loaders = StepLoaders(
+            arguments, args, tokenizer.pad_token_id, mismatches=stage.mismatches_answers
+        )
         self.requests, self.work, self.meter = requests, Work(), meter(self)
         self.guard = NonFiniteGuard(
             arguments.training.on_nonfinite,
@@ -554,7 +556,8 @@ class Trainer:
         self._last_logged = self.state.global_step
         self._loss = torch.zeros((), device=self.args.device)
         if self.stage.train_metrics:
-            logs |= self._metrics.means()
+            means = self._metrics.means()
+            logs |= means | self.stage.derive(means)
             self._metrics = MetricSums(self.stage.train_metrics)
         self.store_flos()
         logs |= self.meter.read(self.state.total_flos, self.args.world_size)
