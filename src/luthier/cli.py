@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import sys
@@ -14,7 +13,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from luthier import console
-from luthier.commands.help import commands, unknown_command
+from luthier.commands.help import commands, start, unknown_command
 from luthier.errors import LuthierError, Stopped
 from luthier.secrecy import guard_output
 
@@ -52,8 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if word not in commands():
                 console.error(unknown_command(word))
                 return LuthierError.exit_code
-            run = importlib.import_module(f"luthier.commands.{word}").run
-            code: int = run(words[1:])
+            code = start(word, words[1:])
             sys.stdout.flush()
             return code
         except LuthierError as problem:

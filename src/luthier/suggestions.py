@@ -36,7 +36,17 @@ class Suggestion(NamedTuple):
     saved: float
 
 
-def suggest(
+def suggest(model: Any, arguments: Arguments, **known: Any) -> str:
+    """What helps when memory has run out in a micro-batch, as text; see `find_suggestions`."""
+    try:
+        return describe_suggestions(find_suggestions(model, arguments, **known))
+    except (RuntimeError, MemoryError) as problem:
+        if not is_out_of_memory(problem):
+            raise
+        return "No memory is left even to estimate what helps."
+
+
+def find_suggestions(
     model: Any,
     arguments: Arguments,
     *,
@@ -44,8 +54,8 @@ def suggest(
     longest: int = 0,
     is_padded: bool,
     autocast: Autocast | None,
-) -> str:
-    """What helps when memory has run out in a micro-batch, as lines of text.
+) -> list[Suggestion]:
+    """Changes that save memory: the one that changes nothing else, then those that save most.
 
     Args:
         model: ready to train.
@@ -57,35 +67,7 @@ def suggest(
             anything by itself, so that activations are reckoned, not measured.
     """
     longest = longest or arguments.data.cutoff_len
-    try:
-        found = find_suggestions(
-            model,
-            arguments,
-            num_tokens=max(num_tokens, longest),
-            longest=longest,
-            is_padded=is_padded,
-            autocast=autocast,
-        )
-    except (RuntimeError, MemoryError) as problem:
-        if not is_out_of_memory(problem):
-            raise
-        return "No memory is left even to estimate what helps."
-    return describe_suggestions(found)
-
-
-def find_suggestions(
-    model: Any,
-    arguments: Arguments,
-    *,
-    num_tokens: int,
-    longest: int,
-    is_padded: bool,
-    autocast: Autocast | None,
-) -> list[Suggestion]:
-    """Changes that save memory: the one that changes nothing else, then those that save most.
-
-    Args as those of `suggest`; `num_tokens` is `longest` where micro-batches cannot be smaller.
-    """
+    num_tokens = max(num_tokens, longest)
     bare = extract_model_from_parallel(model)
     training, finetuning = arguments.training, arguments.finetuning
     layers, width = count_layers(bare.config) or 1, bare.config.get_text_config().hidden_size

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from luthier.cli import main
 from luthier.commands.chat import read_arguments, run
 from luthier.errors import ArgumentsError, LuthierError, MissingArguments
 
@@ -88,7 +89,7 @@ def test_what_is_absent_is_said_before_anything_is_loaded(
 
 
 def test_help_is_a_page(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["--help"]) == 0
+    assert main(["chat", "--help"]) == 0
 
     assert "luthier chat CONFIG.yaml" in capsys.readouterr().out
 

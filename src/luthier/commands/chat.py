@@ -30,9 +30,6 @@ Lines from a pipe are answered one by one: echo "Who are you?" | luthier chat RU
 
 def run(argv: list[str]) -> int:
     """Loads the model that the words name and talks until the user leaves."""
-    if argv and argv[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0
     from luthier.training.preflight import find_problems_of_a_chat
 
     arguments = read_arguments(argv, check=find_problems_of_a_chat)

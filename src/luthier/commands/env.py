@@ -10,6 +10,7 @@ import luthier
 from luthier.errors import ArgumentsError
 
 SUMMARY = "print versions and platform (--full asks torch about devices, which takes seconds)"
+USAGE = f"luthier env [--full]\n\n{SUMMARY}"
 
 PACKAGES = (
     "torch",
@@ -30,9 +31,6 @@ PACKAGES = (
 
 def run(argv: list[str]) -> int:
     """Prints one fact a line."""
-    if {"-h", "--help"} & set(argv):
-        print(f"luthier env [--full]\n\n{SUMMARY}")
-        return 0
     wrong = [word for word in argv if word != "--full"]
     if wrong:
         raise ArgumentsError([f"env does not know {word!r}; it takes --full" for word in wrong])

@@ -20,7 +20,16 @@ def run(argv: list[str]) -> int:
         return 0
     if argv[0] not in commands():
         raise LuthierError(unknown_command(argv[0]))
-    code: int = importlib.import_module(f"luthier.commands.{argv[0]}").run(["--help"])
+    return start(argv[0], ["--help"])
+
+
+def start(command: str, argv: list[str]) -> int:
+    """Runs a command by its place in this folder, or prints its `USAGE` if that is asked for."""
+    module = importlib.import_module(f"luthier.commands.{command}")
+    if {"-h", "--help"} & set(argv) and hasattr(module, "USAGE"):
+        print(module.USAGE)
+        return 0
+    code: int = module.run(argv)
     return code
 
 
@@ -33,9 +42,7 @@ def run_verb(command: str, argv: list[str]) -> int:
         return 0
     if argv[0] not in commands(folder):
         raise UnknownName(f"verb of `luthier {command}`:", argv[0], commands(folder))
-    module = importlib.import_module(f"luthier.commands.{folder.name}.{argv[0]}")
-    code: int = module.run(argv[1:])
-    return code
+    return start(f"{folder.name}.{argv[0]}", argv[1:])
 
 
 def commands(folder: Path = FOLDER) -> list[str]:

@@ -8,7 +8,7 @@ from luthier.errors import CheckpointError
 
 SUMMARY = "ask a run for a checkpoint now: luthier save OUTPUT_DIR [--wait]"
 
-HELP = """\
+USAGE = """\
 luthier save OUTPUT_DIR [--wait]
 
 Asks the run that writes to OUTPUT_DIR for a checkpoint at the end of the running step; the run
@@ -19,9 +19,6 @@ With --wait this ends when the checkpoint is written."""
 
 def run(argv: list[str]) -> int:
     """Asks, and waits if told to."""
-    if {"-h", "--help"} & set(argv):
-        print(HELP)
-        return 0
     folder, waits = read_request(argv, "save")
     run = ask(folder, "save")
     print(f"asked {run} for a checkpoint")

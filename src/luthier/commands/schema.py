@@ -5,13 +5,11 @@ from __future__ import annotations
 from luthier.errors import ArgumentsError
 
 SUMMARY = "print the JSON schema of a configuration file, or its reference (--markdown)"
+USAGE = f"luthier schema [--markdown]\n\n{SUMMARY}"
 
 
 def run(argv: list[str]) -> int:
     """Prints the schema."""
-    if {"-h", "--help"} & set(argv):
-        print(f"luthier schema [--markdown]\n\n{SUMMARY}")
-        return 0
     wrong = [word for word in argv if word != "--markdown"]
     if wrong:
         raise ArgumentsError(

@@ -10,7 +10,7 @@ from luthier.errors import ArgumentsError, CheckpointError
 
 SUMMARY = "ask a run to save and stop: luthier stop OUTPUT_DIR [--wait]"
 
-HELP = """\
+USAGE = """\
 luthier stop OUTPUT_DIR [--wait]
 
 Asks the run that writes to OUTPUT_DIR to write a checkpoint at the end of the running step and to
@@ -21,9 +21,6 @@ With --wait this ends when the run has ended."""
 
 def run(argv: list[str]) -> int:
     """Asks, and waits if told to."""
-    if {"-h", "--help"} & set(argv):
-        print(HELP)
-        return 0
     folder, waits = read_request(argv, "stop")
     run = ask(folder, "stop")
     print(f"asked {run} to save and stop")

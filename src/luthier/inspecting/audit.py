@@ -72,6 +72,22 @@ ODDITIES = (
 )
 
 
+ELSEWHERE = (
+    ("a row to evaluate on that is trained on, too", "Take it out of one of the two."),
+    (
+        "a prompt to evaluate on that is trained on, too",
+        "Take it out of one of the two, unless the answers are meant to differ.",
+    ),
+)
+"""A row that stands among those to train on, and one whose prompt does: reason and mend."""
+
+HERE = (
+    ("a row that stands twice", "Keep one; with val_size, copies may stand on both sides."),
+    ("a prompt with different answers", "Keep the better answer, unless both are meant."),
+)
+"""The same among the rows of one use."""
+
+
 def find_oddities(
     values: Mapping[str, Any], columns: Sequence[str], oddities: Sequence[Oddity]
 ) -> Iterator[RowError]:
@@ -114,35 +130,11 @@ class Repeats:
         return found
 
     def _find(self, row: int, prompt: int | None) -> RowError | None:
-        if self.before is not None:
-            if row in self.before._rows:
-                return RowError(
-                    "",
-                    "a row to evaluate on that is trained on, too",
-                    "Take it out of one of the two.",
-                    f" (the same as {self.before._rows[row]})",
-                )
-            if prompt in self.before._prompts:
-                return RowError(
-                    "",
-                    "a prompt to evaluate on that is trained on, too",
-                    "Take it out of one of the two, unless the answers are meant to differ.",
-                    f" (as in {self.before._prompts[prompt]})",
-                )
-        if row in self._rows:
-            return RowError(
-                "",
-                "a row that stands twice",
-                "Keep one; with val_size, copies may stand on both sides.",
-                f" (the same as {self._rows[row]})",
-            )
-        if prompt in self._prompts:
-            return RowError(
-                "",
-                "a prompt with different answers",
-                "Keep the better answer, unless both are meant.",
-                f" (as in {self._prompts[prompt]})",
-            )
+        for seen, of_row, of_prompt in ((self.before, *ELSEWHERE), (self, *HERE)):
+            if seen is not None and row in seen._rows:
+                return RowError("", *of_row, f" (the same as {seen._rows[row]})")
+            if seen is not None and prompt in seen._prompts:
+                return RowError("", *of_prompt, f" (as in {seen._prompts[prompt]})")
         return None
 
 

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -90,20 +91,12 @@ class Heartbeat:
 def main_stack() -> tuple[str, ...]:
     """Where the main thread stands, outermost frame first."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    frames: list[tuple[FrameType, int]] = []
-    while frame is not None:
-        frames.append((frame, frame.f_lineno))
-        frame = frame.f_back
-    return _described(frames[::-1])
+    return _described([] if frame is None else [*traceback.walk_stack(frame)][::-1])
 
 
 def stack_of(problem: BaseException) -> tuple[str, ...]:
     """Where an exception was raised, outermost frame first."""
-    frames, traceback = [], problem.__traceback__
-    while traceback is not None:
-        frames.append((traceback.tb_frame, traceback.tb_lineno))
-        traceback = traceback.tb_next
-    return _described(frames)
+    return _described([*traceback.walk_tb(problem.__traceback__)])
 
 
 def _described(frames: list[tuple[FrameType, int]]) -> tuple[str, ...]:

@@ -70,7 +70,7 @@ def run(
         from luthier.checkpoints.fingerprint import fingerprint_run
         from luthier.checkpoints.saver import CheckpointSaver
         from luthier.data.pipeline import load_datasets
-        from luthier.distributed.choose import find_strategy
+        from luthier.distributed.accelerator import find_strategy
         from luthier.distributed.fsdp import with_sharding
         from luthier.modeling.dtypes import without_emulation
         from luthier.modeling.loader import load_model
@@ -209,8 +209,7 @@ def _make_trainer(
     from luthier.training.callbacks.trackers import settle_trackers
     from luthier.training.loop import Trainer
     from luthier.training.metrics import Meter
-    from luthier.training.optimizers.make import make_optimizer
-    from luthier.training.optimizers.schedule import make_schedule
+    from luthier.training.optimizers.make import make_optimizer, make_schedule
     from luthier.training.report import origins_of
 
     def meter_of(trainer: Trainer) -> Meter:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from luthier.training.optimizers.schedule import make_schedule
+from luthier.training.optimizers.make import make_schedule
 from tests.stages.made import make_arguments
 
 

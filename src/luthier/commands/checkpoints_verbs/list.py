@@ -45,9 +45,6 @@ def show(argv: Sequence[str], usage: str, *, is_read: bool) -> int:
     Returns:
         1 when a checkpoint is bad.
     """
-    if {"-h", "--help"} & set(argv):
-        print(usage)
-        return 0
     folders = [word for word in argv if word != "--json"]
     if len(folders) != 1:
         raise MissingArguments([f"one folder is expected, found {len(folders)}.\n{usage}"])

@@ -30,9 +30,6 @@ NUM_SHOWN = 5
 
 def run(argv: list[str]) -> int:
     """Checks what the words name."""
-    if {"-h", "--help"} & set(argv):
-        print(USAGE)
-        return 0
     if not argv:
         raise MissingArguments([f"luthier data check needs to know what to look at.\n{USAGE}"])
     flags = {"--all", "--json"} & set(argv)

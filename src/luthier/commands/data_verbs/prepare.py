@@ -23,9 +23,6 @@ on behind the last shard that is whole.
 
 def run(argv: list[str]) -> int:
     """Prepares what the words name."""
-    if {"-h", "--help"} & set(argv):
-        print(USAGE)
-        return 0
     words = [word for word in argv if word != "--clean"]
     is_cleaning = len(words) < len(argv)
     if not argv:

@@ -35,9 +35,6 @@ of colours. No weights are read.
 
 def run(argv: list[str]) -> int:
     """Shows what the words ask for."""
-    if {"-h", "--help"} & set(argv):
-        print(USAGE)
-        return 0
     if not argv:
         raise MissingArguments([f"luthier data show needs to know what to show.\n{USAGE}"])
     asked, words = _read_flags(argv)

@@ -35,9 +35,6 @@ template are there for conversations later. No BOS.
 
 def run(argv: list[str]) -> int:
     """Learns a tokenizer from the files that the words name."""
-    if {"-h", "--help"} & set(argv):
-        print(USAGE)
-        return 0
     if not argv:
         raise MissingArguments([f"luthier tokenizer train needs texts to learn from.\n{USAGE}"])
     asked = _Parser(add_help=False, allow_abbrev=False)
