@@ -72,16 +72,18 @@ class Example:
 
     def apart(self) -> list[Example]:
         """The documents of a packed example, each for itself; any other example as it is."""
-        if not self.is_packed:
-            return [self]
+        return self.each_sequence() if self.is_packed else [self]
+
+    def each_sequence(self) -> list[Example]:
+        """Its sequences as examples of their own, each divided by the tokens that it learns."""
         parts = []
-        for start, end in _spans(self.lengths):
-            ids, labels = self.input_ids[start:end], self.labels[start:end]
+        for start, end in _spans(self.sequence_lengths):
+            labels = self.labels[start:end]
             numbers = {name: each[start:end] for name, each in self.token_numbers.items()}
             parts.append(
                 replace(
                     self,
-                    input_ids=ids,
+                    input_ids=self.input_ids[start:end],
                     labels=labels,
                     num_units=count_learned(labels),
                     lengths=(),

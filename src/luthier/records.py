@@ -71,12 +71,18 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A prompt with a better and a worse answer (stages rm and dpo)."""
+    """A prompt with a better and a worse answer (stages rm and dpo).
+
+    Attributes:
+        prompt: ends with a question.
+        margin: by how much the chosen answer is better, where that is known.
+    """
 
     prompt: Conversation
     chosen: Message
     rejected: Message
     origin: Origin | None = None
+    margin: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

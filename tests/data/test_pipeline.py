@@ -22,7 +22,7 @@ from luthier.data.road import Encoding
 from luthier.errors import DataError
 from luthier.example import schema
 from luthier.records import IGNORE_INDEX
-from luthier.stages.sft import find_tool_turns
+from luthier.stages.conversing import find_tool_turns
 from luthier.templates.fit import choose_template
 from luthier.templates.template import TEMPLATES
 from tests import tiny
@@ -291,7 +291,7 @@ def test_an_empty_file_is_an_error(folder):
     ("given", "words"),
     [
         ({"ranking": True}, "a chosen and a rejected answer"),
-        ({"columns": {"kto_tag": "label"}}, "Leave out the rows whose 'label' is false"),
+        ({"columns": {"kto_tag": "label"}}, "leave out the rows whose 'label' is false"),
     ],
 )
 def test_data_of_another_stage_is_refused_by_name(folder, given, words):

@@ -17,7 +17,7 @@ from luthier.data.files import Found, find_files, is_inside
 from luthier.data.reader import READERS, SampleBy, file_name
 from luthier.data.tokenized import is_written
 from luthier.errors import DataError, suggest
-from luthier.records import Conversation, Origin, Record, Text
+from luthier.records import Conversation, Feedback, Origin, Pair, Record, Text
 from luthier.registry import Registry
 from luthier.secrecy import learn, masked
 
@@ -48,6 +48,7 @@ class Columns:
     chosen: str | None = None
     rejected: str | None = None
     kto_tag: str | None = None
+    margin: str | None = None
     train: str | None = None
     weight: str | None = None
 
@@ -452,20 +453,45 @@ def check_readable(description: DatasetDescription, record: type[Record]) -> Non
     Raises:
         DataError: naming the data set.
     """
-    if record not in (Conversation, Text):
-        return
+    columns = description.columns
+    holds: type[Record] | None = None
     if description.ranking:
-        raise DataError(
-            f'data set {description.name!r}: "ranking" is true, its rows hold a chosen and a '
-            "rejected answer; stages sft and pt learn from one. Use a data set of conversations."
-        )
-    tag = description.columns.kto_tag
-    if tag is not None:
-        raise DataError(
-            f'data set {description.name!r}: "columns" names kto_tag, its rows hold wanted and '
-            "unwanted answers; stages sft and pt would learn both. Leave out the rows whose "
-            f'{tag!r} is false, and take "kto_tag" out of "columns".'
-        )
+        holds = Pair
+    elif columns.kto_tag is not None:
+        holds = Feedback
+    elif description.formatting is not None:
+        holds = Conversation
+    advice = _ADVICE.get(record, {}).get(holds) if holds else None
+    if advice is not None:
+        raise DataError(f"data set {description.name!r}: {advice.format(tag=columns.kto_tag)}")
+
+
+_RANKING = '"ranking" is true, its rows hold a chosen and a rejected answer; '
+_TAGGED = '"columns" names kto_tag, its rows hold wanted and unwanted answers; '
+_ALONE = (
+    'its rows hold one answer that is not judged ("ranking" is not true, "columns" names no '
+    "kto_tag); "
+)
+_OF_ONE: dict[type[Record], str] = {
+    Pair: _RANKING + "stages sft and pt learn from one. Use stage: dpo or rm, or a data set of "
+    "conversations.",
+    Feedback: _TAGGED + "stages sft and pt would learn both. Use stage: kto, or leave out the rows "
+    'whose {tag!r} is false, and take "kto_tag" out of "columns".',
+}
+_ADVICE: dict[type[Record], dict[type[Record], str]] = {
+    Conversation: _OF_ONE,
+    Text: _OF_ONE,
+    Pair: {
+        Feedback: _TAGGED + "stages dpo and rm compare two answers to a prompt. Use stage: kto.",
+        Conversation: _ALONE + "stages dpo and rm compare two answers to a prompt. Set "
+        '"ranking": true and name the columns "chosen" and "rejected", or use stage: sft.',
+    },
+    Feedback: {
+        Conversation: _ALONE + "stage kto learns from marks. Name the column that holds true or "
+        'false as "kto_tag" in "columns", or use stage: sft.',
+    },
+}
+"""What a stage reads -> what a data set holds in its place -> what is said."""
 
 
 def is_offline() -> bool:

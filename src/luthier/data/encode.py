@@ -109,6 +109,23 @@ class Encoder:
         """
         return self._outcomes(conversations, self._last_turn, self._ask)
 
+    def judge(self, rows: Sequence[tuple[Conversation, Sequence[Message]]]) -> list[Outcome]:
+        """Each row's answers behind its prompt, as sequences of one example; only they are learned.
+
+        Where there is no room, prompt and longest answer are cut as those of `ask`, and the others
+        to the length that it keeps; all keep the same prompt, as with LLaMA-Factory.
+
+        Args:
+            rows: prompts, which end with a question, and the answers to each.
+        """
+        marked = [
+            [self._mark(_with(prompt, (*prompt.messages, answer))) for answer in answers]
+            for prompt, answers in rows
+        ]
+        rendered = [[self._render(one, self._last_turn) for one in row] for row in marked]
+        ids = self._tokenise(_pieces(turns for row in rendered for turns in row), {})
+        return [self._judge(*row, ids) for row in zip(marked, rendered, strict=True)]
+
     def turns(self, conversation: Conversation) -> list[Turn]:
         """The turns that are tokenised; of their texts see `tokenize.ContentMarks`."""
         return self._turns(self._mark(conversation))
@@ -163,6 +180,39 @@ class Encoder:
         if self.template.efficient_eos and ends:
             target = target + array(TYPECODE, [self._eos()])
         return [Example(source, target, len(target), num_cut=num_cut)]
+
+    def _judge(
+        self, conversations: list[Conversation], rendered: list[list[Turn] | RowProblem], ids: IdsOf
+    ) -> Outcome:
+        sides: list[tuple[Ids, Ids]] = []
+        for turns in rendered:
+            if isinstance(turns, RowProblem):
+                return turns
+            sides.append((_side(turns[0].prompt, ids)[0], _side(turns[0].answer, ids)[0]))
+        lengths = [len(source) + len(target) for source, target in sides]
+        are_whole = [True] * len(sides)
+        if max(lengths) > self._room:
+            if self.options.on_overlong in ("drop", "error"):
+                return LeftOut(OVERLONG, max(lengths))
+            longest = lengths.index(max(lengths))
+            turns = rendered[longest]
+            assert not isinstance(turns, RowProblem)
+            cut = self._cut(conversations[longest], turns, ids, self._last_turn, keeps_last=True)
+            if not isinstance(cut, _Cut):
+                return cut
+            (((source, _), (kept, _)),) = cut.turns
+            are_whole = [len(target) <= len(kept) for _, target in sides]
+            sides = [(source, target[: len(kept)]) for _, target in sides]
+        num_cut = sum(lengths) - sum(len(source) + len(target) for source, target in sides)
+        input_ids, labels, ends = array(TYPECODE), array(TYPECODE), []
+        for (source, target), is_whole in zip(sides, are_whole, strict=True):
+            if self.template.efficient_eos and is_whole:
+                target = target + array(TYPECODE, [self._eos()])
+            input_ids += source + target
+            labels += _ignored(len(source)) + target
+            ends.append(len(source) + len(target))
+        several = tuple(ends) if len(ends) > 1 else ()
+        return [Example(input_ids, labels, 1, several, num_cut=num_cut)]
 
     def _mark(self, conversation: Conversation) -> Conversation:
         """The same with marked special tokens, where those in contents are split."""

@@ -6,43 +6,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from luthier.data.catalog import FORMATS, Reading, ToolTurns
-from luthier.data.encode import UNLEARNED, Encoder, Outcome
+from luthier.data.catalog import FORMATS, Reading
+from luthier.data.encode import UNLEARNED, Outcome
 from luthier.data.formats.detect import detect_format
 from luthier.data.formats.fields import refuse_media
 from luthier.data.pack import RowPacker
 from luthier.data.report import Counts
 from luthier.data.road import Encoding
-from luthier.errors import TemplateError
-from luthier.records import Conversation, Message, Origin
+from luthier.records import Conversation, Origin
+from luthier.stages.conversing import Conversing
 from luthier.stages.next_token import NextToken
 from luthier.stages.stage import STAGES
-from luthier.templates.chat_template import Renders
 from luthier.templates.fit import kind_of
 from luthier.templates.template import Template
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from luthier.data.catalog import DatasetDescription
 
 ONLY_ASKED = "no answer, only generated from"
 
 
 @STAGES.register("sft")
-class SupervisedFineTuning(NextToken):
+class SupervisedFineTuning(Conversing, NextToken):
     """Learns the answers of conversations; with `packing` several of them share an example."""
 
     record = Conversation
-
-    def fit(self, tokenizer: PreTrainedTokenizerBase, template: Renders | None) -> None:
-        assert template is not None
-        super().fit(tokenizer, template)
-        self.encoder = Encoder(tokenizer, template, self.options)
-        self.tool_turns = find_tool_turns(template)
-
-    def fingerprint(self) -> dict[str, Any]:
-        return super().fingerprint() | {"tool_turns": asdict(self.tool_turns)}
 
     def settings(self) -> dict[str, Any]:
         options = asdict(self.options) | {"packing": bool(self.data.packing)}
@@ -83,26 +71,3 @@ class SupervisedFineTuning(NextToken):
     def packer(self, *, is_trained: bool) -> RowPacker | None:
         """Only what is trained on is packed: a mean over tokens is the same without."""
         return RowPacker(self.data.cutoff_len) if self.data.packing and is_trained else None
-
-
-def find_tool_turns(template: Renders) -> ToolTurns:
-    """How a template writes calls and what tools answered.
-
-    Templates that wrap an observation in `<tool_response>` get each content wrapped on its own;
-    for others the contents stand on lines of their own, as they do for a template that refuses to
-    show them.
-    """
-    probe = Conversation(
-        (
-            Message("user", "question"),
-            Message("function", '{"name": "find", "arguments": {}}'),
-            Message("observation", "found"),
-        )
-    )
-    try:
-        texts = [piece.content for piece in template.prompt(probe)]
-    except TemplateError:
-        texts = []
-    is_wrapped = any(isinstance(text, str) and "<tool_response>\nfound" in text for text in texts)
-    separator = "\n</tool_response>\n<tool_response>\n" if is_wrapped else "\n"
-    return ToolTurns(separator, template.takes_text_beside_calls)

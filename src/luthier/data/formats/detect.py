@@ -35,17 +35,18 @@ def detect_format(
     if "chosen" in keys and "rejected" in keys:
         raise DataError(
             f"data set {description.name!r}: its rows hold a chosen and a rejected answer; stage "
-            "sft learns from one answer. Use a data set of conversations."
+            "sft learns from one answer. Use a data set of conversations, or stage: dpo or rm."
         )
     for name in ("label", "kto_tag"):
         if any(isinstance(row.get(name), bool) for row in objects):
             raise DataError(
                 f"data set {description.name!r}: {name!r} is true or false, as stage kto tells "
-                "wanted from unwanted answers; stage sft would learn both. Leave out the rows "
-                f"where it is false, and the column. If {name!r} means something else, describe "
-                'the data set in dataset_info.json with "formatting" and "columns".'
+                "wanted from unwanted answers; stage sft would learn both. Use stage: kto, or "
+                "leave out the rows where it is false, and the column. If "
+                f"{name!r} means something else, describe the data set in dataset_info.json with "
+                '"formatting" and "columns".'
             )
-    found = _messages(objects, keys) or _alpaca(keys)
+    found = find_messages(objects, keys) or find_alpaca(keys)
     if found is None:
         listed = ", ".join(keys[:12]) or "no objects at all"
         raise DataError(
@@ -65,9 +66,10 @@ def detect_format(
     return detected, f"{formatting} rows detected: {shown}"
 
 
-def _messages(
+def find_messages(
     rows: Sequence[Mapping[str, Any]], keys: Sequence[str]
 ) -> tuple[str, Columns, Tags, dict[str, str]] | None:
+    """Formatting, columns and tags of messages, and what was taken from where; None without."""
     for column in _MESSAGES:
         messages = [
             message
@@ -93,7 +95,8 @@ def _messages(
     return None
 
 
-def _alpaca(keys: Sequence[str]) -> tuple[str, Columns, Tags, dict[str, str]] | None:
+def find_alpaca(keys: Sequence[str]) -> tuple[str, Columns, Tags, dict[str, str]] | None:
+    """The same of rows with a question and an answer."""
     prompt = next((name for name in _QUESTIONS if name in keys), None)
     response = next((name for name in _ANSWERS if name in keys), None)
     if prompt is None or response is None:
