@@ -19,7 +19,13 @@ from luthier.batching.batch import MicroBatch
 from luthier.kernels import linear_logps
 from luthier.modeling import reads
 from luthier.modeling.attention.interface import install_tree_attention
-from luthier.modeling.reads import read_logps, read_nll, read_values
+from luthier.modeling.reads import (
+    places_in_sequence,
+    read_logps,
+    read_nll,
+    read_values,
+    sequence_logps,
+)
 from tests import tiny
 from tests.rows import build_tree, pad
 
@@ -240,6 +246,31 @@ def test_reads_of_a_tree_are_those_of_each_row_alone():
     torch.testing.assert_close(read_values(model, tree, value_head), values)
 
 
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_sums_of_sequences_are_those_of_plain_logits(name):
+    model = make(name)
+    rows = [ROWS[0], {"input_ids": [4, 4], "labels": [-100, -100]}, ROWS[1]]
+    batch = pad(rows, pad_token_id=0)
+    logits_NV = plain_logits(model, batch)
+    logps_N = logits_NV.log_softmax(1).gather(1, batch.targets[:, None])[:, 0]
+    expected = torch.stack([logps_N[:4].sum(), logps_N[:0].sum(), logps_N[4:].sum()])
+    weights = torch.tensor([0.5, 2.0, -1.0])
+    expected_gradients = gradients(model, (expected * weights).sum())
+
+    read = sequence_logps(model, batch, with_logits=True)
+
+    torch.testing.assert_close(read.sums_S, expected, rtol=1e-5, atol=1e-5)
+    assert read.counts_S.tolist() == [4, 0, 2]
+    assert places_in_sequence(batch).tolist() == [0, 1, 2, 3, 0, 1]
+    assert_same(gradients(model, (read.sums_S * weights).sum()), expected_gradients)
+    means = torch.stack([each.sum() for each in logits_NV.mean(1).split([4, 0, 2])])
+    if "capped" in name:
+        assert read.logits_S is None
+    else:
+        torch.testing.assert_close(read.logits_S, means, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma2, soft-capped", "granite, divided"])
 def test_values_are_read_at_the_last_tokens(name):
     model, value_head = make(name), nn.Linear(32, 1)
@@ -266,7 +297,11 @@ def test_nothing_learned_gives_zero_with_a_gradient_for_every_parameter():
     batch = pad([{"input_ids": [3, 4], "labels": [-100, -100]}], pad_token_id=0)
 
     for model in (make("llama"), with_lora(target_modules=["q_proj", "lm_head"])):
-        for total in (read_nll(model, batch).total, read_logps(model, batch).logps_N.sum()):
+        for total in (
+            read_nll(model, batch).total,
+            read_logps(model, batch).logps_N.sum(),
+            sequence_logps(model, batch).sums_S.sum(),
+        ):
             found = gradients(model, total)
 
             assert total.item() == 0

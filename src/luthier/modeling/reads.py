@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MethodType
-from typing import Any, TypeAlias, TypeGuard, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeGuard, TypeVar
 
 import torch
 from accelerate.utils import extract_model_from_parallel, is_compiled_module
@@ -106,14 +106,85 @@ def read_logps(
     settings = Settings(
         label_smoothing=label_smoothing, with_correct=with_accuracy, with_entropy=with_entropy
     )
+    return _read(model, batch, settings, partial(_logps_of, batch.targets))
+
+
+class SequenceLogps(NamedTuple):
+    """What a model says of the learned tokens of each sequence; float32."""
+
+    sums_S: Tensor  # (S,) with gradient, summed log-probabilities
+    counts_S: Tensor  # (S,), how many there are
+    logps_N: Tensor  # (N,) with gradient, the log-probability of each
+    logits_S: Tensor | None
+    """(S,), summed over tokens, the mean logit of the vocabulary; None where that was not asked
+    for, or takes logits (a soft cap, an adapter of the head)."""
+
+
+def sequence_logps(model: Any, batch: MicroBatch, *, with_logits: bool = False) -> SequenceLogps:
+    """The log-probabilities of the learned tokens, and their sums by sequence.
+
+    Args:
+        model: as of `read_nll`.
+        batch: as of `read_nll`.
+        with_logits: whether mean logits are told. They are linear in the mean row of the head.
+    """
+    logits_S: list[Tensor] = []
 
     def read(head: nn.Module, hidden_NH: Tensor, num_logits: int, settings: Settings) -> Logps:
-        if is_plain_linear(head):
-            return linear_logps(hidden_NH, head.weight, batch.targets, head.bias, settings)
-        nll_N, *others = _head_figures(head, hidden_NH, batch.targets, num_logits, settings)
-        return Logps(-nll_N, *others)
+        logits_N = _mean_logits(head, hidden_NH, settings) if with_logits else None
+        if logits_N is not None:
+            logits_S.append(sum_by_sequence(batch, logits_N))
+        return _logps_of(batch.targets, head, hidden_NH, num_logits, settings)
 
-    return _read(model, batch, settings, read)
+    logps_N = _read(model, batch, Settings(), read).logps_N
+    counts_S = count_by_sequence(batch).to(logps_N)
+    sums_S = sum_by_sequence(batch, logps_N)
+    return SequenceLogps(sums_S, counts_S, logps_N, logits_S[0] if logits_S else None)
+
+
+def count_by_sequence(batch: MicroBatch) -> Tensor:
+    """(S,) int64, the reads of each sequence."""
+    return _bounds(batch).diff()
+
+
+def places_in_sequence(batch: MicroBatch) -> Tensor:
+    """(N,) int64, the place of each read among those of its sequence, 0 for the first."""
+    reads_N = torch.arange(len(batch.sequences), device=batch.sequences.device)
+    return reads_N - _bounds(batch)[batch.sequences]
+
+
+def sum_by_sequence(batch: MicroBatch, numbers_N: Tensor) -> Tensor:
+    """(S,) sums over the reads of each sequence, with gradient, in the same order on any device."""
+    counts_S = count_by_sequence(batch)
+    return torch.segment_reduce(numbers_N, "sum", lengths=counts_S, unsafe=True)
+
+
+def _bounds(batch: MicroBatch) -> Tensor:
+    sequences = torch.arange(len(batch.ends) + 1, device=batch.sequences.device)
+    # reads come sequence by sequence
+    return torch.searchsorted(batch.sequences.contiguous(), sequences)
+
+
+def _logps_of(
+    targets_N: Tensor, head: nn.Module, hidden_NH: Tensor, num_logits: int, settings: Settings
+) -> Logps:
+    if is_plain_linear(head):
+        return linear_logps(hidden_NH, head.weight, targets_N, head.bias, settings)
+    nll_N, *others = _head_figures(head, hidden_NH, targets_N, num_logits, settings)
+    return Logps(-nll_N, *others)
+
+
+@torch.no_grad()
+def _mean_logits(head: nn.Module, hidden_NH: Tensor, settings: Settings) -> Tensor | None:
+    """(N,) float32, the mean over the vocabulary; None where that takes logits."""
+    if isinstance(head, nn.Identity):  # they are here
+        return hidden_NH.float().mean(1)
+    if settings.softcap is not None or not is_plain_linear(head):
+        return None
+    with torch.autocast(hidden_NH.device.type, enabled=False):
+        row_H = head.weight.mean(0, dtype=torch.float32)
+        bias = 0.0 if head.bias is None else head.bias.float().mean()
+        return (hidden_NH.float() @ row_H + bias) * settings.scale
 
 
 def read_values(model: Any, batch: MicroBatch, value_head: nn.Module) -> Tensor:
