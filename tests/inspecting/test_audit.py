@@ -10,6 +10,7 @@ from luthier.arguments.parse import parse_dict
 from luthier.data.pipeline import load_datasets
 from luthier.inspecting.audit import audit
 from luthier.inspecting.report import AuditReport
+from luthier.stages.pairs import Pairs
 from luthier.stages.stage import STAGES
 from luthier.templates.template import TEMPLATES
 from tests import tiny
@@ -316,3 +317,30 @@ def test_the_json_document_holds_what_the_text_says(tmp_path, tiny_tokenizer):
     (one,) = document["sets"]
     assert one["kept"] + one["left_out"] == one["rows"] == 500
     assert document["lengths"]["rows"] == one["kept"]
+
+
+def test_judged_answers_are_weighed_and_compared(tmp_path: Path):
+    rows = [
+        {"prompt": "a wood?", "chosen": "spruce, of course", "rejected": "no"},
+        {"prompt": "a wood?", "chosen": "no", "rejected": "spruce, of course"},
+        {"prompt": "a wood?", "chosen": "maple", "rejected": "no"},
+        {"prompt": "a glue?", "chosen": "hide glue", "rejected": "hide glue"},
+        {"prompt": "a glue?", "chosen": "hide glue", "rejected": " "},
+    ]
+    file = tmp_path / "pairs.json"
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    arguments = parse_dict({"dataset": [str(file)]}, purpose="data")
+    stage = Pairs(arguments)
+    stage.fit(tiny.make_tokenizer(), TEMPLATES.get("chatml"))
+
+    report = audit(arguments, stage, None)
+
+    (found,) = report.sets
+    assert (found.num_rows, found.num_bad) == (5, 2)
+    assert found.answers.as_dict()["pairs"] == 3
+    assert "the chosen one is longer in 67%" in found.answers.line()
+    errors = {kind.reason: kind.count for kind in report.findings.kinds(errors=True)}
+    assert errors == {"the same as chosen": 1, "empty": 1}
+    notes = [kind.reason for kind in report.findings.kinds(errors=False)]
+    assert notes == ["a row that stands again with its judgement turned round"]
+    assert "chosen answers have" in "\n".join(report.lines())

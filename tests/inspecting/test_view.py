@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from luthier.arguments.parse import parse_dict
 from luthier.data.catalog import load_catalog
 from luthier.data.check import RowProblem
-from luthier.data.encode import Encoder, EncodingOptions
 from luthier.data.reading import DatasetReader
 from luthier.errors import DataError
 from luthier.example import Example
@@ -27,9 +26,11 @@ from luthier.inspecting.view import (
     pick_first,
     show_row,
 )
-from luthier.records import IGNORE_INDEX, Conversation, Message, Origin
+from luthier.records import IGNORE_INDEX, Conversation, Message, Origin, Pair
+from luthier.stages.pairs import Pairs
 from luthier.stages.stage import STAGES
 from luthier.templates.template import TEMPLATES
+from tests.stages.made import make_arguments, make_stage
 
 TEXT = st.text("ab é漢😀\n<>&", min_size=1, max_size=12)
 
@@ -43,13 +44,12 @@ def conversation(*texts: str, system: str | None = None) -> Conversation:
 def show(
     tokenizer: Any, row: Conversation, template: str = "chatml", **options: Any
 ) -> tuple[ShownRow, list[Example]]:
-    encoder = Encoder(
-        tokenizer, TEMPLATES.get(template), EncodingOptions(**({"cutoff_len": 10_000} | options))
-    )
+    stage = make_stage("sft", **({"cutoff_len": 10_000} | options))
+    stage.fit(tokenizer, TEMPLATES.get(template))
     picked = PickedRow("mine", str(row.origin), {"text": "of the row"}, row)
-    (outcome,) = encoder.learn([row])
+    (outcome,) = stage.examples([row])
     examples = [*outcome] if isinstance(outcome, list) else []
-    return show_row(picked, encoder), examples
+    return show_row(picked, stage), examples
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -150,14 +150,34 @@ def test_a_page_needs_nothing_else_and_shows_texts_as_they_are(tiny_tokenizer):
 
 @pytest.mark.parametrize("is_coloured", [False, True])
 def test_a_row_that_is_left_out_says_why(tiny_tokenizer, is_coloured):
-    encoder = Encoder(tiny_tokenizer, TEMPLATES.get("chatml"), EncodingOptions(100))
+    stage = make_stage("sft")
+    stage.fit(tiny_tokenizer, TEMPLATES.get("chatml"))
     problem = RowProblem("rows.jsonl:3", "output", "empty", "Write it.")
     picked = PickedRow("mine", "rows.jsonl:3", {"output": ""}, problem=problem)
 
-    shown = show_row(picked, encoder)
+    shown = show_row(picked, stage)
 
     assert "output: empty. Write it." in "\n".join(lines(shown, Style(is_coloured), 100))
     assert "output: empty. Write it." in page([shown], "rows", 100)
+
+
+def test_a_pair_shows_its_prompt_once_and_both_answers(tiny_tokenizer):
+    stage = Pairs(make_arguments("sft"))
+    stage.fit(tiny_tokenizer, TEMPLATES.get("chatml"))
+    good, bad = (Message("assistant", text) for text in ("spruce", "stone"))
+    pair = Pair(Conversation((Message("user", "a wood?"),)), good, bad, Origin("rows.jsonl", 7))
+
+    shown = show_row(PickedRow("mine", "rows.jsonl:7", {}, pair), stage)
+
+    assert [*shown.said()] == [("user", "a wood?"), ("chosen", "spruce"), ("rejected", "stone")]
+    chosen, rejected = shown.parts
+    assert "".join(one.text for one in chosen.tokens).count("a wood?") == 1
+    assert all(one.is_answer and one.is_learned for one in rejected.tokens)
+    assert "".join(one.text for one in rejected.tokens).startswith("stone")
+    text = "\n".join(lines(shown, Style(False), 100))
+    assert "chosen: tokens: " in text
+    assert "1 rejected ⟦" in text
+    assert text.count("1 prompt ") == len([one for one in shown.pieces if not one.is_answer])
 
 
 @pytest.fixture
@@ -176,8 +196,8 @@ def reader(tmp_path: Path) -> DatasetReader:
 def test_the_first_rows_are_shown_with_those_that_are_wrong(reader):
     first, broken, unanswered, fourth = pick_first(reader, 4)
 
-    assert first.conversation is not None
-    assert first.conversation.messages[0].content == "q1"
+    assert first.record is not None
+    assert first.record.messages[0].content == "q1"
     assert broken.problem is not None
     assert "not JSON" in broken.problem.reason
     assert unanswered.values == {"instruction": "q3"}

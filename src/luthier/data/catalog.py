@@ -104,6 +104,8 @@ class DatasetDescription:
         unread = _NOT_READ.get(self.formatting or "alpaca", set())
         named = {one.name: getattr(self.columns, one.name) for one in fields(Columns)}
         read = {part: name for part, name in named.items() if name and part not in unread}
+        if self.ranking:
+            read = {"chosen": "chosen", "rejected": "rejected"} | read
         if self.formatting == "openai" and self.columns.messages == "messages":
             read["other messages"] = "conversations"  # where rows have no column of that name
         return read

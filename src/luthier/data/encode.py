@@ -126,9 +126,10 @@ class Encoder:
         ids = self._tokenise(_pieces(turns for row in rendered for turns in row), {})
         return [self._judge(*row, ids) for row in zip(marked, rendered, strict=True)]
 
-    def turns(self, conversation: Conversation) -> list[Turn]:
-        """The turns that are tokenised; of their texts see `tokenize.ContentMarks`."""
-        return self._turns(self._mark(conversation))
+    def turns(self, conversation: Conversation, *, judged: bool = False) -> list[Turn]:
+        """The turns that are tokenised, of a judged answer one; see `tokenize.ContentMarks`."""
+        render = self._last_turn if judged else self._turns
+        return render(self._mark(conversation))
 
     def ids_of(self, pieces: Sequence[Piece]) -> list[list[int]]:
         """The ids of each piece as they stand in every example, before anything is cut."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import copy
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,10 +17,12 @@ from luthier.data.formats.messages import KEYS
 from luthier.data.reader import Row
 from luthier.data.reading import Batch, DatasetReader
 from luthier.errors import DataError, suggest
+from luthier.example import Example, count_learned
 from luthier.inspecting.report import AuditReport, Findings, Lengths, SetAudit
-from luthier.records import Conversation, Origin, Text
+from luthier.inspecting.view import answers_of
+from luthier.records import Conversation, Feedback, Origin, Pair, Text
+from luthier.stages.conversing import Conversing
 from luthier.stages.pt import EMPTY, PreTraining, TextEncoder
-from luthier.stages.sft import SupervisedFineTuning
 from luthier.stages.stage import Stage
 
 if TYPE_CHECKING:
@@ -85,7 +88,10 @@ HERE = (
     ("a row that stands twice", "Keep one; with val_size, copies may stand on both sides."),
     ("a prompt with different answers", "Keep the better answer, unless both are meant."),
 )
-"""The same among the rows of one use."""
+"""The same among the rows of one use; answers that are judged are meant to differ."""
+
+TURNED = ("a row that stands again with its judgement turned round", "Keep the right one.")
+"""A pair whose answers have changed places, or an answer with the other mark."""
 
 
 def find_oddities(
@@ -115,25 +121,38 @@ class Repeats:
         self._rows: dict[int, Origin | None] = {}
         self._prompts: dict[int, Origin | None] = {}
 
-    def add(self, record: Conversation | Text) -> RowError | None:
+    def add(self, record: Conversation | Text | Pair | Feedback) -> RowError | None:
         """Remembers one, and says where it, or its prompt, stood before."""
-        prompt: int | None = None
         if isinstance(record, Text):  # without a prompt
-            row = hash(record.content)
+            row, turned, prompt = hash(record.content), None, None
         else:
-            head = (record.system, record.tools, record.messages[:-1])
-            row, prompt = hash((*head, record.messages[-1])), hash(head)
-        found = self._find(row, prompt)
+            conversation = answers_of(record)[0][1]
+            *asked, answer = conversation.messages
+            head = hash((conversation.system, conversation.tools, *asked))
+            row, turned, prompt = hash((head, answer)), None, head
+            if isinstance(record, Pair):
+                row = hash((head, answer, record.rejected))
+                turned = hash((head, record.rejected, answer))
+            elif isinstance(record, Feedback):
+                row = hash((head, answer, record.is_desirable))
+                turned = hash((head, answer, not record.is_desirable))
+        found = self._find(row, turned, prompt, is_judged=turned is not None)
         self._rows.setdefault(row, record.origin)
         if prompt is not None:
             self._prompts.setdefault(prompt, record.origin)
         return found
 
-    def _find(self, row: int, prompt: int | None) -> RowError | None:
+    def _find(
+        self, row: int, turned: int | None, prompt: int | None, *, is_judged: bool
+    ) -> RowError | None:
         for seen, of_row, of_prompt in ((self.before, *ELSEWHERE), (self, *HERE)):
-            if seen is not None and row in seen._rows:
+            if seen is None:
+                continue
+            if row in seen._rows:
                 return RowError("", *of_row, f" (the same as {seen._rows[row]})")
-            if seen is not None and prompt in seen._prompts:
+            if turned in seen._rows:
+                return RowError("", *TURNED, f" (as in {seen._rows[turned]})")
+            if prompt in seen._prompts and not (is_judged and seen is self):
                 return RowError("", *of_prompt, f" (as in {seen._prompts[prompt]})")
         return None
 
@@ -145,17 +164,18 @@ def audit(arguments: Arguments, stage: Stage, most: int | None) -> AuditReport:
     """
     data = arguments.data
     encoder: Encoder | TextEncoder | None = None
-    if stage.tokenizer is not None and isinstance(stage, (PreTraining, SupervisedFineTuning)):
+    if stage.tokenizer is not None and isinstance(stage, (PreTraining, Conversing)):
         encoder = stage.encoder
     report = AuditReport(Findings(most), data.max_bad_rows, is_encoded=encoder is not None)
     catalog = load_catalog(data.dataset_dir, allow_outside=data.allow_outside)
     special: list[str] = []
-    measure = None
+    measure: Any = None
     if isinstance(encoder, TextEncoder):
         special = [] if encoder.splits_special else _special(encoder.tokenizer)
     elif encoder is not None:
         uncut = replace(encoder.options, cutoff_len=UNCUT, on_overlong="truncate")
-        measure = Encoder(encoder.tokenizer, encoder.template, uncut)
+        measure = copy.copy(stage)  # encodes rows whole
+        measure.encoder = Encoder(encoder.tokenizer, encoder.template, uncut)
         if not encoder.options.split_special_tokens:
             special = _special(encoder.tokenizer, *encoder.template.stop_words)
     oddities = [*ODDITIES]
@@ -175,12 +195,16 @@ def audit(arguments: Arguments, stage: Stage, most: int | None) -> AuditReport:
             report.sets.append(found)
             try:
                 reader = DatasetReader(arguments, catalog, name, stage, use == "eval")
-                _Look(found, report.findings, reader, encoder, measure, repeats, oddities).run()
+                _Look(found, report.findings, reader, stage, measure, repeats, oddities).run()
             except DataError as error:
                 problem = RowProblem(name, "", "the data set cannot be read", "", f": {error}")
                 report.findings.add(name, problem, is_error=True)
                 found.is_refused = True
     return report
+
+
+def _count_learned(examples: Sequence[Example]) -> int:
+    return sum(count_learned(one.labels, one.lengths) for one in examples)
 
 
 def _special(tokenizer: PreTrainedTokenizerBase, *stop_words: str) -> list[str]:
@@ -202,8 +226,8 @@ class _Look:
     found: SetAudit
     findings: Findings
     reader: DatasetReader
-    encoder: Encoder | TextEncoder | None
-    measure: Encoder | None
+    stage: Stage
+    measure: Any  # the stage, encoding rows uncut; None without a tokenizer, and for texts
     repeats: Repeats
     oddities: Sequence[Oddity]
 
@@ -283,60 +307,62 @@ class _Look:
 
     def look_at_records(self, batch: Batch) -> None:
         """What stands twice, what says nothing, and how long the others are."""
-        conversations = [(at, one) for at, one in batch.records if isinstance(one, Conversation)]
         texts = [(at, one) for at, one in batch.records if isinstance(one, Text)]
-        answered = [(at, one) for at, one in conversations if one.messages[-1].content]
         full = [(at, text) for at, text in texts if text.content.strip()]
-        records: list[tuple[int, Conversation | Text]] = [*conversations, *full]
-        for number, record in records:
+        others = [(at, one) for at, one in batch.records if not isinstance(one, Text)]
+        for number, record in [*others, *full]:
             if repeat := self.repeats.add(record):
                 self.note(record.origin, repeat, batch.values(number))
         for at, text in texts:
             if not text.content.strip():
                 self.set_aside(text, EMPTY, batch.values(at))
-        for at, conversation in answered:
-            if conversation.weight == 0:
-                self.set_aside(conversation, UNLEARNED, batch.values(at))
-        if isinstance(self.encoder, TextEncoder):
-            ids = self.encoder.encode([text for _, text in full])
+        weighing = []
+        for at, record in others:
+            answers = [conversation for _, conversation in answers_of(record)]
+            if not answers[0].messages[-1].content:
+                continue
+            if answers[0].weight == 0:
+                self.set_aside(record, UNLEARNED, batch.values(at))
+                continue
+            weighing.append((at, record))
+            self.found.answers.add(
+                record, [len(one.messages[-1].said + one.messages[-1].content) for one in answers]
+            )
+        if isinstance(self.stage, PreTraining) and self.stage.tokenizer is not None:
+            ids = self.stage.encoder.encode([text for _, text in full])
             for (_, text), one in zip(full, ids, strict=True):
                 self.found.lengths.add(len(one), text.origin)
                 self.found.lengths.num_learned += len(one)
-        elif self.encoder is not None:
-            weighing = [(at, one) for at, one in answered if one.weight != 0]
-            self.encode(self.encoder, weighing, batch)
+        elif self.measure is not None:
+            self.encode(weighing, batch)
 
-    def encode(
-        self, encoder: Encoder, answered: Sequence[tuple[int, Conversation]], batch: Batch
-    ) -> None:
+    def encode(self, answered: Sequence[tuple[int, Any]], batch: Batch) -> None:
         """Measures the rows uncut, and cuts those that are too long as training does."""
-        assert self.measure is not None
-        lengths, cutoff_len = self.found.lengths, encoder.options.cutoff_len
-        long: list[tuple[int, Conversation, int]] = []
-        outcomes = self.measure.learn([one for _, one in answered])
-        for (number, conversation), outcome in zip(answered, outcomes, strict=True):
+        lengths, options = self.found.lengths, self.stage.options
+        long: list[tuple[int, Any, int]] = []
+        outcomes = self.measure.examples([one for _, one in answered])
+        for (number, record), outcome in zip(answered, outcomes, strict=True):
             values = batch.values(number)
             if isinstance(outcome, RowProblem):
                 self.leave_out(outcome, values)
             elif isinstance(outcome, LeftOut):
-                self.set_aside(conversation, outcome.reason, values)
+                self.set_aside(record, outcome.reason, values)
             else:
-                (example,) = outcome
-                num_tokens = len(example.input_ids)
-                lengths.add(num_tokens, conversation.origin)
-                if num_tokens > cutoff_len:
-                    long.append((number, conversation, num_tokens))
+                num_tokens = max(most for one in outcome for most in one.sequence_lengths)
+                lengths.add(num_tokens, record.origin)
+                if num_tokens > options.cutoff_len:
+                    long.append((number, record, num_tokens))
                 else:
-                    lengths.num_learned += example.num_units
-        outcomes = encoder.learn([one for _, one, _ in long])
-        for (number, conversation, num_tokens), outcome in zip(long, outcomes, strict=True):
+                    lengths.num_learned += _count_learned(outcome)
+        outcomes = self.stage.examples([one for _, one, _ in long])
+        for (number, record, num_tokens), outcome in zip(long, outcomes, strict=True):
             self.tell_overlong(
-                conversation, num_tokens, outcome, encoder.options.on_overlong, batch.values(number)
+                record, num_tokens, outcome, options.on_overlong, batch.values(number)
             )
 
     def tell_overlong(
         self,
-        conversation: Conversation,
+        record: Any,
         num_tokens: int,
         outcome: Outcome,
         on_overlong: str,
@@ -347,12 +373,12 @@ class _Look:
         lost = sum(part.num_cut for part in parts) if parts else num_tokens
         found.lengths.num_cut += 1
         found.lengths.num_lost += lost
-        found.lengths.num_learned += sum(part.num_units for part in parts)
+        found.lengths.num_learned += _count_learned(parts)
         if isinstance(outcome, RowProblem):
             self.leave_out(outcome, values)
             return
         said, fix = f"{num_tokens:,} tokens", "Raise cutoff_len, or split the row."
-        if len(parts) > 1:
+        if len(parts) > 1 and on_overlong == "split":
             said += f" in {len(parts)} parts"
         if not parts and on_overlong == "truncate":
             fix = "Raise cutoff_len: system text, tools and headers, which are not cut, fill it."
@@ -363,12 +389,12 @@ class _Look:
         problem = RowError("", OVERLONG, fix, f" ({said})")
         if not parts and on_overlong == "error":
             found.is_refused = True
-            self.leave_out(RowProblem.of(conversation.origin, problem, values))
+            self.leave_out(RowProblem.of(record.origin, problem, values))
             return
         found.num_aside += not parts
-        self.note(conversation.origin, problem, values)
+        self.note(record.origin, problem, values)
 
-    def set_aside(self, record: Conversation | Text, reason: str, values: Any) -> None:
+    def set_aside(self, record: Any, reason: str, values: Any) -> None:
         self.found.num_aside += 1
         fix = "Nothing to mend, if that is meant."
         self.note(record.origin, RowError("", reason, fix), values)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from luthier.data.check import RowProblem, is_over_budget
-from luthier.records import Origin
+from luthier.records import Feedback, Origin, Pair
 
 ENOUGH = 0.99
 """The share of rows left whole, and of tokens kept, that a recommended cutoff_len reaches."""
@@ -223,6 +223,51 @@ class Lengths:
 
 
 @dataclass
+class Answers:
+    """What is known of answers that are judged, their lengths in characters."""
+
+    num_wanted: int = 0
+    num_unwanted: int = 0
+    wanted: int = 0  # characters of all
+    unwanted: int = 0
+    num_pairs: int = 0
+    num_longer: int = 0  # pairs whose chosen answer is the longer one
+
+    def add(self, record: Any, lengths: Sequence[int]) -> None:
+        """Counts the answers of a record, whose lengths are given; others count nothing."""
+        if isinstance(record, Pair):
+            self.num_pairs += 1
+            self.num_longer += lengths[0] > lengths[1]
+            self.num_wanted, self.num_unwanted = self.num_wanted + 1, self.num_unwanted + 1
+            self.wanted, self.unwanted = self.wanted + lengths[0], self.unwanted + lengths[1]
+        elif isinstance(record, Feedback) and record.is_desirable:
+            self.num_wanted, self.wanted = self.num_wanted + 1, self.wanted + lengths[0]
+        elif isinstance(record, Feedback):
+            self.num_unwanted, self.unwanted = self.num_unwanted + 1, self.unwanted + lengths[0]
+
+    def as_dict(self) -> dict[str, float]:
+        """Means and counts for JSON."""
+        return {
+            "wanted": self.num_wanted,
+            "unwanted": self.num_unwanted,
+            "pairs": self.num_pairs,
+            "chosen_is_longer": self.num_longer,
+            "characters_of_wanted": round(self.wanted / max(self.num_wanted, 1), 1),
+            "characters_of_unwanted": round(self.unwanted / max(self.num_unwanted, 1), 1),
+        }
+
+    def line(self) -> str:
+        """Which answers are longer, the first that a model learns of them."""
+        means = self.as_dict()
+        long, short = means["characters_of_wanted"], means["characters_of_unwanted"]
+        names = ("chosen", "rejected") if self.num_pairs else ("wanted", "unwanted")
+        said = f"{names[0]} answers have {long:,.0f} characters on average, {names[1]} {short:,.0f}"
+        if self.num_pairs:
+            return f"{said}; the chosen one is longer in {self.num_longer / self.num_pairs:.0%}"
+        return f"{self.num_wanted:,} wanted answers, {self.num_unwanted:,} unwanted; {said}"
+
+
+@dataclass
 class SetAudit:
     """What is known of one data set."""
 
@@ -237,6 +282,7 @@ class SetAudit:
     num_aside: int = 0  # those that it leaves out because it is told to
     # what rows have that is not learned from -> how many rows
     remarks: dict[str, int] = field(default_factory=dict)
+    answers: Answers = field(default_factory=Answers)  # those that are judged
     is_refused: bool = False  # whether training ends here, whatever `max_bad_rows` allows
 
     @property
@@ -288,6 +334,7 @@ class AuditReport:
                     "set_aside": one.num_aside,
                     "is_refused": self.is_refused(one),
                     "remarks": one.remarks,
+                    "answers": one.answers.as_dict() if one.answers.num_wanted else None,
                     "lengths": one.lengths.as_dict() if self.is_encoded else None,
                 }
                 for one in self.sets
@@ -323,6 +370,8 @@ class AuditReport:
                 yield f"  training would stop: max_bad_rows is {self.max_bad_rows:g}"
             for remark, count in one.remarks.items():
                 yield f"  {count:,} x {remark}"
+            if one.answers.num_wanted or one.answers.num_unwanted:
+                yield f"  {one.answers.line()}"
             if one.lengths.tokens:
                 yield f"  {one.lengths.line()}"
         lengths = self.lengths()

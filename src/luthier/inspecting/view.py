@@ -11,12 +11,12 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from luthier.data.check import RowProblem, show_value
-from luthier.data.encode import Encoder
 from luthier.data.reading import Batch, DatasetReader
 from luthier.data.tokenize import without_marks
 from luthier.errors import DataError, TemplateError
-from luthier.example import Example
-from luthier.records import IGNORE_INDEX, Conversation, Piece
+from luthier.example import Example, count_learned
+from luthier.records import IGNORE_INDEX, Conversation, Feedback, Pair, Piece
+from luthier.stages.conversing import Conversing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,7 +40,7 @@ class PickedRow:
     dataset: str  # the data set's name
     origin: str  # the file and the line on which it starts
     values: Any  # what stands there; None where it could not be parsed
-    conversation: Conversation | None = None  # what it says; None where there is a problem
+    record: Any = None  # what it says; None where there is a problem
     problem: RowProblem | None = None  # why training leaves it out
 
 
@@ -92,16 +92,16 @@ def pick_by_place(readers: Sequence[DatasetReader], places: Sequence[str]) -> li
 
 
 def _rows(name: str, batch: Batch) -> Iterator[PickedRow]:
-    conversations = dict(batch.records)
+    records = dict(batch.records)
     problems = {problem.origin: problem for problem in batch.problems}
     for number, row in enumerate(batch.rows):
         if isinstance(row, RowProblem):
             yield PickedRow(name, row.origin, None, problem=row)
         else:
             origin = str(row.origin)
-            conversation = conversations.get(number)
-            problem = problems.get(origin) if conversation is None else None
-            yield PickedRow(name, origin, row.values, conversation, problem)
+            record = records.get(number)
+            problem = problems.get(origin) if record is None else None
+            yield PickedRow(name, origin, row.values, record, problem)
 
 
 def _parse(place: str) -> tuple[str, int]:
@@ -133,6 +133,12 @@ class ShownPiece:
     text: str
     turn: int
     is_answer: bool
+    name: str = ""  # of the answer, where a row has judged ones
+
+    @property
+    def place(self) -> str:
+        """The turn and the side of it."""
+        return f"{self.turn} {(self.name or 'answer') if self.is_answer else 'prompt'}"
 
 
 @dataclass(frozen=True)
@@ -144,6 +150,7 @@ class ShownPart:
     num_tokens: int  # those that training sees
     num_learned: int  # those of them that are predicted
     num_cut: int  # those that it does not see
+    name: str = ""  # of the answer, where a row has judged ones
 
     def sides(self) -> Iterator[tuple[int, str, list[ShownToken]]]:
         """The turn's number, `prompt` or `answer`, and the tokens of each side."""
@@ -164,22 +171,29 @@ class ShownRow:
     parts: list[ShownPart] = field(default_factory=list)
 
     def said(self) -> Iterator[tuple[str, str]]:
-        """Each part of the conversation by its role."""
-        if (conversation := self.picked.conversation) is not None:
-            if conversation.system is not None:
-                yield "system", conversation.system
-            if conversation.tools is not None:
-                yield "tools", conversation.tools
-            for message in conversation.messages:
-                yield message.role, message.said + message.content
+        """Each part of the conversation by its role; judged answers by what they are called."""
+        if self.picked.record is None:
+            return
+        answers = answers_of(self.picked.record)
+        (name, conversation), *others = answers
+        if conversation.system is not None:
+            yield "system", conversation.system
+        if conversation.tools is not None:
+            yield "tools", conversation.tools
+        *asked, last = conversation.messages
+        for message in asked:
+            yield message.role, message.said + message.content
+        yield name or last.role, last.said + last.content
+        for name, other in others:
+            yield name, other.messages[-1].said + other.messages[-1].content
 
 
-def show_row(picked: PickedRow, encoder: Encoder) -> ShownRow:
+def show_row(picked: PickedRow, stage: Conversing) -> ShownRow:
     """Encodes a row as training does, and says of each token what becomes of it."""
-    shown = ShownRow(picked, picked.problem)
-    if picked.conversation is None:
+    shown, encoder = ShownRow(picked, picked.problem), stage.encoder
+    if picked.record is None:
         return shown
-    (outcome,) = encoder.learn([picked.conversation])
+    (outcome,) = stage.examples([picked.record])
     examples = [Example([], [])]
     if isinstance(outcome, list):
         examples = outcome
@@ -187,36 +201,55 @@ def show_row(picked: PickedRow, encoder: Encoder) -> ShownRow:
         shown.problem = outcome
     else:
         shown.problem = RowProblem(picked.origin, "", outcome.reason, "")
-    try:
-        turns = encoder.turns(picked.conversation)
-    except TemplateError:
-        return shown  # the problem says so
-    for number, turn in enumerate(turns, 1):
-        for is_answer, side in ((False, turn.prompt), (True, turn.answer)):
-            for piece in side:
-                content = piece.content
-                name = getattr(content, "text", None) or getattr(content, "name", content)
-                text = without_marks(content) if isinstance(content, str) else str(name)
-                shown.pieces.append(ShownPiece(piece, text, number, is_answer))
     tokenizer = encoder.tokenizer
     special = {*tokenizer.all_special_ids}
     special |= {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    ids = encoder.ids_of([one.piece for one in shown.pieces])
-    whole = [
-        ShownToken((number,), "", piece.turn, piece.is_answer, is_cut=True)
-        for piece, numbers in zip(shown.pieces, ids, strict=True)
-        for number in numbers
-    ]
-    for example in examples:
-        tokens = _align(whole, example)
-        num_cut = sum(one.is_cut for one in tokens)
-        if len(examples) > 1:  # what is not in this part is in another
-            tokens, num_cut = [one for one in tokens if not one.is_cut], example.num_cut
-        tokens = [replace(one, is_special=one.ids[0] in special) for one in tokens]
-        tokens = list(_with_text(tokens, tokenizer))
-        num_tokens = len(example.input_ids)
-        shown.parts.append(ShownPart(tokens, num_tokens, example.num_units, num_cut))
+    answers = answers_of(picked.record)
+    if answers[0][0] and isinstance(outcome, list):
+        examples = [part for example in outcome for part in example.each_sequence()]
+    for at, (name, conversation) in enumerate(answers):
+        try:
+            turns = encoder.turns(conversation, judged=bool(name))
+        except TemplateError:
+            return shown  # the problem says so
+        pieces = []
+        for number, turn in enumerate(turns, 1):
+            for is_answer, side in ((False, turn.prompt), (True, turn.answer)):
+                for piece in side:
+                    content = piece.content
+                    called = getattr(content, "text", None) or getattr(content, "name", content)
+                    text = without_marks(content) if isinstance(content, str) else str(called)
+                    pieces.append(ShownPiece(piece, text, number, is_answer, name))
+        shown.pieces += [one for one in pieces if one.is_answer or at == 0]
+        ids = encoder.ids_of([one.piece for one in pieces])
+        whole = [
+            ShownToken((number,), "", piece.turn, piece.is_answer, is_cut=True)
+            for piece, numbers in zip(pieces, ids, strict=True)
+            for number in numbers
+        ]
+        for example in examples[at : at + 1] if name else examples:
+            tokens = _align(whole, example)
+            num_cut = sum(one.is_cut for one in tokens)
+            if len(examples) > 1 and not name:  # what is not in this part is in another
+                tokens, num_cut = [one for one in tokens if not one.is_cut], example.num_cut
+            tokens = [replace(one, is_special=one.ids[0] in special) for one in tokens]
+            tokens = list(_with_text(tokens, tokenizer))
+            if at:  # the prompt stands with the first answer
+                tokens = [one for one in tokens if one.is_answer]
+            num_tokens, num_learned = len(example.input_ids), count_learned(example.labels)
+            shown.parts.append(ShownPart(tokens, num_tokens, num_learned, num_cut, name))
     return shown
+
+
+def answers_of(record: Any) -> list[tuple[str, Conversation]]:
+    """The conversations that a record holds; those that are judged with what each is called."""
+    if isinstance(record, Pair):
+        judged = (("chosen", record.chosen), ("rejected", record.rejected))
+        asked = record.prompt.messages
+        return [(name, replace(record.prompt, messages=(*asked, one))) for name, one in judged]
+    if isinstance(record, Feedback):
+        return [("wanted" if record.is_desirable else "unwanted", record.conversation)]
+    return [("", record)]
 
 
 def _align(whole: Sequence[ShownToken], example: Example) -> list[ShownToken]:
@@ -348,7 +381,7 @@ def lines(row: ShownRow, style: Style, cutoff_len: int) -> Iterator[str]:
     if row.problem is not None:
         yield style.title("left out")
         yield from _indented(str(row.problem))
-    if row.picked.conversation is None:
+    if row.picked.record is None:
         yield ""
         return
     yield style.title("conversation")
@@ -358,12 +391,12 @@ def lines(row: ShownRow, style: Style, cutoff_len: int) -> Iterator[str]:
         yield from (f"  {'':<11} {other}" for other in others)
     yield style.title("pieces")
     for piece in row.pieces:
-        side = "answer" if piece.is_answer else "prompt"
         text = repr(piece.text) if isinstance(piece.piece.content, str) else piece.text
         shown = f"{OPEN}{text}{CLOSE}" if piece.piece.is_learned else text
-        yield f"  {piece.turn} {side} {shown}"
+        yield f"  {piece.place} {shown}"
     for number, part in enumerate(row.parts, 1):
         several = f"part {number} of {len(row.parts)}: " if len(row.parts) > 1 else ""
+        several = f"{part.name}: " if part.name else several
         cut = f"{part.num_cut:,} more are cut off" if part.num_cut else "none is cut off"
         yield style.title(
             f"{several}tokens: {part.num_tokens:,}, {part.num_learned:,} learned; {cut} "
@@ -422,7 +455,7 @@ def _row(row: ShownRow, cutoff_len: int) -> Iterator[str]:
     yield f"<h3>row</h3><pre>{_text(shown)}</pre>"
     if row.problem is not None:
         yield f'<h3>left out</h3><p class="problem">{_text(str(row.problem))}</p>'
-    if row.picked.conversation is None:
+    if row.picked.record is None:
         return
     cells = "".join(
         f"<tr><th>{role}</th><td><pre>{_text(content)}</pre></td></tr>"
@@ -430,13 +463,14 @@ def _row(row: ShownRow, cutoff_len: int) -> Iterator[str]:
     )
     yield f"<h3>conversation</h3><table>{cells}</table>"
     pieces = "".join(
-        f"<tr><th>{one.turn} {'answer' if one.is_answer else 'prompt'}</th><td><pre><span class="
+        f"<tr><th>{one.place}</th><td><pre><span class="
         f'"{"learned" if one.piece.is_learned else ""}">{_text(one.text)}</span></pre></td></tr>'
         for one in row.pieces
     )
     yield f"<h3>pieces</h3><table>{pieces}</table>"
     for number, part in enumerate(row.parts, 1):
         several = f"part {number} of {len(row.parts)}: " if len(row.parts) > 1 else ""
+        several = f"{part.name}: " if part.name else several
         yield (
             f"<h3>{several}{part.num_tokens:,} tokens, {part.num_learned:,} learned, "
             f"{part.num_cut:,} cut off (cutoff_len {cutoff_len:,})</h3>"

@@ -54,16 +54,16 @@ def run(argv: list[str]) -> int:
         )
 
     from luthier.inspecting.view import show_row
-    from luthier.stages.sft import SupervisedFineTuning
+    from luthier.stages.conversing import Conversing
     from luthier.training.encoder import load_stage
 
     stage = load_stage(arguments)
-    if not isinstance(stage, SupervisedFineTuning):
+    if not isinstance(stage, Conversing):
         raise DataError(
             "stage: pt learns texts, and this shows conversations. `luthier data check` names the "
             "bad rows and counts tokens, `luthier data prepare` encodes them."
         )
-    rows = [show_row(row, stage.encoder) for row in _pick(arguments, stage, asked)]
+    rows = [show_row(row, stage) for row in _pick(arguments, stage, asked)]
     cutoff_len = arguments.data.cutoff_len
     if asked.html is not None:
         from luthier.inspecting.view import page
