@@ -29,7 +29,7 @@ def test_overwriting_moves_the_whole_old_run_beside_the_folder(tmp_path, capsys)
     made.checkpoint(folder, 3)
     (folder / "notes.txt").write_text("mine")
 
-    with OutputFolder(arguments(folder, overwrite_output_dir=True)).claimed():
+    with OutputFolder(arguments(folder, overwrite_output_dir=True)).locked():
         assert holder(folder) is not None
         assert [path.name for path in folder.iterdir()] == [".lock"]
 
@@ -46,7 +46,7 @@ def test_a_folder_of_something_else_is_not_moved(tmp_path):
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
 
-    with OutputFolder(arguments(folder, overwrite_output_dir=True)).claimed():
+    with OutputFolder(arguments(folder, overwrite_output_dir=True)).locked():
         assert (folder / "notes.txt").exists()
 
     assert beside(folder) == []
@@ -64,12 +64,12 @@ def test_an_elastic_restart_keeps_what_its_own_launch_has_made(tmp_path, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(OutputLock, "release", note_stays)
-        with OutputFolder(asked).claimed():
+        with OutputFolder(asked).locked():
             made.checkpoint(folder, 1)
     assert len(beside(folder)) == 1
 
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    with OutputFolder(asked).claimed():
+    with OutputFolder(asked).locked():
         assert newest_valid(folder) == folder / "checkpoint-1"
     assert len(beside(folder)) == 1
 
@@ -77,18 +77,18 @@ def test_an_elastic_restart_keeps_what_its_own_launch_has_made(tmp_path, monkeyp
 def test_what_a_killed_run_left_goes_once_the_folder_is_ours(tmp_path, capsys):
     made.stage(tmp_path, 4)
 
-    with OutputFolder(arguments(tmp_path)).claimed():
+    with OutputFolder(arguments(tmp_path)).locked():
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
     assert ".stage-checkpoint-4" in capsys.readouterr().err
 
 
 def test_a_folder_in_use_is_refused_before_and_when_it_is_taken(tmp_path):
-    with OutputFolder(arguments(tmp_path)).claimed():
+    with OutputFolder(arguments(tmp_path)).locked():
         assert "in use" in next(OutputFolder(arguments(tmp_path)).problems())
         with (
             pytest.raises(CheckpointError, match="in use"),
-            OutputFolder(arguments(tmp_path)).claimed(),
+            OutputFolder(arguments(tmp_path)).locked(),
         ):
             pass
 
@@ -109,10 +109,10 @@ def test_what_the_run_reads_is_not_moved_away_under_it(tmp_path, monkeypatch, in
 
 
 def test_other_ranks_share_the_lock_of_the_first(tmp_path, monkeypatch):
-    with OutputFolder(arguments(tmp_path)).claimed():
+    with OutputFolder(arguments(tmp_path)).locked():
         for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
             monkeypatch.setenv(name, value)
-        with OutputFolder(arguments(tmp_path)).claimed():
+        with OutputFolder(arguments(tmp_path)).locked():
             pass
         assert holder(tmp_path) is not None
 

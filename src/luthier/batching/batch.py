@@ -27,7 +27,7 @@ MISSING = {WEIGHT: 1.0}
 class MicroBatch:
     """What one forward pass takes, and where the loss reads from it.
 
-    A rectangle of padded rows has an `attention_mask`; a token tree is one row (B = 1) and has
+    A padded batch has an `attention_mask`; a token tree is one row (B = 1) and has
     `position_ids` and `segments` in its place.
     """
 
@@ -43,8 +43,8 @@ class MicroBatch:
     occur."""
     attention_mask: Tensor | None = None  # (B, T) int64, 1 on real tokens; None for a tree
     position_ids: Tensor | None = None
-    """(B, T) int64, the depth of each token of a tree; None for a rectangle."""
-    segments: tuple[Segment, ...] = ()  # of a tree, parents before children; empty for a rectangle
+    """(B, T) int64, the depth of each token of a tree; None for a padded batch."""
+    segments: tuple[Segment, ...] = ()  # of a tree, parents before children
     examples: tuple[Example, ...] = ()
     """What it was built of; none in an idle one. Their sequences are numbered in order."""
     owners: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64))

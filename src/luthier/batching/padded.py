@@ -1,4 +1,4 @@
-"""Sequences side by side, padded on the right to a rectangle: what every model understands."""
+"""Sequences side by side, padded on the right: what every model understands."""
 
 # B rows, T tokens of the longest row, R real tokens, N reads
 

@@ -62,8 +62,8 @@ def plan_step(
     that keep them together are made as well, and the one whose busiest rank computes least is
     taken: no rank computes more than the busiest one of the plan that is blind to what is shared.
     (Such ranks are as even before they are cut; a prefix is computed again in each micro-batch.)
-    Likewise where rows are padded: rectangles are also made of neighbours in length of the whole
-    step, and dealt.
+    Likewise where rows are padded: padded batches are also made of neighbours in length of the
+    whole step, and dealt.
 
     Args:
         lengths: tokens that each example of the step computes for itself, all ranks together; with
@@ -84,7 +84,7 @@ def plan_step(
     """
     assert world_size > 0, world_size
     assert token_budget > 0, token_budget
-    assert shared is None or not is_padded, "nothing is shared in a rectangle"
+    assert shared is None or not is_padded, "nothing is shared in a padded batch"
 
     num_rows = [1] * len(lengths) if rows is None else rows
 
@@ -101,7 +101,7 @@ def plan_step(
     plans = [_cut_evenly(deal, cut, cost, token_budget) for deal in blind.deals(world_size)]
     if is_padded and world_size > 1:
         plans += [
-            _deal_rectangles(blind.positions, world_size, more, cut_padded, area, token_budget)
+            _deal_padded(blind.positions, world_size, more, cut_padded, area, token_budget)
             for more in (1, 2)
         ]
     if shared is not None and max(shared.common, default=0) >= MIN_SAVED:
@@ -134,7 +134,7 @@ def _burden(plan: list[MicroBatches], cost: Cost) -> tuple[int, int, int]:
 def _cut_padded(
     share: Sequence[int], lengths: Sequence[int], rows: Sequence[int], token_budget: int
 ) -> MicroBatches:
-    """Neighbours in length share a rectangle, the longest first."""
+    """Neighbours in length share a padded batch, the longest first."""
     micro_batches: MicroBatches = []
     longest = num_rows = 0
     for position in sorted(share, key=lengths.__getitem__, reverse=True):
@@ -147,25 +147,25 @@ def _cut_padded(
     return micro_batches
 
 
-def _deal_rectangles(
+def _deal_padded(
     order: Sequence[int], world_size: int, more: int, cut: Cut, cost: Cost, token_budget: int
 ) -> list[MicroBatches]:
-    """Neighbours in length of the whole step share rectangles, and those are dealt to ranks.
+    """Neighbours in length of the whole step share padded batches, and those are dealt to ranks.
 
     `order` is all positions, the longest first, and `more` how many times the fewest micro-batches
     that fit the budget there are; more are more even.
     """
-    rectangles = cut(order, token_budget)
-    most = more * -(-len(rectangles) // world_size)
-    rectangles = _even_out(rectangles, order, cut, cost, token_budget, most * world_size)
-    _split_until(rectangles, cost, most * world_size)
+    batches = cut(order, token_budget)
+    most = more * -(-len(batches) // world_size)
+    batches = _even_out(batches, order, cut, cost, token_budget, most * world_size)
+    _split_until(batches, cost, most * world_size)
     ranks: list[MicroBatches] = [[] for _ in range(world_size)]
     loads = [(0, rank) for rank in range(world_size)]  # a heap of the ranks that take more
-    for rectangle in sorted(rectangles, key=cost, reverse=True):
+    for batch in sorted(batches, key=cost, reverse=True):
         load, rank = heappop(loads)
-        ranks[rank].append(rectangle)
+        ranks[rank].append(batch)
         if len(ranks[rank]) < most:
-            heappush(loads, (load + cost(rectangle), rank))
+            heappush(loads, (load + cost(batch), rank))
     return ranks
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -15,12 +15,11 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 from transformers import TrainingArguments as LibraryArguments
 
-from luthier.batching.batch import MicroBatch, Step, naming
+from luthier.batching.batch import MicroBatch, Step
 from luthier.batching.mismatched import distance, mismatch, prompt_of
 from luthier.batching.order import LengthGroupedOrder, SequentialOrder, ShuffledOrder
-from luthier.batching.padded import pad
 from luthier.batching.plan import plan_examples
-from luthier.batching.tree import build_tree
+from luthier.batching.split import build
 from luthier.errors import DataError
 from luthier.example import Example, ExampleStream, read_examples, used_columns
 from luthier.processes.signals import held, let_first_pass
@@ -32,7 +31,7 @@ SATURATING_TOKENS = {"cpu": 2048, "cuda": 8192}
 """Computed tokens of a micro-batch beyond which a device gets no faster, by device type."""
 
 EVAL_GROUP = 16
-"""Evaluation batches that are planned together, so that rows of like length share a rectangle."""
+"""Evaluation batches that are planned together, so that rows of like length are padded together."""
 
 
 class EpochOrder(Protocol):
@@ -88,12 +87,12 @@ class StepBuilder:
 
     Attributes:
         dataset: a table of `luthier.example.schema`.
-        pad_token_id: fills the rectangles.
+        pad_token_id: fills padded batches.
         token_budget: the most tokens of a micro-batch that are computed: padding counts, a shared
             prefix counts once.
         rank: this process.
         world_size: all processes.
-        layout: rectangles, which every model understands, or token trees.
+        layout: padded batches, which every model understands, or token trees.
         share_prefixes: whether a tree computes once what examples begin with alike.
         reference: a table of the same rows with what a reference says of their tokens; None where
             nobody has asked it before.
@@ -150,25 +149,13 @@ class StepBuilder:
         return read_examples(self._table[before], before)
 
     def _plan(self, examples: Sequence[Example]) -> tuple[MicroBatch, ...]:
-        plan = plan_examples(
-            examples,
-            self.world_size,
-            self.token_budget,
-            is_padded=self.layout == "padded",
-            share_prefixes=self.share_prefixes,
-        )
+        how = {"is_padded": self.layout == "padded", "share_prefixes": self.share_prefixes}
+        plan = plan_examples(examples, self.world_size, self.token_budget, **how)
         names = {name for each in examples for name in each.token_numbers}
         return tuple(
-            self._build([examples[each] for each in positions], names)
+            build([examples[each] for each in positions], names, self.pad_token_id, **how)
             for positions in plan[self.rank]
         )
-
-    def _build(self, examples: Sequence[Example], names: Iterable[str]) -> MicroBatch:
-        if self.layout == "padded":
-            built = pad(examples, self.pad_token_id)
-        else:
-            built = build_tree(examples, share_prefixes=self.share_prefixes)
-        return built if examples else naming(built, names)
 
 
 class _Indices(torch.utils.data.Dataset[int]):
@@ -219,7 +206,7 @@ class StepLoaders:
     Attributes:
         arguments: of the run.
         args: the same as transformers takes them.
-        pad_token_id: fills the rectangles.
+        pad_token_id: fills padded batches.
         layout: how examples share a micro-batch.
         shares_prefixes: whether a tree computes what examples begin with alike once.
         train_table: what the steps of training are read from; None before there are any.

@@ -39,7 +39,7 @@ class OutputFolder:
     """What is in the `output_dir` of a run, and what that run may do there.
 
     Before anything slow is loaded it says what is wrong (`problems`, `checkpoint_problems`); then
-    it is `claimed`; and the run goes on from what `resume` finds.
+    it is `locked`; and the run goes on from what `resume` finds.
 
     Args:
         arguments: of the run.
@@ -110,7 +110,7 @@ class OutputFolder:
                 yield problem
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Keeps the folder for this run while a `with` block runs.
 
         The first process of a run locks it; the others share that. With `overwrite_output_dir:

@@ -92,7 +92,7 @@ def join_group(arguments: Arguments) -> DistributedEnvironment:
     if not here.is_launched or dist.is_initialized():
         return here
     timeout = timedelta(seconds=arguments.training.ddp_timeout)
-    _meet_again(here, timeout)
+    _rendezvous_in_new_store(here, timeout)
     if not on_cpu:
         return here
     num_local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -172,7 +172,7 @@ def _leave() -> None:
 # Remove this when a bare `init_process_group` survives `torchrun --max-restarts`.
 
 
-def _meet_again(here: DistributedEnvironment, timeout: timedelta) -> None:
+def _rendezvous_in_new_store(here: DistributedEnvironment, timeout: timedelta) -> None:
     """Has the ranks of a restart meet in a new store, which rank 0 keeps.
 
     On a first start, and under launchers that keep no store, nothing changes.

@@ -52,7 +52,7 @@ class Search:
     compute: Compute | None
     """Gives losses; None where ranks exchange something in every forward pass, so that none of them
     can compute anything again by itself."""
-    pad_token_id: int  # fills rectangles
+    pad_token_id: int  # fills padded batches
     share_prefixes: bool  # whether trees share them
 
     def find(self, step: Step, losses: Sequence[Tensor], random: RandomState) -> Finding:

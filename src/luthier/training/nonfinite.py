@@ -149,7 +149,7 @@ class NonFiniteGuard:
             "in_a_row": self._in_a_row,
             "logged_step": self._logged_step,
             "is_window_bad": self._is_window_bad,
-            "last_losses": self._spikes.losses,
+            "last_losses": list(self._spikes.losses),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -205,32 +205,22 @@ class SpikeWatch:
     """
 
     def __init__(self, losses: Iterable[float] = ()) -> None:
-        self._losses: deque[float] = deque(losses, maxlen=WINDOW)
+        self.losses: deque[float] = deque(losses, maxlen=WINDOW)
         self._is_up = False
-
-    @property
-    def losses(self) -> list[float]:
-        """The last ones that are looked back on."""
-        return list(self._losses)
 
     def see(self, loss: float) -> float | None:
         """Takes a logged loss; the median that it stands out from, None if it does not."""
         if not math.isfinite(loss):
             return None
-        usual = self._limit()
-        self._losses.append(loss)
-        if usual is None or loss <= usual[1]:
-            self._is_up = False
+        before = list(self.losses)
+        self.losses.append(loss)
+        was_up, self._is_up = self._is_up, False
+        if len(before) < FEWEST:
             return None
-        was_up, self._is_up = self._is_up, True
-        return None if was_up else usual[0]
-
-    def _limit(self) -> tuple[float, float] | None:
-        if len(self._losses) < FEWEST:
-            return None
-        middle = median(self._losses)
-        deviation = MAD_OF_NORMAL * median(abs(each - middle) for each in self._losses)
-        return middle, middle + max(MADS * deviation, SHARE * abs(middle))
+        middle = median(before)
+        deviation = MAD_OF_NORMAL * median(abs(each - middle) for each in before)
+        self._is_up = loss > middle + max(MADS * deviation, SHARE * abs(middle))
+        return middle if self._is_up and not was_up else None
 
 
 def refuse_nonfinite(model: nn.Module, step: int) -> None:

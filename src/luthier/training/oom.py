@@ -33,7 +33,7 @@ class OomHandler:
     Args:
         can_retry: whether nothing else is exchanged within a step: one process, or DDP.
         exchanges: whether gradients are exchanged at all.
-        pad_token_id: fills rectangles.
+        pad_token_id: fills padded batches.
         suggest: what to say when nothing is computed again, see `suggestions.py`; given the tokens
             of the micro-batch and of its longest sequence, 0 where they are not known.
 
@@ -91,34 +91,27 @@ class OomHandler:
             OutOfMemory: when the pieces cannot be smaller, or ranks cannot compute anything anew.
         """
         random = RandomState.take(device)
-        step = self.fit(step)
-        is_wrapped = isinstance(model, DistributedDataParallel)
-        hook = model.register_forward_hook(self._end_forward) if is_wrapped else None
+        wrapped = model if isinstance(model, DistributedDataParallel) else None
+        hook = None if wrapped is None else wrapped.register_forward_hook(self._end_forward)
         try:
-            return self._train(model, step, random, compute)
+            while True:
+                self.latest = step = self.fit(step)
+                try:
+                    return compute(self._with_safe_end(step))
+                except (RuntimeError, MemoryError) as problem:
+                    if not is_out_of_memory(problem):
+                        raise
+                    said = str(problem).partition("\n")[0]
+                # out of the handler, so that nothing holds the frames of the failed pass
+                model.zero_grad()
+                release(device)
+                if wrapped is not None:
+                    wrapped.require_forward_param_sync = False  # buffers were sent in that pass
+                self._lower(said)
+                random.restore()
         finally:
             if hook is not None:
                 hook.remove()
-
-    def _train(
-        self, model: nn.Module, step: Step, random: RandomState, compute: Callable[[Step], T]
-    ) -> T:
-        while True:
-            self.latest = step
-            try:
-                return compute(self._with_safe_end(step))
-            except (RuntimeError, MemoryError) as problem:
-                if not is_out_of_memory(problem):
-                    raise
-                said = str(problem).partition("\n")[0]
-            # out of the handler, so that nothing holds the frames of the failed pass
-            model.zero_grad()
-            release(random.device)
-            if isinstance(model, DistributedDataParallel):
-                model.require_forward_param_sync = False  # buffers were sent in the failed pass
-            self._lower(said)
-            random.restore()
-            step = self.fit(step)
 
     @contextmanager
     def computing(self, micro_batch: MicroBatch) -> Iterator[None]:

@@ -92,14 +92,14 @@ def run(
         from luthier.training.encoder import fit_template
         from luthier.training.layout import switch_dropout_off
         from luthier.training.precompute import settle_reference
-        from luthier.training.report import write_model_card, write_run_record
+        from luthier.training.report import save_metrics, write_model_card, write_run_record
         from luthier.training.to_training_arguments import to_training_arguments
 
     output = OutputFolder(arguments)
     disable_progress_bar()
     with (
         reading_plain_data(),
-        output.claimed(),
+        output.locked(),
         leaving_group(owns_process=owns_process),
         Watchdog() as watchdog,
         own_runs(arguments.training),
@@ -178,7 +178,9 @@ def run(
                 names = curve_names(stage, sets)
                 write_plots(folder, trainer.state.log_history, names)
         if training.do_eval:
-            metrics |= _evaluate(trainer)
+            evaluated = trainer.evaluate()
+            save_metrics(folder, "eval", evaluated)
+            metrics |= evaluated
         if training.predict_with_generate and (training.do_predict or training.do_eval):
             metrics |= _predict(trainer, data, arguments, fitted.stop_token_ids)
         write_model_card(folder, arguments, metrics, trainer.state.log_history)
@@ -336,14 +338,6 @@ def _train(trainer: Trainer, arguments: Arguments, checkpoint: Path | None) -> d
     if arguments.finetuning.include_effective_tokens_per_second:
         metrics["effective_tokens_per_sec"] = work.tokens / metrics["train_runtime"]
     save_metrics(folder, "train", metrics)
-    return metrics
-
-
-def _evaluate(trainer: Trainer) -> dict[str, float]:
-    from luthier.training.report import save_metrics
-
-    metrics: dict[str, float] = trainer.evaluate()
-    save_metrics(Path(trainer.args.output_dir), "eval", metrics)
     return metrics
 
 
