@@ -1,7 +1,9 @@
 import random
+from typing import get_args
 
 import pytest
 
+from luthier.arguments.choices import Stage
 from luthier.arguments.parse import parse_dict, parse_file
 from luthier.arguments.record import fields
 from luthier.errors import ArgumentsError
@@ -36,11 +38,12 @@ def test_problems_of_all_kinds_are_reported_at_once(tmp_path):
         parse_file(file)
 
     text = str(caught.value)
+    stages = ", ".join(get_args(Stage))
     for part in (
         "required: output_dir",
         f"{file}:4: the argument lora_rnak is unknown. Did you mean lora_rank",
         f"{file}:5: lora_rank is 'sixteen'; expected a whole number of at least 1.",
-        f"{file}:6: stage is 'stf'; expected one of pt, sft, rm, ppo, dpo, kto. Did you mean 'sft'",
+        f"{file}:6: stage is 'stf'; expected one of {stages}. Did you mean 'sft'",
         f"{file}:7: lora_dropout is 2; expected a number of at least 0.0 and below 1.0.",
         f"{file}:8: quantization_bit is 4. Quantised weights are not in this version",
         "bf16 and fp16 are different precisions",

@@ -106,6 +106,9 @@ class Stage(Road):
     remembers: tuple[str, ...] = ()
     couples_sequences = False
 
+    def look(self, train: Any) -> None:
+        """Says what the rows of training, a table or a stream, mean for the stage's settings."""
+
     def loss(self, model: Any, batch: MicroBatch) -> Loss:
         """Runs the model on the micro-batch and sums the loss over its units.
 

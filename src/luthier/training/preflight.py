@@ -13,6 +13,7 @@ from luthier.distributed.deepspeed_config import read_config, stage_of
 from luthier.errors import ArgumentsError, UnknownName
 from luthier.modeling.source import check_model, check_tokenizer
 from luthier.optional import is_installed, missing
+from luthier.processes.environment import distributed_environment
 from luthier.records import Conversation
 from luthier.stages.stage import STAGES
 from luthier.templates.fit import find_template
@@ -108,6 +109,21 @@ def _best_metric(arguments: Arguments) -> Iterator[str]:
         )
 
 
+def _rows_of_a_step(arguments: Arguments) -> Iterator[str]:
+    """A stage that holds rows of a step against each other needs several."""
+    training, stage = arguments.training, arguments.finetuning.stage
+    if stage not in STAGES or not training.do_train:
+        return
+    per_rank = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    is_one = per_rank * distributed_environment().world_size == 1
+    if is_one and STAGES.get(stage)(arguments).mismatches_answers:
+        yield (
+            f"gradient_accumulation_steps: a step has one row, and stage: {stage} puts each prompt "
+            "before another row's answer to see how far the model has moved. Set it, or "
+            "per_device_train_batch_size, to 2 or more; 8 rows and more are usual."
+        )
+
+
 CHECKS: tuple[Callable[[Arguments], Iterator[str]], ...] = (
     _model,
     _data,
@@ -115,6 +131,7 @@ CHECKS: tuple[Callable[[Arguments], Iterator[str]], ...] = (
     _packages,
     _parts,
     _best_metric,
+    _rows_of_a_step,
     lambda arguments: OutputFolder(arguments).problems(),
     deepspeed_config.find_problems,
     fsdp_config.find_problems,

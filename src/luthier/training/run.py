@@ -124,6 +124,8 @@ def run(
                 "do_eval: no row of the evaluation data has an answer to take a loss on. Take "
                 "do_eval, eval_strategy and eval_on_start away; do_predict alone answers such rows."
             )
+        if data.train is not None:
+            stage.look(data.train)
         # from here on processes wait for each other, and no longer than ddp_timeout
         here = join_group(arguments)
         library = to_training_arguments(arguments)

@@ -1,0 +1,141 @@
+"""Kahneman-Tversky optimisation: answers that were marked as wanted or unwanted, one at a time."""
+
+# S sequences, N reads
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from luthier import console
+from luthier.arguments.record import Arguments
+from luthier.errors import DataError
+from luthier.example import OF_SEQUENCES, REFERENCE
+from luthier.stages.marked import LABEL, Marked
+from luthier.stages.stage import STAGES, Loss, Sum
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from luthier.batching.batch import MicroBatch
+
+BALANCED = (1.0, 4 / 3)
+"""Between these the paper (equation 8) wants the weight of all wanted answers to that of all
+unwanted ones."""
+
+
+@STAGES.register("kto")
+class KahnemanTversky(Marked):
+    """A wanted answer is to become likelier than by the reference, an unwanted one less likely.
+
+    With r the log-ratio of an answer, log p(y|x) - log p_ref(y|x), and z0 the mean of the
+    log-ratios of prompts with other rows' answers (the KL to the reference, as far as it is seen),
+    clamped at 0 and without gradient, the loss of a row is
+
+        w (1 - sigmoid(beta (r - z0)))  of a wanted answer
+        u (1 - sigmoid(beta (z0 - r)))  of an unwanted one
+
+    Ethayarajh et al. 2024, arXiv 2402.01306, equations 5 to 7; w, u: `kto_chosen_weight`,
+    `kto_rejected_weight`. z0 is a mean over the step of all ranks, or over an evaluation set.
+    `apo_zero_unpaired` is the same with z0 = 0 (D'Oosterlinck et al. 2024, arXiv 2408.06266,
+    equation 7, unpaired). `pref_ftx` adds so much of the mean negative log-likelihood of a wanted
+    answer's tokens to its row. The unit is a row.
+    """
+
+    needs_reference = True
+    draws_dropout = False
+    derived_metrics = ("rewards/margins",)
+
+    def __init__(self, arguments: Arguments) -> None:
+        super().__init__(arguments)
+        finetuning = arguments.finetuning
+        self.beta, self.ftx = finetuning.pref_beta, finetuning.pref_ftx
+        self.weights = finetuning.kto_chosen_weight, finetuning.kto_rejected_weight
+        self.measures_first = self.mismatches_answers = finetuning.kto_loss == "kto"
+        names = "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected"
+        self.train_metrics = (*names, "kl") if self.measures_first else names
+        self.eval_metrics = self.train_metrics
+
+    def measure(self, model: Any, batch: MicroBatch) -> Mapping[str, Sum]:
+        """The log-ratios of prompts with other rows' answers."""
+        ratios_S = self._sums(model, batch)["logps"] - self._reference(batch)
+        return {"kl": (ratios_S.sum(), len(batch.examples))}
+
+    def measure_sequences(self, model: Any, batch: MicroBatch) -> dict[str, Tensor]:
+        numbers = self._sums(model, batch)
+        logps_S = numbers["logps"]
+        return {
+            **numbers,
+            "reference": self._reference(batch),
+            LABEL: batch.sequence_numbers.get(LABEL, logps_S.detach()),
+            "kl": logps_S.new_full(logps_S.shape, batch.step_numbers.get("kl", 0.0)),
+        }
+
+    def step_loss(self, numbers: Mapping[str, Tensor]) -> Loss:
+        wanted_S, logps_S = numbers[LABEL], numbers["logps"]
+        ratios_S, z0_S = logps_S - numbers["reference"], numbers["kl"].clamp(min=0)
+        weights_S = self.weights[0] * wanted_S + self.weights[1] * (1 - wanted_S)
+        towards_S = 2 * wanted_S - 1
+        losses_S = weights_S * (self.beta * towards_S * (z0_S - ratios_S)).sigmoid()
+        losses_S = losses_S - self.ftx * wanted_S * logps_S / numbers["lengths"]
+
+        seen: dict[str, Sum] = {"kl": (z0_S.sum(), len(z0_S))} if self.measures_first else {}
+        for name, of_kind_S in (("chosen", wanted_S), ("rejected", 1 - wanted_S)):
+            count = of_kind_S.sum()
+            reward = (self.beta * ratios_S.detach() * of_kind_S).sum()
+            seen[f"rewards/{name}"] = reward, count
+            seen[f"logps/{name}"] = (logps_S.detach() * of_kind_S).sum(), count
+        return Loss(losses_S.sum(), seen)
+
+    def derive(self, means: Mapping[str, float]) -> dict[str, float]:
+        names = "rewards/chosen", "rewards/rejected"
+        if not all(name in means for name in names):  # rows of one kind alone
+            return {}
+        return {"rewards/margins": means[names[0]] - means[names[1]]}
+
+    def look(self, train: Any) -> None:
+        """Says how the two kinds are balanced, and the weights that would balance them.
+
+        Raises:
+            DataError: when there is a single row.
+        """
+        from luthier.data.stream import Stream
+
+        if isinstance(train, Stream):
+            return
+        if len(train) < 2 and self.mismatches_answers:
+            raise DataError(
+                "stage: kto compares the answers of several rows, and there is 1 to train on. Add "
+                "more, or set kto_loss: apo_zero_unpaired, which compares none."
+            )
+        labels = train.select_columns([f"{OF_SEQUENCES}{LABEL}"]).with_format("arrow")[:].column(0)
+        wanted = int(sum(labels.combine_chunks().flatten().to_pylist()))
+        unwanted = len(train) - wanted
+        said = f"{wanted:,} wanted answers, {unwanted:,} unwanted"
+        if not (wanted and unwanted):
+            console.warn(f"{said}: all rows pull one way; chosen and rejected have no margin")
+            return
+        least, most = BALANCED
+        of_wanted, of_unwanted = self.weights
+        share = of_wanted * wanted / (of_unwanted * unwanted)
+        if least <= round(share, 2) <= round(most, 2):
+            console.info(f"{said}, weighed {share:.2f} to 1")
+            return
+        console.warn(
+            f"{said}, weighed {share:.2f} to 1 where the KTO paper recommends 1 to 1.33: set "
+            f"either kto_chosen_weight between {of_wanted * least / share:.2f} and "
+            f"{of_wanted * most / share:.2f}, or kto_rejected_weight between "
+            f"{of_unwanted * share / most:.2f} and {of_unwanted * share / least:.2f}"
+        )
+
+    def _sums(self, model: Any, batch: MicroBatch) -> dict[str, Tensor]:
+        from luthier.modeling.reads import read_logps
+
+        logps_N = read_logps(model, batch).logps_N
+        zeros_S = logps_N.new_zeros(len(batch.ends))
+        lengths_S = zeros_S.index_add(0, batch.sequences, logps_N.new_ones(len(logps_N)))
+        return {"logps": zeros_S.index_add(0, batch.sequences, logps_N), "lengths": lengths_S}
+
+    def _reference(self, batch: MicroBatch) -> Tensor:
+        logps_N = batch.token_numbers[REFERENCE]
+        return logps_N.new_zeros(len(batch.ends)).index_add(0, batch.sequences, logps_N)
