@@ -134,7 +134,7 @@ def stream(file: str, tokenizer: str, workers: int) -> dict[str, Any]:
     one.start()
     rows = 0
     while not one.epoch:
-        one.take(STEP)
+        one.next(STEP)
         rows += STEP
         if rows % (100 * STEP) == 0:
             most = max(most, memory_mib())
@@ -160,15 +160,15 @@ def go_on_luthier(file: str, tokenizer: str, step: int) -> dict[str, Any]:
     one = opened()
     one.start()
     for _ in range(step):
-        one.take(STEP)
-    state = json.dumps(one.state_behind(step * STEP))
-    expected = one.take(STEP)
+        one.next(STEP)
+    state = json.dumps(one.state(step * STEP))
+    expected = one.next(STEP)
     one.close()
     other = open_stream(file, tokenizer, 0)
     begun = time.perf_counter()
     again = other()
     again.start(json.loads(state))
-    found = again.take(STEP)
+    found = again.next(STEP)
     seconds = time.perf_counter() - begun
     assert found.equals(expected), "the next examples are the very next ones"
     return {"luthier_s": round(seconds, 2), "state_bytes": len(state)}

@@ -4,13 +4,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from luthier.records import IGNORE_INDEX
 
 if TYPE_CHECKING:
+    import datasets
     import pyarrow
 
 OF_TOKENS, OF_SEQUENCES = "token_", "sequence_"
@@ -64,6 +67,12 @@ class Example:
         """The tokens of each sequence, of a single one, too."""
         return self.lengths or (len(self.input_ids),)
 
+    @property
+    def place(self) -> str:
+        """Its origin; in a JSON array, whose rows may all be on one line, with its row's number."""
+        is_array = self.row >= 0 and self.origin.rpartition(":")[0].endswith(".json")
+        return f"{self.origin} (row {self.row + 1:,})" if is_array else self.origin
+
     def sequences(self) -> list[Any]:
         """The tokens of each sequence."""
         if not self.lengths:
@@ -94,14 +103,89 @@ class Example:
         return parts
 
 
-class ExampleStream(Protocol):
-    """Examples that come once and in order: a data set that was not kept, by its rows' numbers."""
+class ExampleSet:
+    """Examples in one order, asked for by their numbers.
 
-    def __getitem__(self, rows: Sequence[int]) -> pyarrow.Table:
-        """The next examples; the first number ever asked for is the next one, whatever it is."""
+    These are kept in a table, any of them at any time. Those that are not kept (`data.stream`)
+    answer the same: they have no end, and each is asked for once.
 
-    def origin(self, row: int) -> str | None:
-        """Where one of the last rows comes from; None for others."""
+    Attributes:
+        num_examples: None where there is no end.
+        table: the kept ones, by `schema`.
+        beside: a table of further numbers of the same rows.
+    """
+
+    num_examples: int | None
+    beside: datasets.Dataset | None = None
+
+    def __init__(self, table: datasets.Dataset) -> None:
+        self.table = table
+        self.num_examples = len(table)
+        used = ("input_ids", "labels", "lengths", "packed", "num_units")
+        of_loss = [
+            name
+            for name in table.column_names
+            if name in used or name.startswith((OF_TOKENS, OF_SEQUENCES))
+        ]
+        self._of_loss = table.with_format("arrow", columns=of_loss)
+
+    def __len__(self) -> int:
+        assert self.num_examples is not None, "it has no end"
+        return self.num_examples
+
+    def __getitem__(self, rows: Sequence[int]) -> list[Example]:
+        """What a loss is computed from, each example named by the number it was asked for by."""
+        table = self._of_loss[rows]
+        if self.beside is not None:
+            others = self.beside.with_format("arrow")[rows]
+            for name in others.column_names:
+                table = table.append_column(name, others[name])
+        return read_examples(table, rows)
+
+    def take(self, count: int) -> list[Example]:
+        """The first examples, or as many as there are, whole; nothing is used up."""
+        return read_examples(self.table.with_format("arrow")[:count])
+
+    def lengths(self) -> list[int]:
+        """The tokens of each kept example."""
+        return list(self.table["num_tokens"])
+
+    def longest(self) -> int:
+        """The most tokens of an example."""
+        return max(self.lengths())
+
+    def origins(self, rows: Sequence[int]) -> list[str]:
+        """Where rows come from: `file:line`, or several of them where rows were packed."""
+        found = read_examples(self.table.with_format("arrow")[list(rows)])
+        unknown = (f"row {row + 1:,} of the encoded data" for row in rows)
+        return [each.place or other for each, other in zip(found, unknown, strict=True)]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """A hash of the examples and their order, whatever file they came from.
+
+        Of all lengths and counts of learned tokens, and the tokens of some from all over the data.
+        """
+        digest, num_read = hashlib.sha256(), 64
+        for name in ("num_tokens", "num_units"):
+            column = self.table.select_columns([name]).with_format("arrow")[:].column(name)
+            digest.update(column.combine_chunks().to_numpy(zero_copy_only=False).astype("<i8"))
+        places = {at * (len(self) - 1) // (num_read - 1) for at in range(num_read)}
+        for row in self.table.select(sorted(places)):
+            digest.update(json.dumps([row["input_ids"], row["labels"]]).encode())
+        return {"fingerprint": digest.hexdigest(), "rows": len(self)}
+
+    def start(self, state: dict[str, Any] | None = None) -> None:
+        """Begins, or goes on behind where a state was taken."""
+
+    def state(self, num_examples: int) -> dict[str, Any] | None:
+        """What it takes, as JSON, to go on behind so many examples; None for kept ones."""
+
+    def close(self) -> None:
+        """Ends what `start` began."""
+
+    def lines(self) -> Iterator[str]:
+        """What became of the rows that were used so far, where that was not known at first."""
+        return iter(())
 
 
 def count_learned(labels: Any, lengths: Sequence[int] = ()) -> int:
@@ -228,12 +312,6 @@ def read_examples(table: pyarrow.Table, rows: Sequence[int] | None = None) -> li
             )
         )
     return found
-
-
-def used_columns(names: Collection[str]) -> list[str]:
-    """Of the columns of a table, those that a loss is computed from."""
-    of_loss = ("input_ids", "labels", "lengths", "packed", "num_units")
-    return [name for name in names if name in of_loss or name.startswith((OF_TOKENS, OF_SEQUENCES))]
 
 
 def lists_of(values: Sequence[Any], kind: Any) -> Any:

@@ -10,7 +10,7 @@ import pytest
 
 from luthier.batching.mismatched import distance, mismatch, prompt_of
 from luthier.batching.steps import StepBuilder
-from luthier.example import Example, as_batch
+from luthier.example import Example, ExampleSet, as_batch
 
 PROMPT, ANSWER = 100, 200
 
@@ -20,10 +20,10 @@ def example(number: int, prompt: int | None = None, length: int = 3) -> Example:
     return Example(ids, [-100, -100, *ids[2:]], num_units=1, row=number)
 
 
-def table(examples: list[Example]) -> datasets.Dataset:
+def table(examples: list[Example]) -> ExampleSet:
     import pyarrow
 
-    return datasets.Dataset(pyarrow.Table.from_batches([as_batch(examples)]))
+    return ExampleSet(datasets.Dataset(pyarrow.Table.from_batches([as_batch(examples)])))
 
 
 def pairs(builder: StepBuilder, rows: list[int]) -> list[tuple[int, int]]:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from luthier.batching.split import rebuild, split_micro_batches
 from luthier.batching.steps import StepBuilder
+from luthier.example import ExampleSet
 from tests.batching.test_steps import make_dataset, make_pairs
 from tests.batching.test_tree import forests
 from tests.rows import build_tree, pad
@@ -44,7 +45,7 @@ def test_an_idle_micro_batch_holds_no_example(empty):
 @pytest.mark.parametrize("budget", [1, 12, 40])
 def test_a_step_cut_anew_holds_the_same_sequences_in_smaller_pieces(layout, share, budget):
     dataset = make_dataset(16)
-    builder = StepBuilder(dataset, 0, 1000, layout=layout, share_prefixes=share)
+    builder = StepBuilder(ExampleSet(dataset), 0, 1000, layout=layout, share_prefixes=share)
     step = builder(range(16))
 
     pieces = split_micro_batches(step, budget, 0, share_prefixes=share)
@@ -62,7 +63,7 @@ def test_a_step_cut_anew_holds_the_same_sequences_in_smaller_pieces(layout, shar
 @pytest.mark.parametrize("layout", ["padded", "tree"])
 def test_a_step_cut_anew_keeps_the_sequences_of_an_example_together(layout):
     dataset = make_pairs(12)
-    builder = StepBuilder(dataset, 0, 1000, layout=layout, share_prefixes=True)
+    builder = StepBuilder(ExampleSet(dataset), 0, 1000, layout=layout, share_prefixes=True)
 
     pieces = split_micro_batches(builder(range(12)), 20, 0, share_prefixes=True)
 
@@ -81,7 +82,7 @@ def test_rows_are_named_for_each_sequence_of_packed_rows():
         "num_units": [3, 1],
     }
 
-    builder = StepBuilder(datasets.Dataset.from_dict(dataset), 0, 3, layout="tree")
+    builder = StepBuilder(ExampleSet(datasets.Dataset.from_dict(dataset)), 0, 3, layout="tree")
     step = builder([1, 0])
 
     found = {

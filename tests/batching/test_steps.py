@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from luthier.batching.order import LengthGroupedOrder, SequentialOrder, ShuffledOrder
 from luthier.batching.steps import StepBuilder, StepLoader, StepSampler, let_reader_go
+from luthier.example import ExampleSet
 
 
 def make_dataset(num_rows: int) -> datasets.Dataset:
@@ -46,7 +47,7 @@ def test_an_epoch_holds_every_token_once_over_all_ranks(world_size):
     tokens = units = 0
     for rank in range(world_size):
         sampler = StepSampler(ShuffledOrder(29, seed=1), examples_per_step=8)
-        builder = StepBuilder(dataset, 0, 20, rank, world_size)
+        builder = StepBuilder(ExampleSet(dataset), 0, 20, rank, world_size)
         steps = list(StepLoader(sampler, builder))
         tokens += sum(batch.num_tokens for step in steps for batch in step.micro_batches)
         units += sum(batch.targets.numel() for step in steps for batch in step.micro_batches)
@@ -61,7 +62,7 @@ def test_an_epoch_holds_every_token_once_over_all_ranks(world_size):
 @pytest.mark.parametrize(("layout", "share"), [("padded", False), ("tree", False), ("tree", True)])
 def test_every_layout_reads_the_same_learned_tokens(layout, share):
     dataset = make_dataset(29)
-    builder = StepBuilder(dataset, 0, 20, layout=layout, share_prefixes=share)
+    builder = StepBuilder(ExampleSet(dataset), 0, 20, layout=layout, share_prefixes=share)
 
     step = builder([4, 20, 13, 4])
 
@@ -79,7 +80,7 @@ def test_a_tree_computes_real_tokens_only_and_shared_ones_once():
     )
 
     packed, shared = (
-        StepBuilder(dataset, 0, 64, layout="tree", share_prefixes=share)(range(6))
+        StepBuilder(ExampleSet(dataset), 0, 64, layout="tree", share_prefixes=share)(range(6))
         for share in (False, True)
     )
 
@@ -90,7 +91,7 @@ def test_a_tree_computes_real_tokens_only_and_shared_ones_once():
 
 @pytest.mark.parametrize("layout", ["padded", "tree"])
 def test_a_rank_without_examples_computes_one_unlearned_token(layout):
-    builder = StepBuilder(make_dataset(9), 0, 20, rank=2, world_size=3, layout=layout)
+    builder = StepBuilder(ExampleSet(make_dataset(9)), 0, 20, rank=2, world_size=3, layout=layout)
 
     step = builder([1, 2])
 
@@ -116,7 +117,7 @@ def test_workers_change_nothing(layout):
             step.micro_batches[0].input_ids.tolist()
             for step in StepLoader(
                 StepSampler(ShuffledOrder(13, seed=5), 4),
-                StepBuilder(dataset, 0, 1000, layout=layout, share_prefixes=True),
+                StepBuilder(ExampleSet(dataset), 0, 1000, layout=layout, share_prefixes=True),
                 num_workers=workers,
             )
         ]
@@ -154,7 +155,7 @@ def test_a_worker_is_silent_about_a_reader_that_has_gone_and_about_nothing_else(
 
 def test_workers_go_on_when_all_processes_of_a_run_are_asked_to_stop():
     sampler = StepSampler(SequentialOrder(40), 4)
-    builder = StepBuilder(make_dataset(40), 0, 20)
+    builder = StepBuilder(ExampleSet(make_dataset(40)), 0, 20)
     steps = iter(StepLoader(sampler, builder, num_workers=2))
 
     for number in (signal.SIGINT, signal.SIGTERM):  # at once: they may not have begun to work
@@ -186,7 +187,7 @@ def make_packed(num_rows: int) -> datasets.Dataset:
 @pytest.mark.parametrize(("layout", "share"), [("padded", False), ("tree", False), ("tree", True)])
 def test_the_sequences_of_a_packed_example_stand_for_themselves(layout, share):
     dataset = make_packed(11)
-    builder = StepBuilder(dataset, 0, 16, layout=layout, share_prefixes=share)
+    builder = StepBuilder(ExampleSet(dataset), 0, 16, layout=layout, share_prefixes=share)
 
     step = builder(range(11))
 
@@ -203,7 +204,7 @@ def test_the_sequences_of_a_packed_example_stand_for_themselves(layout, share):
 def test_a_padded_step_of_packed_examples_keeps_the_budget():
     dataset = make_packed(30)
 
-    step = StepBuilder(dataset, 0, 16)(range(30))
+    step = StepBuilder(ExampleSet(dataset), 0, 16)(range(30))
 
     assert all(batch.num_computed <= 16 for batch in step.micro_batches)
     assert step.num_computed < 1.2 * step.num_tokens
@@ -239,7 +240,7 @@ def test_the_sequences_of_an_example_share_a_micro_batch(layout, share, world_si
     dataset = make_pairs(13)
     found = []
     for rank in range(world_size):
-        builder = StepBuilder(dataset, 0, 64, rank, world_size, layout, share)
+        builder = StepBuilder(ExampleSet(dataset), 0, 64, rank, world_size, layout, share)
         step = builder(range(13))
 
         assert (step.num_examples, step.num_units) == (13, 13)
@@ -260,7 +261,7 @@ def test_a_pair_computes_its_prompt_once():
     dataset = make_pairs(6)
 
     shared, apart = (
-        StepBuilder(dataset, 0, 1000, layout="tree", share_prefixes=share)(range(6))
+        StepBuilder(ExampleSet(dataset), 0, 1000, layout="tree", share_prefixes=share)(range(6))
         for share in (True, False)
     )
 

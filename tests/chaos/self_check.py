@@ -31,6 +31,7 @@ from torch import nn
 from luthier import console
 from luthier.arguments.parse import parse_dict
 from luthier.errors import ModelError
+from luthier.example import Example
 from luthier.fused import fuse, layers
 from luthier.fused.layers import FusedMlp, FusedNorm, FusedProjection
 from luthier.modeling import reads, selfcheck
@@ -140,8 +141,8 @@ class Case:
         """Whether the tree with fused layers is taken, and what was found."""
         draw = random.Random(self.seed)
         size = model.config.get_text_config().vocab_size
-        rows: list[Any] = [
-            {"input_ids": [draw.randrange(1, size) for _ in range(length)], "labels": []}
+        rows = [
+            Example([draw.randrange(1, size) for _ in range(length)], [])
             for length in (40, 9, 24, 15)
         ]
         asked = parse_dict(

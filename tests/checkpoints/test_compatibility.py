@@ -10,8 +10,9 @@ import pytest
 
 from luthier.arguments.parse import parse_dict
 from luthier.checkpoints.compatibility import Changes, compare, compare_files
-from luthier.checkpoints.fingerprint import hash_examples, settings_of
+from luthier.checkpoints.fingerprint import settings_of
 from luthier.checkpoints.manifest import FileRecord, Manifest
+from luthier.example import ExampleSet
 
 GIVEN = {
     "model_name_or_path": "here/model",
@@ -236,12 +237,16 @@ def rows(*texts: list[int]) -> datasets.Dataset:
     )
 
 
+def fingerprint(table):
+    return ExampleSet(table).fingerprint()
+
+
 def test_the_fingerprint_knows_content_and_order_and_not_the_file():
     one, two, three = [1, 2], [3, 4, 5], [6]
 
-    whole = hash_examples(rows(one, two, three))
+    whole = fingerprint(rows(one, two, three))
 
     assert whole["rows"] == 3
-    assert whole == hash_examples(rows(three, two, one).select([2, 1, 0]))
+    assert whole == fingerprint(rows(three, two, one).select([2, 1, 0]))
     others = [rows(one, three, two), rows(one, two), rows([1, 9], two, three)]
-    assert all(hash_examples(each) != whole for each in others)
+    assert all(fingerprint(each) != whole for each in others)

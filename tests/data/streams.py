@@ -52,6 +52,6 @@ def open_stream(folder: Path, dataset: Any, **given: Any) -> Stream:
 
 def take(stream: Stream, count: int) -> list[str]:
     """The answers of the next examples, `name number` of each."""
-    ids = stream.take(count)["labels"].to_pylist()
+    ids = stream.next(count)["labels"].to_pylist()
     texts = [TOKENIZER.decode([one for one in row if one >= 0]) for row in ids]
     return [text.partition("<")[0].strip().replace(" answers", "") for text in texts]

@@ -58,13 +58,13 @@ def sequences(dataset, column: str) -> list[list[int]]:
 
 @pytest.mark.parametrize("column", ["input_ids", "labels"])
 def test_packed_rows_are_the_rows(column, rows: Path):
-    plain, packed = load(rows).train, load(rows, packing=True).train
+    plain, packed = load(rows).train.table, load(rows, packing=True).train.table
 
     assert sorted(sequences(packed, column)) == sorted(plain[column])
 
 
 def test_blocks_are_full_and_never_longer_than_cutoff_len(rows: Path):
-    plain, packed = load(rows).train, load(rows, packing=True).train
+    plain, packed = load(rows).train.table, load(rows, packing=True).train.table
 
     lengths = packed["num_tokens"][:]
     assert max(lengths) <= 128
@@ -73,7 +73,7 @@ def test_blocks_are_full_and_never_longer_than_cutoff_len(rows: Path):
 
 
 def test_counts_and_origins_are_those_of_the_rows(rows: Path):
-    plain, packed = load(rows).train, load(rows, packing=True).train
+    plain, packed = load(rows).train.table, load(rows, packing=True).train.table
 
     learned = [sum(label != -100 for label in part[1:]) for part in sequences(packed, "labels")]
     assert sum(packed["num_units"][:]) == sum(plain["num_units"][:]) == sum(learned)
@@ -82,7 +82,7 @@ def test_counts_and_origins_are_those_of_the_rows(rows: Path):
 
 
 def test_neat_packing_is_packing(rows: Path):
-    neat, packed = load(rows, neat_packing=True).train, load(rows, packing=True).train
+    neat, packed = load(rows, neat_packing=True).train.table, load(rows, packing=True).train.table
 
     assert neat.to_dict() == packed.to_dict()
 
@@ -91,7 +91,7 @@ def test_only_what_is_trained_on_is_packed(rows: Path):
     found = load(rows, packing=True, val_size=6)
 
     assert len(found.eval[""]) == 6
-    assert found.eval[""]["packed"][:] == [None] * len(found.eval[""])
+    assert found.eval[""].table["packed"][:] == [None] * len(found.eval[""])
 
 
 def test_a_line_says_what_packing_changes(rows: Path, capsys: pytest.CaptureFixture[str]):

@@ -20,7 +20,7 @@ from luthier.data.catalog import ToolTurns
 from luthier.data.pipeline import EncodedDatasets, load_datasets
 from luthier.data.road import Encoding
 from luthier.errors import DataError
-from luthier.example import schema
+from luthier.example import ExampleSet, schema
 from luthier.records import IGNORE_INDEX
 from luthier.stages.conversing import find_tool_turns
 from luthier.templates.fit import choose_template
@@ -65,8 +65,8 @@ def load(
     return load_datasets(arguments, stage)  # type: ignore[arg-type]
 
 
-def origins(dataset: datasets.Dataset) -> list[str]:
-    return [Path(origin).name for origin in dataset["origin"]]
+def origins(found: ExampleSet) -> list[str]:
+    return [Path(origin).name for origin in found.table["origin"]]
 
 
 def was_cached(found: EncodedDatasets) -> bool:
@@ -75,7 +75,7 @@ def was_cached(found: EncodedDatasets) -> bool:
 
 @pytest.mark.parametrize("name", ["00000.arrow", "manifest.json"])
 def test_a_cache_that_was_cut_short_is_noticed(folder, name):
-    whole = load(folder).train
+    whole = load(folder).train.table
     assert whole is not None
     rows = whole.to_list()
     (file,) = (folder / "cache").rglob(name)
@@ -87,7 +87,7 @@ def test_a_cache_that_was_cut_short_is_noticed(folder, name):
 
     assert not was_cached(found)
     assert found.train is not None
-    assert found.train.to_list() == rows
+    assert found.train.table.to_list() == rows
     assert was_cached(load(folder))
 
 
@@ -95,9 +95,9 @@ def test_rows_arrive_encoded_with_counts_and_origins(folder):
     found = load(folder)
 
     assert found.train is not None
-    assert found.train.column_names == schema().names
+    assert found.train.table.column_names == schema().names
     assert origins(found.train) == [f"rows.jsonl:{line}" for line in range(1, 41)]
-    row = found.train[7]
+    row = found.train.table[7]
     text = tiny.make_tokenizer().decode(row["input_ids"])
     assert text == (
         "<|im_start|>user\nrows question 7<|im_end|>\n<|im_start|>assistant\nanswer 7<|im_end|>\n"
@@ -105,7 +105,7 @@ def test_rows_arrive_encoded_with_counts_and_origins(folder):
     assert row["num_tokens"] == len(row["input_ids"])
     assert row["num_units"] == sum(label != IGNORE_INDEX for label in row["labels"][1:])
     assert (found.eval, found.predict, found.report.num_train) == ({}, {}, 40)
-    assert found.train.features["input_ids"].feature.dtype == "int32"
+    assert found.train.table.features["input_ids"].feature.dtype == "int32"
 
 
 def test_a_second_run_finds_the_first_ones_rows_and_says_the_same(folder, capsys):
@@ -121,7 +121,7 @@ def test_a_second_run_finds_the_first_ones_rows_and_says_the_same(folder, capsys
     assert "302 rows read, 300 kept, 2 skipped, 300 cut" in said
     assert "rows.jsonl:1:2: not JSON" in said
     assert second.train is not None
-    assert second.train[:] == first.train[:]  # type: ignore[index]
+    assert second.train.table[:] == first.train.table[:]  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_a_changed_byte_of_the_data_is_never_answered_from_the_cache(folder):
 
     assert not was_cached(changed)
     assert changed.train is not None
-    assert "answer 38" in tiny.make_tokenizer().decode(changed.train[39]["input_ids"])
+    assert "answer 38" in tiny.make_tokenizer().decode(changed.train.table[39]["input_ids"])
 
 
 def test_a_changed_description_is_never_answered_from_the_cache(folder):
@@ -171,7 +171,7 @@ def test_how_it_is_computed_does_not_matter(folder, change):
     found = load(folder, overwrite_cache=True, **{"preprocessing_batch_size": 8} | change)
 
     assert not was_cached(found)
-    assert found.train[:] == first.train[:]  # type: ignore[index]
+    assert found.train.table[:] == first.train.table[:]  # type: ignore[index]
 
 
 def test_the_split_equals_that_of_datasets_and_prompts_follow_it(folder):
@@ -182,8 +182,8 @@ def test_the_split_equals_that_of_datasets_and_prompts_follow_it(folder):
     assert found.train is not None
     assert origins(found.train) == expected["train"]["origin"][:]
     assert origins(found.eval[""]) == origins(found.predict[""]) == expected["test"]["origin"][:]
-    assert found.predict[""].column_names == ["input_ids", "labels", "origin"]
-    assert tiny.make_tokenizer().decode(found.predict[""][0]["labels"]).startswith("answer")
+    assert found.predict[""].table.column_names == ["input_ids", "labels", "origin"]
+    assert tiny.make_tokenizer().decode(found.predict[""].table[0]["labels"]).startswith("answer")
 
 
 @pytest.mark.parametrize("each", [False, True])
@@ -317,8 +317,8 @@ def test_the_tokenizers_own_chat_template_encodes_alike(folder):
     )
 
     expected = load(folder, predict_with_generate=True, val_size=2)
-    assert found.train["input_ids"][:] == expected.train["input_ids"][:]  # type: ignore[index]
-    assert found.predict[""]["input_ids"][:] == expected.predict[""]["input_ids"][:]
+    assert found.train.table["input_ids"][:] == expected.train.table["input_ids"][:]  # type: ignore[index]
+    assert found.predict[""].table["input_ids"][:] == expected.predict[""].table["input_ids"][:]
 
 
 @pytest.mark.parametrize("val_size", [0.25, 10])
@@ -349,7 +349,7 @@ def test_rows_of_one_line_are_held_out_one_by_one(folder, names, strategy):
 
     found = load(folder, dataset=names, mix_strategy=strategy, val_size=0.3)
 
-    held, trained = ({*map(str, one["input_ids"])} for one in (found.eval[""], found.train))
+    held, trained = ({*map(str, one.table["input_ids"])} for one in (found.eval[""], found.train))
     assert not held & trained
     assert (len(held), len(trained)) == ((15, 35) if "more" in names else (12, 28))
 
@@ -508,7 +508,7 @@ def test_weights_are_a_column_where_some_rows_of_some_data_set_have_any(folder):
     found = load(folder, dataset="a,b", dataset_dir=entries, tokenized_path=kept)
     again = load(folder, dataset="a,b", dataset_dir=entries, tokenized_path=kept)
 
-    for train in (found.train, again.train):
+    for train in (found.train.table, again.train.table):
         weights = {
             Path(row["origin"].rpartition(":")[0]).stem + row["origin"].rpartition(":")[2]: {
                 weight
@@ -520,7 +520,10 @@ def test_weights_are_a_column_where_some_rows_of_some_data_set_have_any(folder):
             for row in train
         }
         assert weights == {"a1": None, "a2": None, "a3": None, "b1": None, "b2": {0.5}, "b3": {2}}
-    assert "token_weight" not in load(folder, dataset="a", dataset_dir=entries).train.column_names
+    assert (
+        "token_weight"
+        not in load(folder, dataset="a", dataset_dir=entries).train.table.column_names
+    )
 
 
 def test_weights_that_packing_would_lose_are_refused_by_name(folder):
@@ -529,7 +532,7 @@ def test_weights_that_packing_would_lose_are_refused_by_name(folder):
         load(folder, dataset="a,b", dataset_dir=entries, packing=True)
     entries["b"]["columns"] = {}
 
-    assert load(folder, dataset="a,b", dataset_dir=entries, packing=True).train
+    assert load(folder, dataset="a,b", dataset_dir=entries, packing=True).train.table
 
 
 def test_rows_that_are_not_to_be_learned_are_left_out_and_counted(folder):

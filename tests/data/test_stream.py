@@ -73,17 +73,17 @@ def test_any_cut_goes_on_with_the_very_next_example(folder, mix, probs):
         take(one, cut // 2)
         take(one, cut - cut // 2)
         take(one, 7)  # what is read ahead changes nothing
-        state = json.loads(json.dumps(one.state_behind(cut)))
+        state = json.loads(json.dumps(one.state(cut)))
 
         other = open_stream(folder, files, **given)
         other.start(state)
 
         assert take(other, 20) == taken[cut : cut + 20]
-        other_state, counts = other.state_behind(20), json.dumps(state["counts"])
+        other_state, counts = other.state(20), json.dumps(state["counts"])
         assert other_state is not None
         one.start()
         take(one, cut + 20)
-        again = one.state_behind(cut + 20)
+        again = one.state(cut + 20)
         assert again is not None
         assert other_state["counts"] == again["counts"] != counts
 
@@ -105,7 +105,7 @@ def test_a_row_of_several_examples_can_be_cut_anywhere(folder):
         take(one, cut)
         other = open_stream(folder, str(file), on_overlong="split")
 
-        other.start(one.state_behind(cut))
+        other.start(one.state(cut))
 
         assert take(other, 8) == taken[cut : cut + 8]
 
@@ -115,7 +115,7 @@ def test_going_on_encodes_one_chunk_and_reads_one_window(folder, monkeypatch):
     one = open_stream(folder, file, buffer_size=100)
     one.start()
     take(one, 2500)
-    state = one.state_behind(2500)
+    state = one.state(2500)
     other = open_stream(folder, file, buffer_size=100)
     encoded, read = Counter(), Counter()
     encode, following = type(other.encoding).encode, mixture.Mixture.next
@@ -143,11 +143,11 @@ def test_workers_change_nothing(folder, num_workers):
         alone.start()
         shared.start()
 
-        assert alone.take(100).equals(shared.take(100))
-        assert alone.state_behind(100) == shared.state_behind(100)
+        assert alone.next(100).equals(shared.next(100))
+        assert alone.state(100) == shared.state(100)
 
-        shared.start(alone.state_behind(100))
-        assert alone.take(50).equals(shared.take(50))
+        shared.start(alone.state(100))
+        assert alone.next(50).equals(shared.next(50))
     finally:
         shared.close()
 
@@ -199,7 +199,7 @@ def test_what_is_evaluated_on_is_never_trained_on_however_often_it_stands_there(
     stream.start()
     trained = {*take(stream, 200)}
 
-    kept = {row.rpartition(":")[2] for row in found.eval[""]["origin"]}
+    kept = {row.rpartition(":")[2] for row in found.eval[""].table["origin"]}
     kept = {f"a {(int(line) - 1) % 40}" for line in kept}
     assert kept
     assert not kept & trained
@@ -208,7 +208,7 @@ def test_what_is_evaluated_on_is_never_trained_on_however_often_it_stands_there(
     (report,) = stream.reports
     assert report.left_out["kept for evaluation"] == 2 * len(kept)
     again = load(folder, file, val_size=val_size)
-    assert again.eval[""]["origin"] == found.eval[""]["origin"]
+    assert again.eval[""].table["origin"] == found.eval[""].table["origin"]
 
 
 def test_bad_rows_are_told_as_they_come_and_end_the_run_when_they_are_too_many(folder, capsys):
@@ -267,7 +267,7 @@ def test_a_state_of_other_data_or_settings_is_refused(folder):
     stream = open_stream(folder, file)
     stream.start()
     take(stream, 3)
-    state = stream.state_behind(3)
+    state = stream.state(3)
 
     with pytest.raises(DataError, match=r"(?s)buffer_size 8, now 9.*ignore_data_skip"):
         open_stream(folder, file, buffer_size=9).start(state)
@@ -289,7 +289,7 @@ def test_nothing_to_learn_from_is_an_error(folder):
     with pytest.raises(DataError, match="no row is left to learn from"):
         take(stream, 1)
     with pytest.raises(DataError, match="no row is left to learn from"):
-        stream.first(4)
+        stream.take(4)
     with pytest.raises(DataError, match="leaves nothing to train on"):
         open_stream(folder, write_rows(folder, "c", 3), val_size=3)
 
@@ -343,9 +343,9 @@ def test_special_tokens_are_split_in_contents_on_both_roads(folder, streaming):
 
     found = load(folder, str(folder / "a.jsonl"), streaming=streaming, do_predict=True, **options)
 
-    trained = found.train.first(2) if streaming else found.train.to_list()
-    (asked,) = found.predict[""].to_list()
-    learned = [row["input_ids"] for row in (*trained, *found.eval[""].to_list())]
+    trained = found.train.take(2)
+    (asked,) = found.predict[""].table.to_list()
+    learned = [list(row.input_ids) for row in (*trained, *found.eval[""].take(9))]
     eos = TOKENIZER.eos_token_id
     assert [ids.count(eos) for ids in learned] == [2] * len(learned)
     assert learned[-1] == asked["input_ids"] + asked["labels"]

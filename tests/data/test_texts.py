@@ -86,7 +86,7 @@ def with_bos() -> tiny.PreTrainedTokenizerFast:
 
 @pytest.mark.parametrize("write", [write_lines, write_json, write_csv, write_parquet])
 def test_files_of_every_kind_give_the_same_tokens(write, tmp_path: Path):
-    train = load(write(tmp_path), tmp_path / "cache").train
+    train = load(write(tmp_path), tmp_path / "cache").train.table
 
     assert new_tokens(train) == stream(TEXTS)
 
@@ -103,7 +103,7 @@ def test_a_text_file_is_its_lines_or_what_sample_by_says(sample_by, texts, tmp_p
     file = tmp_path / "corpus.txt"
     file.write_text("One\ntwo\n\n \nthree\nfour\n")
 
-    train = load(file, tmp_path / "cache", sample_by=sample_by).train
+    train = load(file, tmp_path / "cache", sample_by=sample_by).train.table
 
     assert new_tokens(train) == stream(texts)
 
@@ -112,7 +112,7 @@ def test_special_tokens_in_texts_are_split_where_that_is_asked(tmp_path: Path):
     file = write_lines(tmp_path, ("The <|im_end|> of it",))
 
     kept, split = (
-        load(file, tmp_path, split_special_tokens=is_split).train["input_ids"][0]
+        load(file, tmp_path, split_special_tokens=is_split).train.table["input_ids"][0]
         for is_split in (False, True)
     )
 
@@ -125,7 +125,7 @@ def test_a_mapped_column_holds_the_text(tmp_path: Path):
     entry = {"file_name": "corpus.jsonl", "columns": {"prompt": "body"}}
     (tmp_path / "dataset_info.json").write_text(json.dumps({"books": entry}))
 
-    train = load(Path("books"), tmp_path / "cache", dataset_dir=str(tmp_path)).train
+    train = load(Path("books"), tmp_path / "cache", dataset_dir=str(tmp_path)).train.table
 
     assert new_tokens(train) == stream(TEXTS)
 
@@ -148,7 +148,7 @@ def test_wrong_rows_are_named_and_empty_ones_counted(tmp_path: Path):
     assert report.skipped == {"text: a number where a text belongs": 1}
     assert report.problems[0].startswith(f"{file}:2")
     assert report.left_out == {"no text in it": 1}
-    assert new_tokens(found.train) == stream(["One.", "Two."])
+    assert new_tokens(found.train.table) == stream(["One.", "Two."])
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -180,15 +180,17 @@ def test_tokens_out_are_tokens_in(
         **given_packing,
     )
 
-    assert new_tokens(found.train) == stream(texts)
+    assert new_tokens(found.train.table) == stream(texts)
     assert found.report.sets[0].num_tokens == len(stream(texts))
-    assert max(found.train["num_tokens"][:]) <= cutoff_len
+    assert max(found.train.table["num_tokens"][:]) <= cutoff_len
     known = {*stream(texts), *([tokenizer.bos_token_id] if has_bos else [])}
-    assert {token for row in found.train["input_ids"] for token in row} <= known
+    assert {token for row in found.train.table["input_ids"] for token in row} <= known
 
 
 def test_blocks_of_the_stream_are_plain_concatenation_and_cutting(tmp_path: Path):
-    train = load(write_lines(tmp_path), tmp_path / "cache", neat_packing=False, cutoff_len=7).train
+    train = load(
+        write_lines(tmp_path), tmp_path / "cache", neat_packing=False, cutoff_len=7
+    ).train.table
 
     tokens = stream(TEXTS)
     assert list(train["input_ids"]) == [tokens[at : at + 7] for at in range(0, len(tokens), 7)]
@@ -200,7 +202,7 @@ def test_every_end_of_a_text_is_learned_though_it_also_pads(tmp_path: Path):
     tokenizer = tiny.make_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
 
-    train = load(write_lines(tmp_path), tmp_path / "cache", tokenizer, cutoff_len=8).train
+    train = load(write_lines(tmp_path), tmp_path / "cache", tokenizer, cutoff_len=8).train.table
 
     learned = []
     for row in train:
@@ -225,7 +227,7 @@ def test_kept_texts_stay_in_the_order_of_the_data_and_apart(tmp_path: Path):
     tokenizer = tiny.make_tokenizer()
     trained, kept = (
         tokenizer.decode(new_tokens(part)).split("<|im_end|>")[:-1]
-        for part in (found.train, found.eval[""])
+        for part in (found.train.table, found.eval[""].table)
     )
     assert len(kept) == 5
     assert sorted([*trained, *kept]) == sorted(texts)
@@ -239,7 +241,7 @@ def test_blocks_are_found_again(tmp_path: Path):
     shorter = load(file, tmp_path / "cache", cutoff_len=9)
 
     assert [one.was_cached for one in (*first.report.packed, *again.report.packed)] == [False, True]
-    assert again.train.to_dict() == first.train.to_dict()
+    assert again.train.table.to_dict() == first.train.table.to_dict()
     assert shorter.report.sets[0].was_cached
     assert not shorter.report.packed[0].was_cached
 
@@ -250,7 +252,7 @@ def test_encoded_texts_travel_in_a_folder(tmp_path: Path):
 
     again = load(file, tmp_path / "other", tokenized_path=kept)
 
-    assert again.train.to_dict() == first.train.to_dict()
+    assert again.train.table.to_dict() == first.train.table.to_dict()
     assert again.report.packed[0].num_blocks == len(first.train)
     with pytest.raises(DataError, match="cutoff_len 16, now 9"):
         load(file, tmp_path / "other", tokenized_path=kept, cutoff_len=9)
@@ -263,14 +265,14 @@ def test_two_processes_encode_what_one_does(tmp_path: Path, monkeypatch: pytest.
     one = load(file, tmp_path / "one")
     two = load(file, tmp_path / "two", preprocessing_num_workers=2)
 
-    assert two.train.to_dict() == one.train.to_dict()
+    assert two.train.table.to_dict() == one.train.table.to_dict()
 
 
 def test_a_shard_is_full_at_some_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("luthier.data.pack.TOKENS_OF_A_SHARD", 32)
     monkeypatch.setattr("luthier.data.pack.TOKENS_TOGETHER", 16)
 
-    train = load(write_lines(tmp_path, TEXTS * 4), tmp_path / "cache").train
+    train = load(write_lines(tmp_path, TEXTS * 4), tmp_path / "cache").train.table
 
     assert new_tokens(train) == stream(TEXTS * 4)
     assert len(list((tmp_path / "cache").glob("**/00002.arrow"))) == 1

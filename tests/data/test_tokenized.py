@@ -28,8 +28,10 @@ def folder(tmp_path: Path) -> Path:
 
 def content(found: Any) -> Any:
     kinds = (("eval", found.eval), ("predict", found.predict))
-    named = {(kind, name): one.to_list() for kind, sets in kinds for name, one in sets.items()}
-    return named | {"train": found.train and found.train.to_list()}
+    named = {
+        (kind, name): one.table.to_list() for kind, sets in kinds for name, one in sets.items()
+    }
+    return named | {"train": found.train is not None and found.train.table.to_list()}
 
 
 @pytest.mark.parametrize(
@@ -51,7 +53,7 @@ def test_what_is_written_is_read_again(folder, given, capsys):
 
     assert "is read from tokenized_path" in capsys.readouterr().err
     assert content(read) == content(written)
-    assert read.train.column_names == written.train.column_names  # type: ignore[union-attr]
+    assert read.train.table.column_names == written.train.table.column_names  # type: ignore[union-attr]
     assert read.report.num_train == written.report.num_train
     assert all(one.was_cached for one in read.report.sets)
     assert not list(folder.glob(".*.part"))
@@ -149,9 +151,9 @@ def test_a_folder_of_another_tool_is_read_with_a_warning(folder, capsys):
 
     assert "nothing could be compared" in capsys.readouterr().err
     assert found.train is not None
-    assert found.train["num_tokens"][:] == [3, 2]
-    assert found.train["num_units"][:] == [2, 0]
-    assert found.train["input_ids"][:] == [[1, 2, 300], [3, 4]]
+    assert found.train.table["num_tokens"][:] == [3, 2]
+    assert found.train.table["num_units"][:] == [2, 0]
+    assert found.train.table["input_ids"][:] == [[1, 2, 300], [3, 4]]
     assert len(found.eval[""]) == 1
     assert found.report.num_train == 2
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback
 
 from luthier.batching.steps import StepBuilder
+from luthier.example import ExampleSet
 from luthier.modeling import loader
 from tests.launched import values_of_ranks
 
@@ -281,7 +282,9 @@ def test_every_example_of_a_step_is_on_one_rank(layout, num_ranks):
     dataset = datasets.Dataset.from_dict(table)
     for indices in ([*range(11)], [3], [7, 1]):
         steps = [
-            StepBuilder(dataset, 0, 24, rank, num_ranks, layout, layout == "tree")(indices)
+            StepBuilder(ExampleSet(dataset), 0, 24, rank, num_ranks, layout, layout == "tree")(
+                indices
+            )
             for rank in range(num_ranks)
         ]
 

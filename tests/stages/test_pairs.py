@@ -343,10 +343,9 @@ def test_pairs_travel_from_a_file_to_a_set_mixed_held_out_and_streamed(
 
     data = load_datasets(make_arguments("sft", **settings), fitted(Pairs, **settings))
 
-    if streaming:
-        rows = data.train.first(3)
-    else:
-        rows = [*data.train, *data.eval[""]]
-        margins = sorted(row["sequence_margin"][0] for row in rows)
+    examples = data.train.take(9)
+    if not streaming:
+        examples += data.eval[""].take(9)
+        margins = sorted(each.sequence_numbers["margin"][0] for each in examples)
         assert margins == [at / 2 for at in range(8)]
-    assert all(len(row["lengths"]) == 2 and row["num_units"] == 1 for row in rows)
+    assert all(len(each.lengths) == 2 and each.num_units == 1 for each in examples)

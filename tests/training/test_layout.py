@@ -20,7 +20,7 @@ from luthier.modeling.reads import read_nll
 from luthier.training.layout import choose_layout, probe_sequences
 from tests import tiny
 from tests.launched import values_of_ranks
-from tests.rows import pad
+from tests.rows import make_example, pad
 
 ROWS = [
     {"input_ids": [5, 9, 17, 4, 8, 23, 11, 6], "labels": [5, 9, 17, 4, 8, 23, 11, 6]},
@@ -61,7 +61,7 @@ def choose(model, dtype=torch.float32, **options):
     return choose_layout(
         model,
         arguments(**options),
-        ROWS,
+        [*map(make_example, ROWS)],
         0,
         fuse=fuse,
         unfuse=unfuse,

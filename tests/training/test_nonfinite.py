@@ -8,6 +8,7 @@ from torch import nn
 
 from luthier.batching.steps import StepBuilder
 from luthier.errors import NonFiniteError
+from luthier.example import ExampleSet
 from luthier.training.diagnosis import Finding, Search, are_finite, describe, first_nonfinite
 from luthier.training.nonfinite import MOST_OVERFLOWS, NonFiniteGuard, refuse_nonfinite
 from tests.batching.test_steps import make_dataset
@@ -22,7 +23,7 @@ def make_guard(policy="stop", *, has_scaler=False):
     guard = NonFiniteGuard(
         policy, has_scaler=has_scaler, name_rows=lambda rows: [f"rows.jsonl:{n}" for n in rows]
     )
-    builder = StepBuilder(make_dataset(4), 0, 8, layout="tree")
+    builder = StepBuilder(ExampleSet(make_dataset(4)), 0, 8, layout="tree")
     guard.begin(builder(range(4)), torch.device("cpu"))
     return guard
 

@@ -11,6 +11,7 @@ import torch
 import luthier
 from luthier.batching.steps import StepBuilder
 from luthier.errors import OutOfMemory
+from luthier.example import ExampleSet
 from luthier.modeling.device import is_out_of_memory
 from luthier.training.oom import OomHandler
 from tests.batching.test_steps import make_dataset
@@ -139,7 +140,7 @@ def fail_in(keeper):
 
 
 def test_the_second_attempt_draws_the_numbers_of_the_first():
-    step = StepBuilder(make_dataset(8), 0, 1000, layout="tree")(range(8))
+    step = StepBuilder(ExampleSet(make_dataset(8)), 0, 1000, layout="tree")(range(8))
     keeper, cpu, model = make_keeper(), torch.device("cpu"), torch.nn.Linear(1, 1)
     torch.manual_seed(3)
     expected = [torch.rand(count) for count in (3, 3, 1)][-1].item()
@@ -153,7 +154,7 @@ def test_the_second_attempt_draws_the_numbers_of_the_first():
 
 
 def test_what_ranks_do_together_is_not_repeated():
-    step = StepBuilder(make_dataset(8), 0, 1000, layout="tree")(range(8))
+    step = StepBuilder(ExampleSet(make_dataset(8)), 0, 1000, layout="tree")(range(8))
     keeper = make_keeper(can_retry=False)
 
     with pytest.raises(OutOfMemory, match="ranks wait for each other"):
@@ -161,7 +162,7 @@ def test_what_ranks_do_together_is_not_repeated():
 
 
 def test_gradients_are_exchanged_with_a_micro_batch_whose_size_was_computed_before():
-    builder = StepBuilder(make_dataset(16), 0, 1000, layout="tree")
+    builder = StepBuilder(ExampleSet(make_dataset(16)), 0, 1000, layout="tree")
     keeper, cpu, sizes = make_keeper(exchanges=True), torch.device("cpu"), []
 
     def compute(step):

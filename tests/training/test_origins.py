@@ -3,18 +3,25 @@
 import datasets
 
 from luthier.data.stream import NUM_REMEMBERED
-from luthier.training.report import origins_of
+from luthier.example import ExampleSet
 from tests.data.streams import open_stream, write_rows
 
 
 def test_rows_are_named_by_their_origin_and_those_of_arrays_by_number_too():
-    rows = datasets.Dataset.from_dict(
-        {"origin": ["a.jsonl:3", "b.json:1", "b.json:1"], "row": [2, 0, 1]}
+    table = datasets.Dataset.from_dict(
+        {
+            "input_ids": [[1], [2], [3]],
+            "origin": ["a.jsonl:3", "b.json:1", "b.json:1"],
+            "row": [2, 0, 1],
+        }
     )
 
-    assert origins_of(rows, [2, 0]) == ["b.json:1 (row 2)", "a.jsonl:3"]
-    assert origins_of(rows.select_columns(["origin"]), [1]) == ["b.json:1"]
-    assert origins_of(rows.select_columns(["row"]), [1]) == ["row 2 of the encoded data"]
+    def origins(rows, *left_out):
+        return ExampleSet(table.remove_columns([*left_out])).origins(rows)
+
+    assert origins([2, 0]) == ["b.json:1 (row 2)", "a.jsonl:3"]
+    assert origins([1], "row") == ["b.json:1"]
+    assert origins([1], "origin") == ["row 2 of the encoded data"]
 
 
 def test_rows_of_the_last_steps_of_a_stream_are_remembered(tmp_path):
@@ -24,5 +31,5 @@ def test_rows_of_the_last_steps_of_a_stream_are_remembered(tmp_path):
     for first in range(8, 8 + 3 * 2 * NUM_REMEMBERED, 3):
         stream[range(first, first + 3)]
 
-    assert origins_of(stream, [first, first + 2]) == [f"{file}:{first - 7}", f"{file}:{first - 5}"]
-    assert origins_of(stream, [8]) == ["example 9 of the stream"]
+    assert stream.origins([first, first + 2]) == [f"{file}:{first - 7}", f"{file}:{first - 5}"]
+    assert stream.origins([8]) == ["example 9 of the stream"]

@@ -64,7 +64,8 @@ def test_a_document_in_a_block_has_the_loss_it_has_alone(layout, tmp_path: Path)
             "cache_dir": str(tmp_path / "cache"),
         }
     )
-    train = load_datasets(arguments, tiny.make_stage(arguments, tiny.make_tokenizer())).train
+    data = load_datasets(arguments, tiny.make_stage(arguments, tiny.make_tokenizer())).train
+    train = data.table
     model = tiny.make_llama().eval()
     alone = [
         model(input_ids=ids[None], labels=ids[None]).loss.item()
@@ -74,7 +75,7 @@ def test_a_document_in_a_block_has_the_loss_it_has_alone(layout, tmp_path: Path)
     if layout == "tree":
         install_tree_attention(model)
 
-    builder = StepBuilder(train, 0, 10**6, layout=layout)
+    builder = StepBuilder(data, 0, 10**6, layout=layout)
     (batch,) = builder(range(len(train))).micro_batches
     logps = read_logps(model, batch).logps_N.detach()
 

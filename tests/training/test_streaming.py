@@ -109,7 +109,7 @@ def test_ranks_compute_each_row_of_a_step_once_and_agree_on_its_counts(tmp_path)
     file = write_rows(tmp_path, "a", 50)
     table = open_stream(tmp_path, file)
     table.start()
-    whole = table.take(16)
+    whole = table.next(16)
     ranks = []
     for rank in range(3):
         stream = open_stream(tmp_path, file)

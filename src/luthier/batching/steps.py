@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import datasets
 import torch
 from torch.utils.data import DataLoader, Sampler
 from transformers import TrainingArguments as LibraryArguments
@@ -21,7 +19,7 @@ from luthier.batching.order import LengthGroupedOrder, SequentialOrder, Shuffled
 from luthier.batching.plan import plan_examples
 from luthier.batching.split import build
 from luthier.errors import DataError
-from luthier.example import Example, ExampleStream, read_examples, used_columns
+from luthier.example import Example, ExampleSet
 from luthier.processes.signals import held, let_first_pass
 
 if TYPE_CHECKING:
@@ -86,7 +84,7 @@ class StepBuilder:
     they are computed.
 
     Attributes:
-        dataset: a table of `luthier.example.schema`.
+        dataset: the examples of the order.
         pad_token_id: fills padded batches.
         token_budget: the most tokens of a micro-batch that are computed: padding counts, a shared
             prefix counts once.
@@ -94,43 +92,28 @@ class StepBuilder:
         world_size: all processes.
         layout: padded batches, which every model understands, or token trees.
         share_prefixes: whether a tree computes once what examples begin with alike.
-        reference: a table of the same rows with what a reference says of their tokens; None where
-            nobody has asked it before.
         mismatches: the most tokens of prompts with other answers that are read, not learned; None
             for none of them.
         distance: how many rows before it the other answer stands, in the whole table; None where it
             is that of a row of the step.
     """
 
-    dataset: datasets.Dataset | ExampleStream
+    dataset: ExampleSet
     pad_token_id: int
     token_budget: int
     rank: int = 0
     world_size: int = 1
     layout: Literal["tree", "padded"] = "padded"
     share_prefixes: bool = False
-    reference: datasets.Dataset | None = None
     mismatches: int | None = None
     distance: int | None = None
 
-    @cached_property
-    def _table(self) -> Any:
-        if not isinstance(self.dataset, datasets.Dataset):
-            return self.dataset
-        return self.dataset.with_format("arrow", columns=used_columns(self.dataset.column_names))
-
     def __call__(self, indices: Sequence[int]) -> Step:
         """The micro-batches of this rank; counts are those of all ranks, known without asking."""
-        rows = list(map(int, indices))
-        table = self._table[rows]
-        if self.reference is not None:
-            (name,) = self.reference.column_names
-            beside = self.reference.with_format("arrow")[rows]
-            table = table.append_column(name, beside[name])
-        read = read_examples(table, rows)
+        read = self.dataset[list(map(int, indices))]
         measured: Sequence[Example] = ()
         if self.mismatches is not None:
-            measured = mismatch(read, self._others(read, rows), self.mismatches)
+            measured = mismatch(read, self._others(read), self.mismatches)
         return Step(
             micro_batches=self._plan([part for each in read for part in each.apart()]),
             num_units=sum(each.num_units for each in read),
@@ -139,14 +122,13 @@ class StepBuilder:
             measured=self._plan(measured) if measured else (),
         )
 
-    def _others(self, read: Sequence[Example], rows: Sequence[int]) -> list[Example]:
+    def _others(self, read: Sequence[Example]) -> list[Example]:
         """The example whose answer each one's prompt is put before."""
         if self.distance is None and len(read) > 1:
             back = distance([prompt_of(each) for each in read])
             return [read[at - back] for at in range(len(read))]
-        assert isinstance(self.dataset, datasets.Dataset), "steps of a stream have several rows"
-        before = [(row - (self.distance or 1)) % len(self.dataset) for row in rows]
-        return read_examples(self._table[before], before)
+        back = self.distance or 1
+        return self.dataset[[(each.row - back) % len(self.dataset) for each in read]]
 
     def _plan(self, examples: Sequence[Example]) -> tuple[MicroBatch, ...]:
         how = {"is_padded": self.layout == "padded", "share_prefixes": self.share_prefixes}
@@ -209,8 +191,6 @@ class StepLoaders:
         pad_token_id: fills padded batches.
         layout: how examples share a micro-batch.
         shares_prefixes: whether a tree computes what examples begin with alike once.
-        train_table: what the steps of training are read from; None before there are any.
-        references: what a reference says of the tokens of each table, by the table's identity.
         mismatches: whether prompts with other answers are read before a step; see `StepBuilder`.
     """
 
@@ -219,8 +199,6 @@ class StepLoaders:
     pad_token_id: int
     layout: Literal["tree", "padded"] = "padded"
     shares_prefixes: bool = False
-    train_table: Any = None
-    references: dict[int, datasets.Dataset] = field(default_factory=dict)
     mismatches: bool = False
 
     @property
@@ -230,27 +208,23 @@ class StepLoaders:
         batch, steps = training.per_device_train_batch_size, training.gradient_accumulation_steps
         return int(batch * steps * self.args.world_size)
 
-    def train(self, dataset: datasets.Dataset | Any) -> StepLoader:
+    def train(self, dataset: ExampleSet) -> StepLoader:
         """A loader whose items are this rank's share of each optimizer step.
-
-        Args:
-            dataset: a table of examples, or a stream of them.
 
         Raises:
             DataError: if no step is left of the data.
         """
         args, per_step = self.args, self.examples_per_step
-        is_table = isinstance(dataset, datasets.Dataset)
         seed = args.seed if args.data_seed is None else args.data_seed
         order: EpochOrder
-        if not is_table:
+        if dataset.num_examples is None:  # in the order it has, as many as are asked for
             order = SequentialOrder(args.max_steps * per_step)
         elif args.train_sampling_strategy == "sequential":
-            order = SequentialOrder(len(dataset))
+            order = SequentialOrder(dataset.num_examples)
         elif args.train_sampling_strategy == "group_by_length":
-            order = LengthGroupedOrder(dataset["num_tokens"], per_step, seed)
+            order = LengthGroupedOrder(dataset.lengths(), per_step, seed)
         else:
-            order = ShuffledOrder(len(dataset), seed)
+            order = ShuffledOrder(dataset.num_examples, seed)
         batch_size = self.arguments.training.per_device_train_batch_size
         of_all_devices = batch_size * args.world_size
         sampler = StepSampler(order, per_step, of_all_devices if args.dataloader_drop_last else 1)
@@ -260,19 +234,19 @@ class StepLoaders:
                 f"{of_all_devices:,} examples, and there are {len(dataset):,}: nothing would be "
                 "learned. Lower per_device_train_batch_size, or leave dataloader_drop_last out."
             )
-        self.train_table = dataset
         return self._loader(dataset, sampler, batch_size)
 
-    def evaluate(self, dataset: datasets.Dataset) -> StepLoader:
+    def evaluate(self, dataset: ExampleSet) -> StepLoader:
         """A loader over a whole evaluation set, in groups whose rows are sorted by length."""
         batch_size = self.arguments.training.per_device_eval_batch_size
         group = batch_size * self.args.world_size * EVAL_GROUP
         sampler = StepSampler(SequentialOrder(len(dataset)), group)
         back = None
         if self.mismatches:
-            table = dataset.select_columns(["input_ids", "labels"]).with_format("arrow")
-            parts = (table[start : start + group] for start in range(0, len(table), group))
-            back = distance([prompt_of(each) for part in parts for each in read_examples(part)])
+            num_rows = len(dataset)
+            starts = range(0, num_rows, group)
+            parts = (dataset[range(start, min(start + group, num_rows))] for start in starts)
+            back = distance([prompt_of(each) for part in parts for each in part])
         return self._loader(dataset, sampler, batch_size, back)
 
     def token_budget(self, batch_size: int) -> int:
@@ -286,41 +260,39 @@ class StepLoaders:
         saturating = SATURATING_TOKENS.get(self.args.device.type, SATURATING_TOKENS["cuda"])
         return min(batch_size * self.arguments.data.cutoff_len, saturating)
 
-    def largest_micro_batch(self, dataset: datasets.Dataset | Any) -> tuple[int, int]:
+    def largest_micro_batch(self, dataset: ExampleSet) -> tuple[int, int]:
         """The most tokens of a micro-batch of training, and those of the longest example."""
-        is_table = isinstance(dataset, datasets.Dataset)
-        longest = max(dataset["num_tokens"][:]) if is_table else self.arguments.data.cutoff_len
+        longest = dataset.longest()
         budget = self.token_budget(self.arguments.training.per_device_train_batch_size)
         return max(longest, min(budget, longest * self.examples_per_step)), longest
 
     def _loader(
         self,
-        table: datasets.Dataset | ExampleStream,
+        dataset: ExampleSet,
         sampler: StepSampler,
         batch_size: int,
         distance: int | None = None,
     ) -> StepLoader:
         args = self.args
-        is_streamed = not isinstance(table, datasets.Dataset)  # a stream has workers of its own
+        has_workers = dataset.num_examples is not None  # others are read in one process, in order
         builder = StepBuilder(
-            table,
+            dataset,
             self.pad_token_id,
             self.token_budget(batch_size),
             args.process_index,
             args.world_size,
             self.layout,
             self.shares_prefixes,
-            self.references.get(id(table)),
             self.arguments.data.cutoff_len if self.mismatches else None,
             distance,
         )
         return StepLoader(
             sampler,
             builder,
-            num_workers=0 if is_streamed else args.dataloader_num_workers,
+            num_workers=args.dataloader_num_workers if has_workers else 0,
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
-            persistent_workers=args.dataloader_persistent_workers and not is_streamed,
-            prefetch_factor=None if is_streamed else args.dataloader_prefetch_factor,
+            persistent_workers=args.dataloader_persistent_workers and has_workers,
+            prefetch_factor=args.dataloader_prefetch_factor if has_workers else None,
         )
 
 

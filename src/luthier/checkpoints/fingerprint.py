@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import uuid
@@ -14,26 +13,18 @@ from luthier.arguments.record import Arguments, public_value
 from luthier.checkpoints.manifest import Manifest
 
 if TYPE_CHECKING:
-    import datasets
-
-    from luthier.data.stream import Stream
     from luthier.distributed.strategy import Strategy
-
-NUM_READ = 64
-"""Examples whose tokens are part of the fingerprint, from all over the data."""
+    from luthier.example import ExampleSet
 
 PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "tokenizers", "safetensors")
 """Packages whose versions decide what a run computes."""
-
-COUNTS = ("num_tokens", "num_units")
-"""Columns that are part of it whole, so that order and number of the examples count."""
 
 
 def fingerprint_run(
     asked: Arguments,
     strategy: Strategy,
     world_size: int,
-    train: datasets.Dataset | Stream | None = None,
+    train: ExampleSet | None = None,
 ) -> Manifest:
     """The manifest of a run that begins: what makes it the run it is, before any step.
 
@@ -51,7 +42,7 @@ def fingerprint_run(
         strategy=strategy.name,
         seed=training.seed,
         examples_per_step=per_rank * world_size,
-        data={} if train is None else hash_examples(train),
+        data={} if train is None else train.fingerprint(),
         settings=settings_of(asked),
         versions=versions(),
     )
@@ -73,24 +64,3 @@ def settings_of(arguments: Arguments) -> dict[str, Any]:
     values = {name: public_value(name, value) for name, value in arguments.flat().items()}
     plain: dict[str, Any] = json.loads(json.dumps(values))
     return plain
-
-
-def hash_examples(train: datasets.Dataset | Stream) -> dict[str, Any]:
-    """A hash of the encoded examples and their order, whatever file they came from.
-
-    All lengths and counts of learned tokens, and the tokens of some examples from all over the
-    data; of a stream, what decides about its rows.
-    """
-    from luthier.data.stream import Stream
-
-    digest = hashlib.sha256()
-    if isinstance(train, Stream):
-        digest.update(json.dumps(train.settings, sort_keys=True).encode())
-        return {"fingerprint": digest.hexdigest(), "rows": None}
-    for name in COUNTS:
-        column = train.select_columns([name]).with_format("arrow")[:].column(name)
-        digest.update(column.combine_chunks().to_numpy(zero_copy_only=False).astype("<i8"))
-    places = {at * (len(train) - 1) // max(NUM_READ - 1, 1) for at in range(NUM_READ)}
-    for row in train.select(sorted(places)):
-        digest.update(json.dumps([row["input_ids"], row["labels"]]).encode())
-    return {"fingerprint": digest.hexdigest(), "rows": len(train)}

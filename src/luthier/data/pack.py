@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import chain, count, islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -86,7 +86,9 @@ class DocumentPacker(Packer):
         groups = numpy.cumsum(lengths, dtype=numpy.int64) // TOKENS_TOGETHER
         limits = [0, *(numpy.flatnonzero(numpy.diff(groups)) + 1).tolist(), len(lengths)]
         table = dataset.with_format("arrow")
-        documents = (one for start, end in pairwise(limits) for one in _placed(table[start:end]))
+        documents = (
+            one for start, end in pairwise(limits) for one in read_examples(table[start:end])
+        )
         return self.cut(documents)
 
     def cut(self, documents: Iterable[Example]) -> Iterator[Example]:
@@ -140,7 +142,7 @@ class DocumentPacker(Packer):
                 is_next_alone = rest - taken == 1 and not (num_bos or self.overlap)
                 if is_next_alone and taken > fewest:
                     taken -= 1
-                growing.begin(document.origin)
+                growing.begin(document.place)
                 growing.add(tokens[start - context : start], is_new=False)
                 growing.add(tokens[start : start + taken], is_new=True)
                 start += taken
@@ -156,11 +158,11 @@ class DocumentPacker(Packer):
             tokens, start = document.input_ids, 0
             while start < len(tokens):
                 if not growing.size:
-                    growing.begin(document.origin)
+                    growing.begin(document.place)
                     if context is not None:
                         growing.add(context, is_new=False)
                 else:
-                    growing.origins.append(document.origin)
+                    growing.origins.append(document.place)
                 taken = min(growing.room, len(tokens) - start)
                 growing.add(tokens[start : start + taken], is_new=True)
                 start += taken
@@ -184,7 +186,7 @@ class RowPacker(Packer):
         table = dataset.with_format("arrow")
         waiting = iter(groups)
         while together := list(islice(waiting, max(TOKENS_TOGETHER // self.size, 1))):
-            found = _placed(table[[number for group in together for number in group]])
+            found = iter(read_examples(table[[number for group in together for number in group]]))
             for group in together:
                 members = list(islice(found, len(group)))
                 yield Example(
@@ -193,7 +195,7 @@ class RowPacker(Packer):
                     sum(each.num_units for each in members),
                     tuple(len(each.input_ids) for each in members),
                     is_packed=True,
-                    origin=join_origins(each.origin for each in members),
+                    origin=join_origins(each.place for each in members),
                 )
 
     def line(self, packing: Packing) -> str:
@@ -262,13 +264,6 @@ def pack(
     published = get_or_build(root, key, build, overwrite=overwrite)
     packing = Packing(**(published.report | {"name": name, "was_cached": published.was_there}))
     return published.open(key), packing, published.folder
-
-
-def _placed(table: Any) -> Iterator[Example]:
-    """The examples of a table, those of a JSON array named by their row, too."""
-    for example in read_examples(table):
-        origin = place(example.origin, example.row) if example.row >= 0 else example.origin
-        yield replace(example, origin=origin)
 
 
 class _Growing:
@@ -363,17 +358,6 @@ def best_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
                 insort(rooms, room)
             by_room[room].append(group)
     return sorted(map(sorted, groups))
-
-
-def place(origin: str, row: int) -> str:
-    """Where a row stands; in a JSON array, whose rows may all be on one line, by its number, too.
-
-    Args:
-        origin: `file:line`.
-        row: its number in the data set, from 0.
-    """
-    is_array = origin.rpartition(":")[0].endswith(".json")
-    return f"{origin} (row {row + 1:,})" if is_array else origin
 
 
 def join_origins(origins: Iterable[str]) -> str:

@@ -47,7 +47,7 @@ from luthier.data.sources import HubAccess, Source
 from luthier.data.stream import MixedEncoding, Stream
 from luthier.data.tokenized import Tokenized, is_written
 from luthier.errors import DataError
-from luthier.example import WEIGHTS
+from luthier.example import WEIGHTS, ExampleSet
 from luthier.secrecy import masked
 
 if TYPE_CHECKING:
@@ -64,16 +64,16 @@ class EncodedDatasets:
     """What a run trains, evaluates and predicts on.
 
     Attributes:
-        train: a table of `luthier.example.schema`, or a stream of such rows; None without training.
-        eval: the same by the name of the set; the name is empty for a single one.
-        predict: input_ids (the prompt), labels (the answer) and origin, by the same names.
+        train: None without training.
+        eval: by the name of the set, which is empty for a single one.
+        predict: prompts, with the answers as labels, by the same names.
         report: what became of the rows.
         folders: where the encoded data sets are kept.
     """
 
-    train: datasets.Dataset | Stream | None = None
-    eval: dict[str, datasets.Dataset] = field(default_factory=dict)
-    predict: dict[str, datasets.Dataset] = field(default_factory=dict)
+    train: ExampleSet | None = None
+    eval: dict[str, ExampleSet] = field(default_factory=dict)
+    predict: dict[str, ExampleSet] = field(default_factory=dict)
     report: DataReport = field(default_factory=DataReport)
     folders: list[Path] = field(default_factory=list)
 
@@ -176,14 +176,12 @@ class _Loader:
                 if len(learned):
                     found.eval[group] = self._pack(learned, kept, group or "eval")
                 if answers:
-                    found.predict[group], _ = self._evaluated(names, "answer", allow_prompts=True)
-        found.predict = {
-            name: one.select_columns(PROMPT_COLUMNS) for name, one in found.predict.items()
-        }
+                    prompts, _ = self._evaluated(names, "answer", allow_prompts=True)
+                    found.predict[group] = ExampleSet(prompts.select_columns(PROMPT_COLUMNS))
         found.folders = list(self._folders)
         report = self.report
-        if found.train is not None and not isinstance(found.train, Stream):
-            report.num_train = len(found.train)
+        if found.train is not None:
+            report.num_train = found.train.num_examples or 0
         report.num_eval = {name: len(one) for name, one in found.eval.items()}
         report.num_predict = {name: len(one) for name, one in found.predict.items()}
         for name, count in report.num_predict.items():
@@ -263,9 +261,9 @@ class _Loader:
         if held:
             console.info(said)
             packer = road.packer(is_trained=False)
-            found.eval[""] = encoding("learn", packer=packer).encode_all(held)
+            found.eval[""] = encoding("learn", packer=packer).keep(held)
             if self.answers:
-                found.predict[""] = encoding("answer").encode_all(held)
+                found.predict[""] = encoding("answer").keep(held)
 
     def ingredients(self) -> dict[str, Any]:
         """What decides about the encoded data, in the words of the configuration."""
@@ -350,13 +348,11 @@ class _Loader:
         lengths = [len(one.examples) for one in kept]
         return numpy.repeat(of_set, lengths) * (numbers.max() + 1) + numbers
 
-    def _pack(
-        self, dataset: datasets.Dataset, kept: Sequence[_Kept], part: str
-    ) -> datasets.Dataset:
+    def _pack(self, dataset: datasets.Dataset, kept: Sequence[_Kept], part: str) -> ExampleSet:
         """Examples of some sets, packed as the stage does it."""
         packer, data = self.road.packer(is_trained=part == "train"), self.data
         if packer is None:
-            return dataset
+            return ExampleSet(dataset)
         for one in kept:
             if WEIGHTS in one.examples.column_names:
                 refuse_weights(one.report.name, "packing")
@@ -376,7 +372,7 @@ class _Loader:
         self._folders[folder] = None
         self.report.packed.append(packing)
         console.info(packer.line(packing))
-        return packed
+        return ExampleSet(packed)
 
     def _evaluated(
         self, names: Sequence[str], purpose: Purpose, allow_prompts: bool
@@ -386,9 +382,7 @@ class _Loader:
         drawn = zip(names, kept, strict=True)
         return _join([one.examples.select(self._draw(name, one)) for name, one in drawn]), kept
 
-    def _prompts_of(
-        self, places: Any, names: Sequence[str], kept: Sequence[_Kept]
-    ) -> datasets.Dataset:
+    def _prompts_of(self, places: Any, names: Sequence[str], kept: Sequence[_Kept]) -> ExampleSet:
         """The rows at some places of all sets, encoded as prompts instead."""
         import numpy
 
@@ -403,7 +397,8 @@ class _Loader:
         if self.data.on_overlong == "split":  # the parts of a row are answered once
             pairs = list(dict.fromkeys(pairs))
         joined = _join([one.examples for one in prompts])
-        return joined.select([asked[pair] for pair in pairs if pair in asked])
+        chosen = joined.select([asked[pair] for pair in pairs if pair in asked])
+        return ExampleSet(chosen.select_columns(PROMPT_COLUMNS))
 
     def _open(
         self, name: str, purpose: Purpose, *, in_place: bool = False

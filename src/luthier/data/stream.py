@@ -7,6 +7,7 @@ the chunk's examples were used: going on reads that window and encodes that chun
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -26,10 +27,9 @@ from luthier.data.report import Counts, SetReport, nothing_left
 from luthier.data.road import Encoding
 from luthier.data.workers import start_pool
 from luthier.errors import DataError
-from luthier.example import WEIGHTS, as_batch
+from luthier.example import WEIGHTS, Example, ExampleSet, as_batch, read_examples
 
 if TYPE_CHECKING:
-    import datasets
     import pyarrow
 
     from luthier.arguments.data import DataArguments
@@ -116,8 +116,8 @@ class MixedEncoding:
             table = pyarrow.Table.from_batches([as_batch(blocks)])
         return EncodedRows(table, counts)
 
-    def encode_all(self, rows: Sequence[Drawn]) -> datasets.Dataset:
-        """The same of many rows, as a data set in memory.
+    def keep(self, rows: Sequence[Drawn]) -> ExampleSet:
+        """The same of many rows, in memory.
 
         Raises:
             DataError: if no row can be used.
@@ -134,7 +134,7 @@ class MixedEncoding:
             raise DataError(
                 "val_size: none of the rows that are held out can be used; see data check."
             )
-        return datasets.Dataset(table.combine_chunks())
+        return ExampleSet(datasets.Dataset(table.combine_chunks()))
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class _Chunk:
     rows: list[Drawn]
 
 
-class Stream:
+class Stream(ExampleSet):
     """Examples without end; when all rows were used they come again in another order.
 
     Args:
@@ -182,19 +182,21 @@ class Stream:
         self.epoch = 0
         self._pool: ProcessPoolExecutor | None = None
         self._made: Iterator[tuple[_Chunk, EncodedRows | None]] | None = None
-        self._table: pyarrow.Table | None = None
+        self.num_examples = None
+        self._made_table: pyarrow.Table | None = None
         self._used = self._num_used = 0
         self._num_taken = 0
         self._behind: deque[tuple[int, dict[str, Any]]] = deque()
         self._next: int | None = None
-        self._origins: deque[tuple[int, list[str]]] = deque(maxlen=NUM_REMEMBERED)
+        self._origins: deque[dict[int, str]] = deque(maxlen=NUM_REMEMBERED)
 
-    def first(self, count: int) -> list[Any]:
-        """The first examples, or as many as there are, without using them."""
+    def take(self, count: int) -> list[Example]:
         rows = iter(self._begin().mixture.next, None)
-        found: list[Any] = []
+        found: list[Example] = []
         while len(found) < count and (together := list(islice(rows, ROWS_OF_A_CHUNK))):
-            found += self.encoding.encode(together).table.slice(0, count - len(found)).to_pylist()
+            found += read_examples(
+                self.encoding.encode(together).table.slice(0, count - len(found))
+            )
         if not found:
             raise nothing_left(self.reports)
         return found
@@ -205,7 +207,7 @@ class Stream:
         Workers are forked here, so this is for the main thread.
 
         Args:
-            state: what `state_behind` gave.
+            state: what `state` gave.
 
         Raises:
             DataError: if the state is of other data or settings.
@@ -227,7 +229,7 @@ class Stream:
         self._num_taken, self._behind = 0, deque()
         self._next = None
         self._origins.clear()
-        self._table, self._used, self._num_used = None, 0, 0
+        self._made_table, self._used, self._num_used = None, 0, 0
         for number, report in enumerate(self.reports):
             counts = Counts() if state is None else Counts(**deepcopy(state["counts"][number]))
             for one in fields(Counts):
@@ -239,7 +241,7 @@ class Stream:
             return
         self._chunk, made = next(self._made)  # its rows were counted already
         assert made is not None, "a chunk has rows"
-        self._table, self._used, self._num_used = made.table, state["used"], 1
+        self._made_table, self._used, self._num_used = made.table, state["used"], 1
         self.epoch = self._chunk.window["mixture"]["epoch"]
         if self._used > len(made.table):
             raise DataError(
@@ -254,8 +256,8 @@ class Stream:
             self._pool.shutdown(cancel_futures=True)
         self._pool = self._made = None
 
-    def take(self, count: int) -> pyarrow.Table:
-        """The next examples.
+    def next(self, count: int) -> pyarrow.Table:
+        """The next examples, which are used up.
 
         Raises:
             DataError: if too many rows are wrong, or none is left to learn from.
@@ -265,10 +267,10 @@ class Stream:
         parts = []
         missing = count
         while missing:
-            if self._table is None or self._used == len(self._table):
+            if self._made_table is None or self._used == len(self._made_table):
                 self._open_next()
                 continue
-            part = self._table.slice(self._used, missing)
+            part = self._made_table.slice(self._used, missing)
             self._used += len(part)
             self._num_used += len(part)
             missing -= len(part)
@@ -287,26 +289,33 @@ class Stream:
         self._behind.append((self._num_taken, state))
         return pyarrow.concat_tables(parts)
 
-    def __getitem__(self, rows: Sequence[int]) -> pyarrow.Table:
-        """The next examples by their numbers, each of which is asked for once and in order."""
+    def __getitem__(self, rows: Sequence[int]) -> list[Example]:
+        """The next examples; the first number ever asked for is the next one, whatever it is."""
         first = rows[0] if self._next is None else self._next
         assert list(rows) == list(range(first, first + len(rows))), "a stream has one order"
         self._next = first + len(rows)
-        found = self.take(len(rows))
-        self._origins.append((first, found["origin"].to_pylist()))
+        found = read_examples(self.next(len(rows)), rows)
+        self._origins.append({each.row: each.origin for each in found})
         return found
 
-    def origin(self, row: int) -> str | None:
-        """Where one of the last rows comes from; None for others."""
-        for first, origins in self._origins:
-            if first <= row < first + len(origins):
-                return origins[row - first]
-        return None
+    def origins(self, rows: Sequence[int]) -> list[str]:
+        """Where some of the last rows come from."""
+        known = {row: origin for each in self._origins for row, origin in each.items()}
+        return [known.get(row) or f"example {row + 1:,} of the stream" for row in rows]
 
-    def state_behind(self, num_examples: int) -> dict[str, Any] | None:
-        """The state behind so many examples of those taken since `start`, as JSON.
+    def longest(self) -> int:
+        """The most that any may have; none is looked at for it."""
+        return self.data.cutoff_len
 
-        Only states behind what one `take` gave are known, and none before the one asked for last.
+    def fingerprint(self) -> dict[str, Any]:
+        """Of what decides about its rows."""
+        settings = json.dumps(self.settings, sort_keys=True)
+        return {"fingerprint": hashlib.sha256(settings.encode()).hexdigest(), "rows": None}
+
+    def state(self, num_examples: int) -> dict[str, Any] | None:
+        """What it takes to go on behind so many examples of those used since `start`.
+
+        Only states behind what one `next` gave are known, and none before the one asked for last.
         """
         while self._behind and self._behind[0][0] < num_examples:
             self._behind.popleft()
@@ -375,7 +384,7 @@ class Stream:
         if made is None:
             self._end_epoch()
             return
-        self._table, self._used = made.table, 0
+        self._made_table, self._used = made.table, 0
         for number, counts in made.counts.items():
             self._count(self.reports[number], counts)
 

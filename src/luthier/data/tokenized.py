@@ -14,6 +14,7 @@ from luthier import console
 from luthier.arguments.record import facts
 from luthier.data.report import DataReport, Packing, SetReport
 from luthier.errors import DataError
+from luthier.example import ExampleSet
 
 if TYPE_CHECKING:
     import datasets
@@ -71,7 +72,7 @@ class Tokenized:
             stage.mkdir(parents=True)
             listed = []
             for number, (kind, name, one) in enumerate(parts):
-                one.save_to_disk(str(stage / f"{number}-{kind}"))
+                one.table.save_to_disk(str(stage / f"{number}-{kind}"))
                 listed.append([kind, name, f"{number}-{kind}"])
             content = {
                 "ingredients": dict(self.ingredients),
@@ -122,9 +123,9 @@ class Tokenized:
                             "to have it written anew."
                         )
                     if kind == "train":
-                        found["train"] = one
+                        found["train"] = ExampleSet(one)
                     else:
-                        found[kind][name] = one
+                        found[kind][name] = ExampleSet(one)
                 report = DataReport(**said)
                 report.packed = [Packing(**one) for one in said["packed"]]
                 report.sets = [SetReport(**(one | {"was_cached": True})) for one in said["sets"]]
@@ -219,7 +220,7 @@ def _shown(value: Any) -> str:
     return "unset" if value is None or value == [] else str(value)
 
 
-def _count(dataset: datasets.Dataset, place: Path, vocabulary: int) -> datasets.Dataset:
+def _count(dataset: datasets.Dataset, place: Path, vocabulary: int) -> ExampleSet:
     """The columns that training needs, counted from ids and labels."""
     import numpy
 
@@ -247,4 +248,5 @@ def _count(dataset: datasets.Dataset, place: Path, vocabulary: int) -> datasets.
     counted = dataset.select_columns(["input_ids", "labels"])
     counted = counted.add_column("num_tokens", numpy.array(num_tokens, numpy.int32))
     counted = counted.add_column("num_units", numpy.array(num_learned, numpy.int32))
-    return counted.add_column("origin", [f"{place}:{n}" for n in range(1, len(dataset) + 1)])
+    origins = [f"{place}:{n}" for n in range(1, len(dataset) + 1)]
+    return ExampleSet(counted.add_column("origin", origins))

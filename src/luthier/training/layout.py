@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
 from typing import Any, Literal, NamedTuple
 
+import numpy
 import torch
 from torch import nn
 
@@ -70,7 +71,7 @@ class Finding(NamedTuple):
 def choose_layout(
     model: Any,
     arguments: Arguments,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Example],
     pad_token_id: int,
     *,
     fuse: Callable[[nn.Module], object],
@@ -97,7 +98,7 @@ def choose_layout(
             near the plain forward.
     """
     asked = arguments.training.layout
-    sequences = probe_sequences([list(row["input_ids"]) for row in rows])
+    sequences = probe_sequences([numpy.asarray(each.input_ids).tolist() for each in rows])
     device = next(model.parameters()).device
     ids = [torch.tensor(each, device=device) for each in sequences]
     check = share_fate(lambda: SelfCheck(model, ids, autocast, dtype))

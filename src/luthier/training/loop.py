@@ -11,7 +11,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import datasets
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -47,6 +46,7 @@ from luthier.batching.prefetch import Prefetch
 from luthier.batching.steps import StepLoader, StepLoaders
 from luthier.distributed.strategy import Strategy
 from luthier.errors import OutOfMemory
+from luthier.example import ExampleSet
 from luthier.modeling.device import is_out_of_memory
 from luthier.processes.ranks import gather_objects, num_ranks
 from luthier.training.evaluate import EvaluationCut, evaluate_set
@@ -101,13 +101,12 @@ class Trainer:
         accelerator: accelerate's state of the run.
         model: ready to train.
         tokenizer: saved with every checkpoint.
-        train_dataset: a table of examples, or a stream of them; None when nothing is trained.
+        train_dataset: the examples; None when nothing is trained.
         eval_dataset: the same, by data set name; a single unnamed set stands under "".
         callbacks: heard at every event.
         requests: what is asked of the run from outside, see `callbacks/requests.py`.
         optimizer: makes the optimizer of a model.
         schedule: makes the learning rate's schedule of an optimizer over so many steps.
-        name_rows: a table of examples and numbers of its rows -> where those stand.
         suggest: what to say where memory has run out, given the tokens of a micro-batch and of its
             longest sequence, or 0.
         meter: of the run's speed.
@@ -128,14 +127,13 @@ class Trainer:
         accelerator: Accelerator,
         model: Any,
         tokenizer: PreTrainedTokenizerBase,
-        train_dataset: datasets.Dataset | Any | None,
-        eval_dataset: dict[str, datasets.Dataset],
+        train_dataset: ExampleSet | None,
+        eval_dataset: dict[str, ExampleSet],
         callbacks: Sequence[TrainerCallback | type[TrainerCallback]],
         *,
         requests: Any,
         optimizer: Callable[[Any], torch.optim.Optimizer],
         schedule: Callable[[Any, int], torch.optim.lr_scheduler.LRScheduler],
-        name_rows: Callable[[Any, Sequence[int]], list[str]],
         suggest: Callable[..., str],
         meter: Callable[[Trainer], Meter] = lambda trainer: Meter(),
     ) -> None:
@@ -153,9 +151,7 @@ class Trainer:
         self.reference: Any = None
         self._remembered = MetricSums()
         self.processing_class = tokenizer
-        self.train_dataset, self.stream = train_dataset, None
-        if train_dataset is not None and not isinstance(train_dataset, datasets.Dataset):
-            self.stream = train_dataset
+        self.train_dataset: Any = train_dataset
         self.eval_dataset: Any = eval_dataset.get("", eval_dataset or None)
         self.optimizer: Any = None
         self.lr_scheduler: Any = None
@@ -167,7 +163,7 @@ class Trainer:
         self.guard = NonFiniteGuard(
             arguments.training.on_nonfinite,
             has_scaler=args.fp16,
-            name_rows=lambda rows: name_rows(self.loaders.train_table, rows),
+            name_rows=lambda rows: self.train_dataset.origins(rows),
         )
         self._suggest, self._make_optimizer, self._make_schedule = suggest, optimizer, schedule
         options: dict[str, Any] = {
@@ -181,7 +177,7 @@ class Trainer:
         self._metrics = MetricSums(stage.train_metrics)
         self._loss = torch.zeros((), device=args.device)
         self._total_loss, self._flops_of_rank, self._num_steps_unheard = 0.0, 0.0, 0
-        self._num_streamed = 0
+        self._num_taken = 0
         self._is_restored = self._has_told_of_evaluation = False
         self.callback_handler = CallbackHandler(
             [
@@ -238,7 +234,7 @@ class Trainer:
         """A loader whose items are this rank's share of each optimizer step."""
         return self.loaders.train(self.train_dataset)
 
-    def get_eval_dataloader(self, eval_dataset: str | datasets.Dataset | None = None) -> StepLoader:
+    def get_eval_dataloader(self, eval_dataset: str | ExampleSet | None = None) -> StepLoader:
         """A loader over a whole evaluation set."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         return self.loaders.evaluate(
@@ -423,10 +419,9 @@ class Trainer:
         state, ours = self.state, self.saver.entry_of(self.state)
         self.requests.restore(ours)
         restore_counters(state, self.callback_handler)
-        if self.stream is not None:
-            self._num_streamed = 0
-            is_new = ours is None or self.args.ignore_data_skip
-            self.stream.start(None if is_new else ours.get("stream"))
+        self._num_taken = 0
+        is_new = ours is None or self.args.ignore_data_skip
+        self.train_dataset.start(None if is_new else ours.get("stream"))
         self._num_steps_unheard = state.global_step if ours is None else 0
         if ours is None:
             return
@@ -448,7 +443,7 @@ class Trainer:
         epochs = f", {per_epoch:,} an epoch: {steps / per_epoch:.4g} epochs"
         console.info(
             f"{steps:,} steps of {self.loaders.examples_per_step:,} rows"
-            f"{epochs if self.stream is None else ' of a stream'}"
+            f"{epochs if self.train_dataset.num_examples else ' of a stream'}"
         )
         budget = self.loaders.token_budget(self.arguments.training.per_device_train_batch_size)
         shared = ", shared prefixes computed once" if self.loaders.shares_prefixes else ""
@@ -485,8 +480,7 @@ class Trainer:
             self._log_evaluate_save(norm, rate)
         finally:
             steps.close()
-            if self.stream is not None:
-                self.stream.close()
+            self.train_dataset.close()
 
     def _make_step(self, step: Step, epoch: float) -> tuple[Tensor | float | None, float]:
         """One step with its events; the norm of its gradient and the rate it was made with."""
@@ -501,7 +495,7 @@ class Trainer:
         self._flops_of_rank += self.meter.flops(step)
         self.meter.count(step.num_tokens)
         self.work.add(learned.computed)
-        self._num_streamed += step.num_examples
+        self._num_taken += step.num_examples
         state.num_input_tokens_seen += step.num_tokens
         state.global_step += 1
         state.epoch = epoch
@@ -583,7 +577,7 @@ class Trainer:
 
     def evaluate(
         self,
-        eval_dataset: str | datasets.Dataset | dict[str, datasets.Dataset] | None = None,
+        eval_dataset: str | ExampleSet | dict[str, ExampleSet] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Means over all units of a set, logged; of several named sets one after the other."""
@@ -609,7 +603,7 @@ class Trainer:
         return metrics
 
     def predict(
-        self, test_dataset: datasets.Dataset, metric_key_prefix: str = "test"
+        self, test_dataset: ExampleSet, metric_key_prefix: str = "test"
     ) -> dict[str, float]:
         """The means of a set that is neither trained nor evaluated on, told by `on_predict`."""
         metrics = evaluate_set(
@@ -674,7 +668,7 @@ class Trainer:
             "remembered": self._remembered.held(),
             "total_loss": self._total_loss,
             "last_logged_step": self._last_logged,
-            "stream": self.stream and self.stream.state_behind(self._num_streamed),
+            "stream": self.train_dataset.state(self._num_taken),
         }
 
     def save_states(self, folder: str, written: Callable[[], None]) -> None:
@@ -712,7 +706,7 @@ class Trainer:
 
     def tell_of_stream(self) -> None:
         """Says what became of the rows that were streamed so far."""
-        for line in self.stream.lines() if self.stream is not None else ():
+        for line in self.train_dataset.lines():
             console.info(line)
 
     # Callbacks and ranks

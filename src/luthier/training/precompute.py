@@ -28,7 +28,7 @@ from luthier.batching.steps import StepBuilder
 from luthier.data.cache import Store, cache_root, find_published, get_or_build, write_shard
 from luthier.distributed.strategy import WORDS
 from luthier.errors import ArgumentsError
-from luthier.example import OF_TOKENS, REFERENCE, Example, lists_of, where_learned
+from luthier.example import OF_TOKENS, REFERENCE, Example, ExampleSet, lists_of, where_learned
 from luthier.modeling.dtypes import computed_dtype
 from luthier.modeling.reference import Reference
 from luthier.modeling.sharded import gathering
@@ -95,12 +95,11 @@ def _read_before(trainer: Trainer, arguments: Arguments, reference: Reference) -
     is_apart = trainer.stage.packer(is_trained=True) is not None
     if (
         asked is False
-        or trainer.stream is not None
+        or train.num_examples is None
         or is_apart
         or not trainer.stage.keeps_reference
     ):
         return False
-    assert train is not None
     reading = Reading(trainer, reference, cache_root(arguments.model.cache_dir))
     if asked == "auto":
         device, training = next(trainer.model.parameters()).device, arguments.training
@@ -112,20 +111,20 @@ def _read_before(trainer: Trainer, arguments: Arguments, reference: Reference) -
             return False
     sets = trainer.eval_dataset
     evaluated = sets if isinstance(sets, dict) else {"": sets} if sets is not None else {}
-    for table in (train, *evaluated.values()):
-        read = reading.of(table)
+    for dataset in (train, *evaluated.values()):
+        read = reading.of(dataset)
         if read is None:
             console.warn(
                 "the reference is read with every step, since not every machine of the run sees "
                 "the folder of cache_dir"
             )
             return False
-        trainer.loaders.references[id(table)] = read
+        dataset.beside = read
     return True
 
 
 class Reading:
-    """Has a reference read tables of examples, each rank its share, and keeps what it says.
+    """Has a reference read sets of examples, each rank its share, and keeps what it says.
 
     It is kept under the content of the reference, of the rows and of what computes, so another
     loss, or other settings of it, find it again.
@@ -144,20 +143,20 @@ class Reading:
         self.ingredients = [*dict.fromkeys(contents), str(dtype), *versions]
         self._keys: dict[int, str] = {}
 
-    def knows(self, table: datasets.Dataset) -> bool:
-        """Whether the table was read before; every rank must call it."""
-        return bool(gather_objects(find_published(self.root / self._key(table)) is not None)[0])
+    def knows(self, dataset: ExampleSet) -> bool:
+        """Whether the set was read before; every rank must call it."""
+        return bool(gather_objects(find_published(self.root / self._key(dataset)) is not None)[0])
 
-    def of(self, table: datasets.Dataset) -> datasets.Dataset | None:
+    def of(self, dataset: ExampleSet) -> datasets.Dataset | None:
         """What the reference says of each row, on disk; every rank must call it.
 
         Returns:
             A table of as many rows with one column, (R,) numbers each and NaN where nothing is
             learned; None where the folder of the first rank is not seen by all.
         """
-        key, loaders, args = self._key(table), self.trainer.loaders, self.trainer.args
+        key, loaders, args = self._key(dataset), self.trainer.loaders, self.trainer.args
         builder = StepBuilder(
-            table,
+            dataset,
             loaders.pad_token_id,
             loaders.token_budget(args.per_device_eval_batch_size),
             args.process_index,
@@ -165,7 +164,7 @@ class Reading:
             loaders.layout,
             loaders.shares_prefixes,
         )
-        lengths = np.asarray(table.with_format("numpy")["num_tokens"][:])
+        lengths = dataset.lengths()
         groups = np.cumsum(lengths, dtype=np.int64) // TOKENS_OF_A_SHARD
         limits = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(lengths)]
         shards = [range(start, end) for start, end in pairwise(limits)]
@@ -176,7 +175,7 @@ class Reading:
             finally:
                 gather_objects(None)  # nothing is left to read
             said = "was read before" if published.was_there else "is read"
-            console.info(f"reference: it {said}, {len(table):,} rows ({key[:12]})")
+            console.info(f"reference: it {said}, {len(dataset):,} rows ({key[:12]})")
         else:
             while (number := gather_objects(None)[0]) is not None:
                 self._read(builder, shards[number])
@@ -221,7 +220,8 @@ class Reading:
             logps_N = self.trainer.stage.measure_reference(reference, here)[REFERENCE]
         return batch.examples, logps_N.float().cpu().numpy()
 
-    def _key(self, table: datasets.Dataset) -> str:
+    def _key(self, dataset: ExampleSet) -> str:
+        table = dataset.table
         if id(table) not in self._keys:
             digest = xxhash.xxh3_128()
             columns = [name for name in OF_CONTENT if name in table.column_names]

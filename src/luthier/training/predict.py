@@ -9,12 +9,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import datasets
 from transformers import PreTrainedTokenizerBase
 
 from luthier import console
 from luthier.arguments.record import Arguments
 from luthier.checkpoints.files import write_whole
+from luthier.example import ExampleSet
 from luthier.generating.generator import Generator
 from luthier.records import IGNORE_INDEX
 from luthier.training.scores import score_texts
@@ -24,7 +24,7 @@ def predict_with_generate(
     folder: Path,
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    sets: dict[str, datasets.Dataset],
+    sets: dict[str, ExampleSet],
     arguments: Arguments,
     stop_token_ids: Sequence[int],
 ) -> dict[str, float]:
@@ -37,7 +37,7 @@ def predict_with_generate(
         folder: where the files go.
         model: on its device; all ranks hold the same weights and share the rows.
         tokenizer: fitted to the template.
-        sets: columns `input_ids` (prompts) and `labels` (answers), by name, "" for a single one.
+        sets: prompts, with the answers as labels, by name, "" for a single one.
         arguments: batch size, beams and generating arguments of the run.
         stop_token_ids: the template's.
 
@@ -54,9 +54,11 @@ def predict_with_generate(
 
     skip = arguments.generating.skip_special_tokens
     metrics: dict[str, float] = {}
-    for name, dataset in sets.items():
+    for name, prompted in sets.items():
         suffix = f"_{name}" if name else ""
-        prompts, wanted = list(dataset["input_ids"]), list(dataset["labels"])
+        examples = prompted.take(len(prompted))
+        prompts = [each.input_ids.tolist() for each in examples]
+        wanted = [each.labels.tolist() for each in examples]
         begun = time.monotonic()
         answers = generator.answer(
             prompts,

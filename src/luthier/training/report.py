@@ -11,7 +11,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
-import datasets
 import torch
 from huggingface_hub import ModelCardData
 
@@ -20,12 +19,7 @@ from luthier.arguments.choices import ADAPTERS
 from luthier.arguments.record import Arguments, facts, public_value
 from luthier.checkpoints.files import write_json, write_whole
 from luthier.checkpoints.fingerprint import versions
-from luthier.data.pack import place
-from luthier.example import ExampleStream
 from luthier.secrecy import masked, masked_throughout
-
-ORIGIN, ROW = "origin", "row"
-"""Columns of encoded sets that say where an example stands."""
 
 RUN_RECORD = "run.json"
 
@@ -195,19 +189,3 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
     )
-
-
-def origins_of(dataset: datasets.Dataset | ExampleStream | None, rows: Sequence[int]) -> list[str]:
-    """Where rows come from: `file:line`, or several of them where rows were packed.
-
-    They are numbers as `Step.rows` holds them; of a stream, of its last steps.
-    """
-    if dataset is not None and not isinstance(dataset, datasets.Dataset):
-        return [dataset.origin(row) or f"example {row + 1:,} of the stream" for row in rows]
-    if dataset is None or ORIGIN not in dataset.column_names:
-        return [f"row {row + 1:,} of the encoded data" for row in rows]
-    found = dataset.with_format("arrow")[list(rows)]
-    origins: list[str] = found[ORIGIN].to_pylist()
-    if ROW in found.column_names:
-        return [*map(place, origins, found[ROW].to_pylist())]
-    return origins

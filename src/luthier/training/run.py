@@ -153,7 +153,7 @@ def run(
             if stage.needs_reference:
                 settle_reference(trainer, arguments, other)
         if training.do_train:
-            num_tokens, longest = trainer.loaders.largest_micro_batch(data.train)
+            num_tokens, longest = trainer.loaders.largest_micro_batch(trainer.train_dataset)
             choose_checkpointing(
                 trainer.model,
                 arguments,
@@ -214,7 +214,6 @@ def _make_trainer(
     from luthier.training.loop import Trainer
     from luthier.training.metrics import Meter
     from luthier.training.optimizers.make import make_optimizer, make_schedule
-    from luthier.training.report import origins_of
 
     def meter_of(trainer: Trainer) -> Meter:
         def peak() -> float | None:
@@ -244,7 +243,6 @@ def _make_trainer(
         requests=Requests(arguments.training.stop_grace_seconds),
         optimizer=lambda model: make_optimizer(model, arguments, library_arguments),
         schedule=partial(make_schedule, arguments=arguments, args=library_arguments),
-        name_rows=origins_of,
         suggest=suggest,
         meter=meter_of,
     )
@@ -274,22 +272,17 @@ def _engine(trainer: Trainer) -> dict[str, Any]:
 def _choose_layout(
     trainer: Trainer, arguments: Arguments, data: EncodedDatasets, other: Any = None
 ) -> None:
-    from luthier.data.stream import Stream
     from luthier.fused.fuse import fuse, unfuse
     from luthier.modeling.dtypes import computed_dtype
     from luthier.training.layout import PROBE_ROWS, Layout, choose_layout
 
     rows = data.train if data.train is not None else next(iter(data.eval.values()))
-    if isinstance(rows, Stream):
-        probed = rows.first(PROBE_ROWS)
-    else:
-        probed = list(rows.select(range(min(PROBE_ROWS, len(rows)))))
 
     def choose(model: Any, arguments: Arguments) -> Layout:
         return choose_layout(
             model,
             arguments,
-            probed,
+            rows.take(PROBE_ROWS),
             trainer.processing_class.pad_token_id,
             fuse=fuse,
             unfuse=unfuse,
