@@ -15,7 +15,7 @@ from typing import Any
 from luthier import console
 from luthier.commands.help import commands, start, unknown_command
 from luthier.errors import LuthierError, Stopped
-from luthier.secrecy import guard_output
+from luthier.secrecy import guard
 
 INTERRUPTED = 130
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         word = "help"
     elif word in ("-V", "--version"):
         word = "version"
-    guard_output(with_stdout=word != "chat")
+    guard(sys.stderr, sys.stdout if word != "chat" else None)
     with _Interrupts(repeats=word == "train") as interrupts:
         try:
             if word not in commands():

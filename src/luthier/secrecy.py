@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, TextIO
@@ -124,11 +123,6 @@ def guard(*streams: TextIO | None) -> None:
             stream.write = _masking(stream.write)  # type: ignore[method-assign]
         except AttributeError:
             continue  # a stream of somebody else's making
-
-
-def guard_output(*, with_stdout: bool = True) -> None:
-    """Masks what this process writes to the terminal or to the files put in its place."""
-    guard(sys.stderr, sys.stdout if with_stdout else None)
 
 
 def _masking(write: Any) -> Any:

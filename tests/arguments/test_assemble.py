@@ -4,7 +4,7 @@ from typing import get_args
 import pytest
 
 from luthier.arguments.choices import Stage
-from luthier.arguments.parse import parse_dict, parse_file
+from luthier.arguments.parse import parse_command_line, parse_dict
 from luthier.arguments.record import fields
 from luthier.errors import ArgumentsError
 
@@ -35,7 +35,7 @@ def test_problems_of_all_kinds_are_reported_at_once(tmp_path):
     )
 
     with pytest.raises(ArgumentsError) as caught:
-        parse_file(file)
+        parse_command_line([str(file)])
 
     text = str(caught.value)
     stages = ", ".join(get_args(Stage))

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from luthier.arguments.parse import parse_command_line, parse_dict, parse_file, parse_known_words
+from luthier.arguments.parse import parse_command_line, parse_dict, parse_known_words
 from luthier.errors import ArgumentsError, MissingArguments
 
 RUN = {"model_name_or_path": "m", "output_dir": "o", "do_train": True, "dataset": "d"}
@@ -56,8 +56,8 @@ def test_all_forms_of_the_same_settings_agree(tmp_path, config):
         parse.flat()
         for parse in (
             parse_dict(RUN),
-            parse_file(config),
-            parse_file(json_file),
+            parse_command_line([str(config)]),
+            parse_command_line([str(json_file)]),
             parse_command_line(FLAGS),
             parse_command_line([str(config)]),
             parse_command_line([f"{name}={value}" for name, value in RUN.items()]),
@@ -109,7 +109,7 @@ def test_two_files_are_one_too_many(config):
 
 def test_an_unreadable_file_is_the_only_problem(tmp_path):
     with pytest.raises(ArgumentsError) as caught:
-        parse_file(tmp_path / "absent.yaml")
+        parse_command_line([str(tmp_path / "absent.yaml")])
 
     assert len(caught.value.problems) == 1
 

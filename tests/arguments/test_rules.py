@@ -1,6 +1,6 @@
 import pytest
 
-from luthier.arguments.parse import parse_dict, parse_file
+from luthier.arguments.parse import parse_command_line, parse_dict
 from luthier.errors import ArgumentsError
 
 RUN = {"model_name_or_path": "m", "output_dir": "o", "do_train": True, "dataset": "d"}
@@ -126,7 +126,7 @@ def test_a_broken_rule_says_where_its_names_stand(tmp_path):
     )
 
     with pytest.raises(ArgumentsError) as caught:
-        parse_file(file, ["fp16=true"])
+        parse_command_line([str(file), "fp16=true"])
 
     assert caught.value.problems == [
         f"{file}:5, command line: bf16 and fp16 are different precisions; keep one of them."

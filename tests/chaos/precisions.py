@@ -239,7 +239,7 @@ def problems_of(workshop: Workshop, cell: Cell, folder: Path) -> list[str]:
     if len(answers) != len(others) or len(answers & others) < len(answers) / 2:
         found.append(f"answers {others} when read back, {answers} in the run")
     engine = load_engine(read_arguments([str(folder / "run")]))
-    engine.answer([Message("user", "Count to 3.")])
+    list(engine.stream([Message("user", "Count to 3.")]))
     return found
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from luthier.arguments.parse import parse_file
+from luthier.arguments.parse import parse_command_line
 from tests.architecture.house import ROOT
 
 CONFIGURATIONS = sorted((ROOT / "examples").glob("*.yaml"))
@@ -17,7 +17,7 @@ def _in_the_root(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("file", CONFIGURATIONS, ids=lambda file: file.stem)
 def test_every_example_parses(file: Path):
-    arguments = parse_file(file)
+    arguments = parse_command_line([str(file)])
 
     assert arguments.training.output_dir.startswith("saves/")
     assert not arguments.passed_through

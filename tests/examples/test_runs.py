@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from luthier.arguments.parse import parse_file
+from luthier.arguments.parse import parse_command_line
 from luthier.training.run import RunResult, run
 from tests.architecture.house import ROOT
 
@@ -23,7 +23,7 @@ def run_example(name: str, model: Path, folder: Path, *overrides: str) -> RunRes
         f"cache_dir={folder / 'cache'}",
         *overrides,
     )
-    return run(parse_file(ROOT / "examples" / f"{name}.yaml", words))
+    return run(parse_command_line([str(ROOT / "examples" / f"{name}.yaml"), *words]))
 
 
 @pytest.fixture(autouse=True)

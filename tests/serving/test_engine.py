@@ -46,6 +46,10 @@ def text_of(engine: Engine, token_ids: list[int]) -> str:
     return str(engine.tokenizer.decode(token_ids, skip_special_tokens=True))
 
 
+def said(engine: Engine, messages, **options) -> str:
+    return "".join(engine.stream(messages, **options))
+
+
 def test_a_streamed_answer_is_the_generated_text() -> None:
     engine = make_engine()
 
@@ -53,16 +57,16 @@ def test_a_streamed_answer_is_the_generated_text() -> None:
 
     assert "".join(pieces) == text_of(engine, answer_ids(engine))
     assert len(pieces) > 3
-    assert engine.answer(ASKED) == "".join(pieces)
+    assert said(engine, ASKED) == "".join(pieces)
 
 
 def test_history_and_system_prompt_are_read_as_the_template_has_them() -> None:
     engine = make_engine()
     talk = (*ASKED, Message("assistant", "A bow."), Message("user", "And you?"))
 
-    assert engine.answer(talk) == text_of(engine, answer_ids(engine, talk))
-    assert engine.answer(talk) != engine.answer(talk[-1:])
-    assert engine.answer(ASKED, system="Be a luthier.") != engine.answer(ASKED)
+    assert said(engine, talk) == text_of(engine, answer_ids(engine, talk))
+    assert said(engine, talk) != said(engine, talk[-1:])
+    assert said(engine, ASKED, system="Be a luthier.") != said(engine, ASKED)
 
 
 @pytest.mark.parametrize("skip_special_tokens", [True, False])
@@ -74,7 +78,7 @@ def test_the_stop_token_ends_the_answer_and_is_not_shown(skip_special_tokens: bo
         GREEDY.model_copy(update={"skip_special_tokens": skip_special_tokens}), stop
     )
 
-    shown = engine.answer(ASKED)
+    shown = said(engine, ASKED)
 
     assert shown == free.tokenizer.decode(
         token_ids[: token_ids.index(stop)], skip_special_tokens=skip_special_tokens
@@ -105,7 +109,7 @@ def test_a_closed_stream_stops_the_model() -> None:
     time.sleep(0.05)
     assert len(forwards) == made < 400
     assert not [each for each in threading.enumerate() if each.name == "luthier-generate"]
-    assert engine.answer(ASKED, generating=GREEDY)
+    assert said(engine, ASKED, generating=GREEDY)
 
 
 def test_what_fails_in_the_model_is_raised_to_the_reader() -> None:
@@ -117,7 +121,7 @@ def test_what_fails_in_the_model_is_raised_to_the_reader() -> None:
     engine.model.register_forward_hook(fail)
 
     with pytest.raises(RuntimeError, match="string broke"):
-        engine.answer(ASKED)
+        said(engine, ASKED)
 
 
 def test_beams_give_their_answer_in_the_end() -> None:
@@ -126,14 +130,14 @@ def test_beams_give_their_answer_in_the_end() -> None:
 
     expected = text_of(engine, answer_ids(engine, num_beams=3))
 
-    assert engine.answer(ASKED, generating=beams) == expected
+    assert said(engine, ASKED, generating=beams) == expected
 
 
 def test_a_conversation_without_room_is_refused_with_numbers() -> None:
     engine = make_engine(max_position_embeddings=40)
 
     with pytest.raises(ConversationTooLong, match=r"reads 40 tokens"):
-        engine.answer([Message("user", "sing " * 60)])
+        said(engine, [Message("user", "sing " * 60)])
 
 
 def test_an_answer_ends_where_the_positions_end() -> None:
@@ -141,6 +145,6 @@ def test_an_answer_ends_where_the_positions_end() -> None:
     forwards = []
     engine.model.register_forward_hook(lambda *_: forwards.append(1))
 
-    engine.answer(ASKED, generating=GREEDY.model_copy(update={"max_new_tokens": 4000}))
+    said(engine, ASKED, generating=GREEDY.model_copy(update={"max_new_tokens": 4000}))
 
     assert 0 < len(forwards) < 60

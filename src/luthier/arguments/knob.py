@@ -11,7 +11,6 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
-from pydantic.fields import FieldInfo
 
 from luthier.arguments.wording import members
 
@@ -146,9 +145,3 @@ def free(default: Any, **said: Any) -> Any:
 def ours(default: Any, **said: Any) -> Any:
     """A knob that transformers' `TrainingArguments` do not get; mostly a free one."""
     return knob(default, **({"resume": "free", "is_ours": True} | said))
-
-
-def facts_of(field: FieldInfo) -> Facts:
-    """What a knob's field knows of itself."""
-    assert isinstance(field.json_schema_extra, dict)
-    return Facts(**field.json_schema_extra)  # type: ignore[arg-type]

@@ -34,13 +34,6 @@ def parse_dict(
     return assemble(given, purpose=purpose, check=check)
 
 
-def parse_file(
-    path: str | Path, overrides: Sequence[str] = (), *, purpose: Purpose = "train"
-) -> Arguments:
-    """Arguments from a YAML or JSON file; `overrides` are words such as `lora_rank=16`."""
-    return parse_command_line([str(path), *overrides], purpose=purpose)
-
-
 def parse_command_line(argv: Sequence[str] | None = None, **options: Any) -> Arguments:
     """Arguments from words, those of the program by default; none may be anything else.
 

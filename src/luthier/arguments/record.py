@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from luthier.arguments.data import DataArguments
 from luthier.arguments.finetuning import FinetuningArguments
 from luthier.arguments.generating import GeneratingArguments
-from luthier.arguments.knob import Facts, Section, facts_of
+from luthier.arguments.knob import Facts, Section
 from luthier.arguments.model import ModelArguments
 from luthier.arguments.training import TrainingArguments
 from luthier.secrecy import MASK, masked, names_a_secret
@@ -44,7 +44,7 @@ def fields() -> dict[str, FieldInfo]:
 @cache
 def facts() -> dict[str, Facts]:
     """What every knob knows of itself, by its flat name."""
-    return {name: facts_of(each) for name, each in fields().items()}
+    return {n: Facts(**each.json_schema_extra) for n, each in fields().items()}  # type: ignore[arg-type]
 
 
 @cache

@@ -212,11 +212,6 @@ def _is_whole_archive(path: Path) -> bool:
         return False
 
 
-def saved_entry(checkpoint: Path) -> dict[str, Any]:
-    """What our trainer keeps in a checkpoint beside the library's state; empty without any."""
-    return saved_entry_of(json.loads((checkpoint / STATE).read_bytes()))
-
-
 def saved_entry_of(state: dict[str, Any]) -> dict[str, Any]:
     """What our trainer keeps in a trainer_state.json; empty where another program wrote it."""
     entry: dict[str, Any] = (state.get("stateful_callbacks") or {}).get(STATE_ENTRY, {})

@@ -64,10 +64,6 @@ class Whole(Strategy):
         """Also what a run with FSDP2 has written."""
         fsdp_state.load_weights(learner.model, folder)
 
-    def load_best(self, learner: Learner, folder: str) -> None:
-        """As any other weights."""
-        self.load_weights(learner, folder)
-
     def _load_states(self, learner: Learner, folder: Path) -> None:
         schedule, states = folder / SCHEDULER, folder / fsdp_state.OPTIMIZER_OF_OTHERS
         if not schedule.is_file():  # written beside every optimizer

@@ -82,17 +82,6 @@ class Engine:
         if rest:
             yield rest
 
-    def answer(
-        self,
-        messages: Sequence[Message],
-        *,
-        system: str | None = None,
-        tools: str | None = None,
-        generating: GeneratingArguments | None = None,
-    ) -> str:
-        """The whole answer to the last message; see `stream`."""
-        return "".join(self.stream(messages, system=system, tools=tools, generating=generating))
-
     @cached_property
     def _encoder(self) -> Encoder:
         options = EncodingOptions(sys.maxsize, split_special_tokens=self.split_special_tokens)

@@ -10,7 +10,7 @@ from transformers import EarlyStoppingCallback, TrainerState
 
 from luthier import console
 from luthier.checkpoints.publish import finished_model
-from luthier.checkpoints.verify import STATE, saved_entry
+from luthier.checkpoints.verify import STATE, saved_entry_of
 from luthier.training.callbacks.requests import owes_evaluation
 from luthier.training.loop import Trainer
 from luthier.training.state import find_best_again
@@ -65,7 +65,7 @@ def take_up_end(trainer: Trainer, checkpoint: Path) -> dict[str, float]:
     if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
         source = Path(trainer.state.best_model_checkpoint)
     trainer.strategy.load_weights(trainer, source)
-    total = saved_entry(checkpoint).get("total_loss")
+    total = saved_entry_of(json.loads((checkpoint / STATE).read_bytes())).get("total_loss")
     steps = max(trainer.state.global_step, 1)
     return {} if total is None else {"train_loss": total / steps, "epoch": trainer.state.epoch or 0}
 
