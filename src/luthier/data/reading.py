@@ -24,17 +24,12 @@ BATCH_SIZE = 1000
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows as they stand, and what they say.
+    """Some rows as they stand, and what they say."""
 
-    Attributes:
-        rows: in order.
-        records: those that are one, each with the number of its row in the batch.
-        problems: why the others are none.
-    """
-
-    rows: Sequence[RowOrProblem]
+    rows: Sequence[RowOrProblem]  # in order
     records: Sequence[tuple[int, Any]]
-    problems: Sequence[RowProblem]
+    """Those that are one, each with the number of its row in the batch."""
+    problems: Sequence[RowProblem]  # why the others are none
 
     def values(self, number: int) -> Any:
         """What stands in a row; None where it could not be parsed."""
@@ -80,11 +75,7 @@ class DatasetReader:
         self.detected = self.source.told
 
     def batches(self) -> Iterator[Batch]:
-        """All rows, `BATCH_SIZE` at a time.
-
-        Raises:
-            DataError: if there are none, or a file cannot be read.
-        """
+        """All rows, `BATCH_SIZE` at a time; DataError if there are none, or a file is broken."""
         rows = islice(self.source.rows(), self.arguments.data.max_samples)
         together = list(islice(rows, BATCH_SIZE))
         if not together:

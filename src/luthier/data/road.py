@@ -30,22 +30,14 @@ Purpose: TypeAlias = Literal["learn", "answer"]
 
 
 class Road:
-    """The way of one kind of record from the rows of a data set to examples: half of a stage.
+    """The way of one kind of record from the rows of a data set to examples: half of a stage."""
 
-    Attributes:
-        record: what a row of data has to be.
-        keeps_order: whether the rows of a split stay in the order of the data: they are read
-            together.
-        tool_turns: how calls and what tools answered are written.
-        tokenizer: None before `fit`.
-        template: None before `fit`, and of texts.
-    """
-
-    record: ClassVar[type[Record]]
+    record: ClassVar[type[Record]]  # what a row of data has to be
     keeps_order: ClassVar[bool] = False
-    tool_turns = ToolTurns()
-    tokenizer: PreTrainedTokenizerBase | None = None
-    template: Renders | None = None
+    """Whether the rows of a split stay in the order of the data: they are read together."""
+    tool_turns = ToolTurns()  # how calls and what tools answered are written
+    tokenizer: PreTrainedTokenizerBase | None = None  # None before `fit`
+    template: Renders | None = None  # None before `fit`, and of texts
 
     def __init__(self, arguments: Arguments) -> None:
         self.data = arguments.data
@@ -106,17 +98,11 @@ class Road:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How the rows of one data set become examples; it goes to other processes.
+    """How the rows of one data set become examples; it goes to other processes."""
 
-    Attributes:
-        road: of the stage.
-        reading: how rows are read; what it remarks is counted.
-        purpose: for what.
-    """
-
-    road: Road
-    reading: Reading
-    purpose: Purpose = "learn"
+    road: Road  # of the stage
+    reading: Reading  # how rows are read; what it remarks is counted
+    purpose: Purpose = "learn"  # for what
 
     def encode(
         self, rows: Sequence[RowOrProblem], first: int, counts: Counts
