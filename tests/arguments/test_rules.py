@@ -6,7 +6,19 @@ from luthier.errors import ArgumentsError
 RUN = {"model_name_or_path": "m", "output_dir": "o", "do_train": True, "dataset": "d"}
 
 BROKEN = [
-    ({"stage": "dpo"}, "stage: dpo is not in this version yet"),
+    ({"stage": "rm"}, "stage: rm is not in this version yet"),
+    ({"stage": "dpo", "pref_loss": "sigmod"}, "Did you mean 'sigmoid'"),
+    ({"stage": "dpo", "pref_loss": ""}, "names no loss"),
+    ({"stage": "dpo", "pref_loss": "ipo,sft", "pref_loss_weights": "1"}, "has 1 numbers"),
+    ({"stage": "dpo", "pref_loss": "ipo", "dpo_label_smoothing": 0.1}, "ipo has none"),
+    ({"stage": "dpo", "dpo_label_smoothing": 0.5}, "dpo_label_smoothing"),
+    ({"stage": "dpo", "pref_loss": "exo_pair"}, "needs dpo_label_smoothing above 0"),
+    (
+        {"stage": "dpo", "pref_loss": "nca_pair", "f_divergence_type": "forward_kl"},
+        "has reverse_kl alone",
+    ),
+    ({"stage": "dpo", "pref_loss": "orpo", "ref_model": "r"}, "takes no reference"),
+    ({"stage": "dpo", "pref_loss": "simpo", "ref_model_adapters": "r"}, "takes no reference"),
     ({"stage": "ppo"}, "not part of this program"),
     ({"finetuning_type": "oft"}, "not in this version yet"),
     ({"val_size": 0.1, "eval_dataset": "e"}, "keep one of them"),

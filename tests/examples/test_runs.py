@@ -12,7 +12,16 @@ from tests.architecture.house import ROOT
 pytestmark = pytest.mark.filterwarnings("default")
 
 SMALL = ("use_cpu=true", "max_samples=6", "cutoff_len=1024", "preprocessing_num_workers=1")
-TRAINED = ("sft_lora", "sft_full", "sft_freeze", "quickstart", "pt", "pt_scratch")
+TRAINED = (
+    "sft_lora",
+    "sft_full",
+    "sft_freeze",
+    "quickstart",
+    "pt",
+    "pt_scratch",
+    "dpo_lora",
+    "orpo_lora",
+)
 
 
 def run_example(name: str, model: Path, folder: Path, *overrides: str) -> RunResult:

@@ -129,11 +129,35 @@ class Adapter:
     is_sharded: bool = True
 
 
+@dataclass(frozen=True)
+class PairLoss:
+    """What stands behind a value of `pref_loss`; see `losses/pairs.py`.
+
+    Attributes:
+        take: (answers of P pairs, the knobs of `finetuning`) -> (P,) losses.
+        needs_reference: whether it holds the model against its reference.
+        smooths: whether `dpo_label_smoothing` is part of it.
+        needs_smoothing: whether that must not be 0.
+        diverges: whether `f_divergence_type` is part of it.
+        couples: whether the loss of a pair depends on the other pairs of its step.
+        averages_step: whether it needs the mean length of the chosen answers of a step.
+    """
+
+    take: Callable[[Any, Any], Any]
+    needs_reference: bool = True
+    smooths: bool = False
+    needs_smoothing: bool = False
+    diverges: bool = False
+    couples: bool = False
+    averages_step: bool = False
+
+
 STAGES: Registry[Any] = Registry("stage", "luthier.stages")
 ADAPTERS: Registry[Adapter] = Registry("finetuning_type", "luthier.modeling.adapters")
 OPTIMIZERS: Registry[Optimizer] = Registry("optim", "luthier.training.optimizers")
+PAIR_LOSSES: Registry[PairLoss] = Registry("pref_loss", "luthier.losses")
 
-ABSENT_STAGES = ("rm", "ppo", "dpo", "kto")
+ABSENT_STAGES = ("rm", "ppo", "kto")
 """Stages of LLaMA-Factory; those that a file stands for are here all the same."""
 
 ABSENT_METHODS = ("oft",)

@@ -12,7 +12,8 @@ class FinetuningArguments(Section):
     """Knobs of the stage and the method."""
 
     stage: Stage = knob("sft", on_card=True)
-    """What is learned: the answers of conversations (`sft`, the default), or raw texts (`pt`)."""
+    """What is learned: the answers of conversations (`sft`, the default), raw texts (`pt`), which
+    of two answers is the better one (`dpo`), or which answers are wanted (`kto`)."""
     finetuning_type: Method = knob("lora", resume="fixed", on_card=True)
     """Which weights learn: `lora` trains low-rank adapters (the default), `freeze` some layers of
     the model, `full` the whole model."""
@@ -83,7 +84,8 @@ class FinetuningArguments(Section):
     """For stages dpo and kto: the weight of the supervised loss of wanted answers, which is added.
     By default 0, none."""
     pref_bco_weight: float = knob(0.0, stages=("dpo",), on_card=True, ge=0.0)
-    """For stage dpo: the weight of the BCO loss that is added. By default 0, none."""
+    """For stage dpo: the weight w of the BCO loss beside that of `pref_loss`, which counts once;
+    their sum is divided by 1 + w. By default 0, none."""
     dpo_label_smoothing: float = knob(0.0, stages=("dpo",), on_card=True, ge=0.0, lt=0.5)
     """For stage dpo: the share of pairs that are taken to be marked the wrong way round (cDPO),
     below 0.5. By default 0."""

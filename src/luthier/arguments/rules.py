@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from luthier.arguments.choices import ADAPTERS, OPTIMIZERS, SCHEDULES, STAGES
+from luthier.arguments.choices import ADAPTERS, OPTIMIZERS, PAIR_LOSSES, SCHEDULES, STAGES
 from luthier.arguments.record import Arguments, facts
 from luthier.arguments.resolve import WHOLE_ANSWERS
 from luthier.arguments.training import ACCELERATOR, CHECKPOINTING
@@ -270,6 +270,48 @@ def _method(arguments: Arguments) -> Iterator[str]:
         )
 
 
+def _pairs(arguments: Arguments) -> Iterator[str]:
+    finetuning = arguments.finetuning
+    if finetuning.stage != "dpo":
+        return
+    names, weights = finetuning.pref_loss, finetuning.pref_loss_weights
+    unknown = [name for name in names if name not in PAIR_LOSSES]
+    for name in unknown:
+        yield f"pref_loss: {name!r} is unknown.{suggest(name, PAIR_LOSSES.names())}"
+    if not names:
+        yield "pref_loss names no loss; leave it out for sigmoid, that of the DPO paper."
+    if weights and len(weights) != len(names):
+        yield (
+            f"pref_loss_weights has {len(weights)} numbers and pref_loss {len(names)} names; give "
+            "each loss its weight."
+        )
+    if unknown or not names:
+        return
+    losses, said = [PAIR_LOSSES.get(name) for name in names], ", ".join(names)
+
+    def those_with(fact: str) -> str:
+        return ", ".join(n for n in PAIR_LOSSES.names() if getattr(PAIR_LOSSES.get(n), fact))
+
+    smoothing = finetuning.dpo_label_smoothing
+    if smoothing and not any(each.smooths for each in losses):
+        yield (
+            f"dpo_label_smoothing: pref_loss: {said} has none; leave it out, or choose one of "
+            f"{those_with('smooths')}."
+        )
+    for name, loss in zip(names, losses, strict=True):
+        if loss.needs_smoothing and not smoothing:
+            yield f"pref_loss: {name} needs dpo_label_smoothing above 0, such as 0.001."
+    if finetuning.f_divergence_type != "reverse_kl" and not any(each.diverges for each in losses):
+        yield (
+            f"f_divergence_type: pref_loss: {said} has reverse_kl alone; leave it out, or choose "
+            f"one of {those_with('diverges')}."
+        )
+    reads_reference = any(each.needs_reference for each in losses) or finetuning.pref_bco_weight
+    if (finetuning.ref_model or finetuning.ref_model_adapters) and not reads_reference:
+        name = "ref_model" if finetuning.ref_model else "ref_model_adapters"
+        yield f"{name}: pref_loss: {said} takes no reference; leave {name} out."
+
+
 def _precision(arguments: Arguments) -> Iterator[str]:
     training = arguments.training
     pure = arguments.finetuning.pure_bf16
@@ -415,6 +457,7 @@ RULES: tuple[Check, ...] = (
     _answers,
     _streaming,
     _method,
+    _pairs,
     _precision,
     _layout,
     _steps,
