@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from luthier.batching.batch import MicroBatch
 
+NAME = f"{OF_SEQUENCES}{LABEL}"
+"""The column of the marks."""
+
 BALANCED = (1.0, 4 / 3)
 """Between these the paper (equation 8) wants the weight of all wanted answers to that of all
 unwanted ones."""
@@ -99,16 +102,14 @@ class KahnemanTversky(Marked):
         Raises:
             DataError: when there is a single row.
         """
-        from luthier.data.stream import Stream
-
-        if isinstance(train, Stream):
+        if train.num_examples is None:
             return
         if len(train) < 2 and self.mismatches_answers:
             raise DataError(
                 "stage: kto compares the answers of several rows, and there is 1 to train on. Add "
                 "more, or set kto_loss: apo_zero_unpaired, which compares none."
             )
-        labels = train.select_columns([f"{OF_SEQUENCES}{LABEL}"]).with_format("arrow")[:].column(0)
+        labels = train.table.select_columns([NAME]).with_format("arrow")[:].column(0)
         wanted = int(sum(labels.combine_chunks().flatten().to_pylist()))
         unwanted = len(train) - wanted
         said = f"{wanted:,} wanted answers, {unwanted:,} unwanted"
