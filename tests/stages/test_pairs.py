@@ -317,12 +317,17 @@ def test_a_pair_in_a_stage_of_marks_gives_a_wanted_and_an_unwanted_answer():
         [Feedback(Conversation((*PROMPT.messages, TOLD.rejected), PROMPT.system), False, HERE)]
     )
     stage.passes_over(TOLD, Encoding(stage, stage.reading(None)), counts)
+    counts.keep([wanted, unwanted], is_asked=False)
 
     assert wanted.sequence_numbers["label"] == (1.0,)
     assert unwanted.sequence_numbers["label"] == alone.sequence_numbers["label"] == (0.0,)
     assert list(unwanted.input_ids) == list(alone.input_ids)
     assert [each.num_units for each in (wanted, unwanted, alone)] == [1, 1, 1]
     assert counts.remarks == {FROM_PAIRS: 1}
+    assert (counts.num_kept, counts.num_rows_split) == (2, 0)
+    assert counts.num_learned == sum(
+        label >= 0 for each in (wanted, unwanted) for label in each.labels
+    )
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -10,7 +10,7 @@ from typing import Any
 from luthier.data.check import NUM_LISTED, RowProblem
 from luthier.data.encode import OVERLONG
 from luthier.errors import DataError
-from luthier.example import Example
+from luthier.example import Example, count_learned
 
 
 @dataclass
@@ -65,14 +65,17 @@ class Counts:
         """Counts what a row gave; `is_asked` where examples are prompts, their labels apart."""
         num_cut = sum(each.num_cut for each in examples)
         num_tokens = sum(len(each.input_ids) for each in examples)
-        num_learned = sum(each.num_units for each in examples)
+        num_learned = sum(
+            each.num_units if is_asked else count_learned(each.labels, each.lengths)
+            for each in examples
+        )
         self.num_kept += len(examples)
         self.num_tokens += num_tokens
         self.num_learned += num_learned
         if num_cut:
             self.num_rows_cut += 1
             self.num_tokens_cut += num_cut
-        if len(examples) > 1:
+        if len(examples) > 1 and not examples[0].sequence_numbers:  # a pair's answers are no parts
             self.num_rows_split += 1
             self.num_parts += len(examples)
         num_all = num_tokens + num_cut + (num_learned if is_asked else 0)
