@@ -34,10 +34,10 @@ class LuthierError(Exception):
 
 
 class ArgumentsError(LuthierError):
-    """Every problem found in one configuration."""
+    """Every problem found in one configuration, or the only one."""
 
-    def __init__(self, problems: Iterable[str]) -> None:
-        self.problems = list(problems)
+    def __init__(self, problems: str | Iterable[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
 
     def __str__(self) -> str:

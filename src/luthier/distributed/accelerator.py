@@ -40,10 +40,8 @@ def make_accelerator(args: LibraryArguments) -> Accelerator:
     given = dict(args.accelerator_config.gradient_accumulation_kwargs or {})
     if "num_steps" in given:
         raise ArgumentsError(
-            [
-                "accelerator_config: num_steps is gradient_accumulation_steps here; set that, and "
-                "leave num_steps out."
-            ]
+            "accelerator_config: num_steps is gradient_accumulation_steps here; set that, and "
+            "leave num_steps out."
         )
     ddp = {
         name: value

@@ -56,20 +56,16 @@ def deepspeed_settings(arguments: Arguments) -> Config | None:
         return None
     if not distributed_environment().is_launched:
         raise ArgumentsError(
-            [
-                "deepspeed: its processes are started by a launcher, and this one was not. Use "
-                "`luthier train --nproc N ...` (N may be 1), `deepspeed src/train.py ...` or "
-                "torchrun."
-            ]
+            "deepspeed: its processes are started by a launcher, and this one was not. Use "
+            "`luthier train --nproc N ...` (N may be 1), `deepspeed src/train.py ...` or "
+            "torchrun."
         )
     config, lines = complete(read_config(given), arguments)
     stage = stage_of(config)
     if _stages:
         raise ArgumentsError(
-            [
-                "deepspeed: this process has made a run with DeepSpeed before, whose groups live "
-                "on in it. Start another process for another run."
-            ]
+            "deepspeed: this process has made a run with DeepSpeed before, whose groups live "
+            "on in it. Start another process for another run."
         )
     _stages.append(stage)
     console.info(WORDS[DEEPSPEED_STAGES[stage]])
@@ -99,11 +95,9 @@ def _prepare_to_compile(name: str) -> None:
     compiler = get_cxx_compiler()  # type: ignore[no-untyped-call]
     if shutil.which(compiler) is None:
         raise ArgumentsError(
-            [
-                f"deepspeed: offload_optimizer needs {name}, which is compiled at the first start, "
-                f"and there is no compiler ({compiler}). Install one, or take offload_optimizer "
-                "out."
-            ]
+            f"deepspeed: offload_optimizer needs {name}, which is compiled at the first start, "
+            f"and there is no compiler ({compiler}). Install one, or take offload_optimizer "
+            "out."
         )
     console.info(f"DeepSpeed compiles {name}, once; this takes a minute ({folder})")
     lock = folder / "lock"

@@ -35,11 +35,9 @@ def read_config(given: str | Mapping[str, Any]) -> Config:
     path = Path(given).expanduser()
     if not path.is_file():
         raise ArgumentsError(
-            [
-                f"deepspeed: there is no file {given}. Name a JSON file such as "
-                "examples/deepspeed/ds_z3_config.json; a path counts from the folder that the run "
-                "is started in."
-            ]
+            f"deepspeed: there is no file {given}. Name a JSON file such as "
+            "examples/deepspeed/ds_z3_config.json; a path counts from the folder that the run "
+            "is started in."
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

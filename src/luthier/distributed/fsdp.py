@@ -72,10 +72,8 @@ def fsdp_settings(arguments: Arguments, *, on_cpu: bool) -> dict[str, Any]:
         sharding = None
     if sharding is not None and not world.is_launched:
         raise ArgumentsError(
-            [
-                "fsdp: its processes are started by a launcher, and this one was not. Use "
-                "`luthier train --nproc N ...`, `accelerate launch` or torchrun."
-            ]
+            "fsdp: its processes are started by a launcher, and this one was not. Use "
+            "`luthier train --nproc N ...`, `accelerate launch` or torchrun."
         )
     if sharding is not None and on_cpu:
         if world.world_size == 1:
@@ -83,10 +81,8 @@ def fsdp_settings(arguments: Arguments, *, on_cpu: bool) -> dict[str, Any]:
             sharding = None
         elif torch.accelerator.is_available():
             raise ArgumentsError(
-                [
-                    "fsdp: torch holds the parts on the accelerator it sees, and use_cpu says to "
-                    'leave it alone. Hide it, too (CUDA_VISIBLE_DEVICES=""), or leave use_cpu.'
-                ]
+                "fsdp: torch holds the parts on the accelerator it sees, and use_cpu says to "
+                'leave it alone. Hide it, too (CUDA_VISIBLE_DEVICES=""), or leave use_cpu.'
             )
         elif sharding.cpu_offload:
             console.info("fsdp: cpu_offload has no effect: the weights are on the CPU")
@@ -173,10 +169,8 @@ class Fsdp(Strategy):
         if absent:
             own = ", ".join(sorted(model._no_split_modules or ())) or "none of its own"
             raise ArgumentsError(
-                [
-                    f"fsdp_transformer_layer_cls_to_wrap: the model has no layer of class "
-                    f"{', '.join(absent)}; it names {own}. Leave it out to take those."
-                ]
+                f"fsdp_transformer_layer_cls_to_wrap: the model has no layer of class "
+                f"{', '.join(absent)}; it names {own}. Leave it out to take those."
             )
         here = next(model.parameters()).device
         if here.type == device.type:

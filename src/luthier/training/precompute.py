@@ -78,11 +78,9 @@ def settle_reference(trainer: Trainer, arguments: Arguments, other: Any = None) 
     if is_trained and strategy.shards_parameters and not is_free:
         remedy = "" if stage.mismatches_answers else ", or set precompute_ref: true"
         raise ArgumentsError(
-            [
-                f"stage: {finetuning.stage} reads its reference with every step, and with "
-                f"{WORDS[strategy.name]} no copy of the first weights is held. Train a new adapter "
-                f"(finetuning_type: lora), which is left out for that{remedy}."
-            ]
+            f"stage: {finetuning.stage} reads its reference with every step, and with "
+            f"{WORDS[strategy.name]} no copy of the first weights is held. Train a new adapter "
+            f"(finetuning_type: lora), which is left out for that{remedy}."
         )
     held = reference.hold(model) if is_trained else "the model itself, since nothing is trained"
     console.info(f"reference: {held}; read with every step")

@@ -47,10 +47,8 @@ def run(argv: list[str]) -> int:
     )
     if not arguments.model.model_name_or_path:
         raise MissingArguments(
-            [
-                "luthier data show needs a tokenizer: name a configuration, or add "
-                "model_name_or_path=FOLDER."
-            ]
+            "luthier data show needs a tokenizer: name a configuration, or add "
+            "model_name_or_path=FOLDER."
         )
 
     from luthier.inspecting.view import show_row
