@@ -182,7 +182,7 @@ def test_the_split_equals_that_of_datasets_and_prompts_follow_it(folder):
     assert found.train is not None
     assert origins(found.train) == expected["train"]["origin"][:]
     assert origins(found.eval[""]) == origins(found.predict[""]) == expected["test"]["origin"][:]
-    assert found.predict[""].table.column_names == ["input_ids", "labels", "origin"]
+    assert {"input_ids", "labels", "origin"} <= {*found.predict[""].table.column_names}
     assert tiny.make_tokenizer().decode(found.predict[""].table[0]["labels"]).startswith("answer")
 
 

@@ -14,13 +14,21 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers import (
+    GPT2ForSequenceClassification,
+    LlamaForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from luthier.batching.batch import MicroBatch
 from luthier.kernels import linear_logps
 from luthier.modeling import reads
 from luthier.modeling.attention.interface import install_tree_attention
+from luthier.modeling.heads import settle_score
 from luthier.modeling.reads import (
     places_in_sequence,
+    read_alone,
     read_logps,
     read_nll,
     read_values,
@@ -225,11 +233,11 @@ def test_reads_of_a_tree_are_those_of_each_row_alone():
         {"input_ids": [*shared, 3, 6, 2], "labels": [*unlearned, -100, 3, 6, 2]},
         {"input_ids": [7, 1], "labels": [-100, 1]},
     ]
-    model, value_head = make("llama"), nn.Linear(32, 1)
+    model = make("llama")
     tree = build_tree(rows, share_prefixes=True)
     padded = pad(rows, pad_token_id=0)
     expected = read_nll(model, padded).total
-    logps, values = read_logps(model, padded).logps_N, read_values(model, padded, value_head)
+    logps = read_logps(model, padded).logps_N
     expected_gradients = gradients(model, expected)
 
     install_tree_attention(model)
@@ -243,7 +251,6 @@ def test_reads_of_a_tree_are_those_of_each_row_alone():
             read_logps(model, tree).logps_N[tree.sequences == sequence],
             logps[padded.sequences == sequence],
         )
-    torch.testing.assert_close(read_values(model, tree, value_head), values)
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -271,26 +278,68 @@ def test_sums_of_sequences_are_those_of_plain_logits(name):
         torch.testing.assert_close(read.logits_S, means, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2, soft-capped", "granite, divided"])
-def test_values_are_read_at_the_last_tokens(name):
-    model, value_head = make(name), nn.Linear(32, 1)
-    batch = pad(ROWS, pad_token_id=0)
-    hidden = model.model(batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
-    expected = value_head(torch.stack([hidden[0, 5], hidden[1, 2]]))[:, 0]
+def make_scorer(kind: type[PreTrainedModel], **settings: object) -> PreTrainedModel:
+    model = kind(make_config(kind, **settings)).eval()
+    settle_score(model, tiny.make_tokenizer(), is_new=True, seed=3)
+    return model
+
+
+def make_config(kind: type[PreTrainedModel], **settings: object) -> PreTrainedConfig:
+    made = tiny.make_gpt2 if kind is GPT2ForSequenceClassification else tiny.make_llama
+    return made(vocab_size=97, num_labels=1, **settings).config
+
+
+@pytest.mark.parametrize("kind", [LlamaForSequenceClassification, GPT2ForSequenceClassification])
+def test_values_are_read_at_the_last_tokens(kind):
+    model, batch = make_scorer(kind), pad(ROWS, pad_token_id=0)
+    hidden = model.base_model(batch.input_ids, attention_mask=batch.attention_mask)[0]
+    expected = model.score(torch.stack([hidden[0, 5], hidden[1, 2]]))[:, 0]
     expected_gradients = gradients(model, expected.square().sum())
 
-    values = read_values(model, batch, value_head)
+    values = read_values(model, batch)
 
     torch.testing.assert_close(values, expected)
     assert_same(gradients(model, values.square().sum()), expected_gradients)
+    for each, row in zip(values, ROWS, strict=True):
+        alone = torch.tensor([row["input_ids"]])
+        torch.testing.assert_close(model(alone).logits[0, 0], each)
+        torch.testing.assert_close(read_alone(model, alone[0]), model_scores(model, alone)[:-1])
 
 
-def test_values_are_float32_whatever_the_model_computes_in():
-    model = make("llama").bfloat16()
+def model_scores(model: PreTrainedModel, ids_1T: torch.Tensor) -> torch.Tensor:
+    return model.score(model.base_model(ids_1T)[0])[0, :, 0]
 
-    values = read_values(model, pad(ROWS, pad_token_id=0), nn.Linear(32, 1))
+
+def test_values_of_a_tree_are_those_of_each_row_alone():
+    shared = list(range(10, 40))
+    rows = [{"input_ids": [*shared, *more], "labels": [-100] * 40} for more in ([5, 4], [3, 6, 2])]
+    rows = [{name: each[: len(row["input_ids"])] for name, each in row.items()} for row in rows]
+    model = make_scorer(LlamaForSequenceClassification)
+    alone = torch.cat([read_values(model, pad([row], pad_token_id=0)) for row in rows])
+
+    install_tree_attention(model)
+    tree = build_tree(rows, share_prefixes=True)
+
+    assert tree.num_computed < sum(len(row["input_ids"]) for row in rows)
+    torch.testing.assert_close(read_values(model, tree), alone)
+
+
+@pytest.mark.parametrize("precision", ["weights", "autocast"])
+def test_values_are_float32_whatever_the_model_computes_in(precision):
+    model = make_scorer(LlamaForSequenceClassification)
+    weight = model.score.weight.detach().clone()
+    if precision == "weights":
+        model.base_model.bfloat16()
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        hidden: list[torch.Tensor] = []
+        model.score.register_forward_hook(lambda *seen: hidden.append(seen[1][0]))
+        batch = pad(ROWS, pad_token_id=0)
+        values = read_values(model, batch)
 
     assert values.dtype == torch.float32
+    states = hidden[0].flatten(0, 1)[batch.ends].float()
+    torch.testing.assert_close(values, states @ weight[0], rtol=1e-6, atol=1e-7)
 
 
 def test_nothing_learned_gives_zero_with_a_gradient_for_every_parameter():
@@ -334,10 +383,9 @@ def test_the_result_is_the_output_of_the_model():
 
     read_nll(model, batch)
     read_logps(model, batch)
-    read_values(model, batch, nn.Linear(32, 1))
     model(batch.input_ids)
 
-    assert shapes == [(1, 1, 1), (1, 6, 1), (1, 2, 1), (2, 6, 97)]
+    assert shapes == [(1, 1, 1), (1, 6, 1), (2, 6, 97)]
 
 
 def test_a_compiled_model_reads_the_same():
@@ -479,5 +527,3 @@ def test_a_model_with_logits_of_its_own_is_asked_for_them(kind, capsys):
     check_reads(model, label_smoothing=0.1)
 
     assert f"{kind.__name__} makes its logits in a way of its own" in capsys.readouterr().err
-    values = read_values(model, pad(ROWS, pad_token_id=0), nn.Linear(32, 1))
-    assert values.shape == (2,)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import datasets
 
+from luthier.example import ExampleSet
 from luthier.records import IGNORE_INDEX
 from luthier.training.predict import predict_with_generate, write_predictions
 from tests import tiny
@@ -30,7 +31,7 @@ def test_files_and_metrics_follow_the_rows(tmp_path: Path, tiny_tokenizer) -> No
     )
 
     metrics = predict_with_generate(
-        tmp_path, model, tiny_tokenizer, {"": dataset}, run_arguments(), STOP
+        tmp_path, model, tiny_tokenizer, {"": ExampleSet(dataset)}, run_arguments(), STOP
     )
 
     lines = (tmp_path / "generated_predictions.jsonl").read_text(encoding="utf-8").splitlines()
@@ -56,7 +57,7 @@ def test_named_sets_keep_their_own_files_and_metrics(tmp_path: Path, tiny_tokeni
         tmp_path,
         tiny.make_llama(),
         tiny_tokenizer,
-        {"first": dataset, "second": dataset},
+        {name: ExampleSet(dataset) for name in ("first", "second")},
         run_arguments(),
         STOP,
     )
@@ -77,7 +78,9 @@ def test_stop_tokens_are_shown_only_when_special_tokens_are(tmp_path: Path, tiny
     shown = {}
     for skip in (True, False):
         arguments = run_arguments(skip_special_tokens=skip)
-        predict_with_generate(tmp_path, model, tiny_tokenizer, {"": dataset}, arguments, stop)
+        predict_with_generate(
+            tmp_path, model, tiny_tokenizer, {"": ExampleSet(dataset)}, arguments, stop
+        )
         text = (tmp_path / "generated_predictions.jsonl").read_text(encoding="utf-8")
         shown[skip] = json.loads(text)
 
@@ -87,11 +90,11 @@ def test_stop_tokens_are_shown_only_when_special_tokens_are(tmp_path: Path, tiny
 
 
 def test_text_is_written_as_it_is(tmp_path: Path) -> None:
-    row = ("Wer bist\ndu?", "我是", '"x"')
+    row = {"prompt": "Wer bist\ndu?", "predict": "我是", "label": '"x"'}
 
     path = write_predictions(tmp_path / "new", [row])
 
     text = path.read_text(encoding="utf-8")
     assert "我是" in text
-    assert json.loads(text) == dict(zip(("prompt", "predict", "label"), row, strict=True))
+    assert json.loads(text) == row
     assert [file.name for file in path.parent.iterdir()] == ["generated_predictions.jsonl"]

@@ -13,7 +13,8 @@ class FinetuningArguments(Section):
 
     stage: Stage = knob("sft", on_card=True)
     """What is learned: the answers of conversations (`sft`, the default), raw texts (`pt`), which
-    of two answers is the better one (`dpo`), or which answers are wanted (`kto`)."""
+    of two answers is the better one (`dpo`), a score that says so (`rm`), or which answers are
+    wanted (`kto`)."""
     finetuning_type: Method = knob("lora", resume="fixed", on_card=True)
     """Which weights learn: `lora` trains low-rank adapters (the default), `freeze` some layers of
     the model, `full` the whole model."""

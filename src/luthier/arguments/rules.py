@@ -384,6 +384,13 @@ def _steps(arguments: Arguments) -> Iterator[str]:
 
 def _prediction(arguments: Arguments) -> Iterator[str]:
     training = arguments.training
+    if arguments.finetuning.stage == "rm":
+        if training.predict_with_generate:
+            yield (
+                "predict_with_generate writes answers, and stage: rm scores those that are there. "
+                "Leave it out; do_predict: true is enough."
+            )
+        return
     if training.do_predict and not training.predict_with_generate:
         yield (
             "do_predict writes generated answers; set predict_with_generate: true, too. For the "

@@ -136,8 +136,8 @@ class TrainingArguments(Section):
     do_eval: bool = free(False)
     """Whether to evaluate (after training, if there is any). By default not."""
     do_predict: bool = free(False)
-    """Whether to generate an answer for every evaluation row; goes with `predict_with_generate`. By
-    default not."""
+    """Whether to generate an answer for every evaluation row; goes with `predict_with_generate`.
+    Stage rm scores the answers that are there. By default not."""
     predict_with_generate: bool = ours(False, needs=("nltk", "jieba", "rouge_chinese"))
     """Whether predictions are generated texts, scored by BLEU and ROUGE. By default there are
     none."""

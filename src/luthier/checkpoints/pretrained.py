@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from luthier.checkpoints.files import files_below
 from luthier.modeling.adapters.file import with_head
 from luthier.modeling.adapters.pissa import as_plain_lora
+from luthier.modeling.heads import VALUE_HEAD, has_score, value_head
 
 
 class PretrainedFiles:
@@ -47,6 +49,10 @@ class PretrainedFiles:
                 model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
         else:
             model.save_pretrained(str(folder), state_dict=state_dict)
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        if has_score(base):
+            weights = model.state_dict() if state_dict is None else state_dict
+            save_file(value_head(weights), folder / VALUE_HEAD)
         if not self._tokenizer:
             self._tokenizer = _files_of(tokenizer)
         for name, content in self._tokenizer.items():

@@ -45,16 +45,25 @@ class RowError(DataError):
 
 @dataclass(frozen=True, slots=True)
 class RowProblem:
-    """A row that is left out, where it stands and why."""
+    """A row that is left out, where it stands and why.
 
-    origin: str  # the file and the line on which the row starts
-    field: str  # the column, or a path into it; empty for the whole row
-    reason: str  # what was found, in words that do not depend on the row
-    fix: str  # what to do
-    found: str = ""  # the row's own part of the reason
+    Attributes:
+        origin: the file and the line on which the row starts.
+        field: the column, or a path into it; empty for the whole row.
+        reason: what was found, in words that do not depend on the row.
+        fix: what to do.
+        found: the row's own part of the reason.
+        position: the character of the line at which it is wrong, from 1; 0 where there is none.
+        excerpt: the wrong value, or the row, in at most `EXCERPT_LENGTH` characters.
+    """
+
+    origin: str
+    field: str
+    reason: str
+    fix: str
+    found: str = ""
     position: int = 0
-    """The character of the line at which it is wrong, from 1; 0 where there is none."""
-    excerpt: str = ""  # the wrong value, or the row, in at most `EXCERPT_LENGTH` characters
+    excerpt: str = ""
 
     @classmethod
     def of(cls, origin: Origin | None, error: RowError, values: Any = UNKNOWN) -> RowProblem:
@@ -119,9 +128,14 @@ def is_over_budget(num_bad: int, num_rows: int, max_bad_rows: float) -> bool:
 def check_budget(
     name: str, num_rows: int, reasons: dict[str, int], listed: Sequence[str], max_bad_rows: float
 ) -> None:
-    """Ends the run when more rows of a data set are wrong than the budget allows.
+    """Ends the run when more rows are wrong than the budget allows.
 
-    `max_bad_rows` is a share of the rows below 1, else a number; `listed` are the first wrong ones.
+    Args:
+        name: the data set.
+        num_rows: its rows, the wrong ones included.
+        reasons: how many rows each reason costs.
+        listed: the first wrong rows as text.
+        max_bad_rows: a share of the rows below 1, else a number of rows.
 
     Raises:
         DataError: with the first rows and the counts.
@@ -139,7 +153,15 @@ def check_budget(
 
 
 def refuse_weights(name: str, option: str) -> None:
-    """Ends the run for a data set whose weights cannot reach the loss with an option."""
+    """Ends the run for a data set whose weights cannot reach the loss with an option.
+
+    Args:
+        name: the data set.
+        option: `streaming` or `packing`.
+
+    Raises:
+        DataError: always.
+    """
     raise DataError(
         f"data set {name!r}: some rows or messages have a weight that is neither 0 nor 1, and with "
         f"{option} such weights do not reach the loss. Set {option}: false, or write 0 or 1; if "

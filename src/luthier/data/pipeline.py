@@ -56,8 +56,6 @@ if TYPE_CHECKING:
     from luthier.arguments.data import DataArguments
     from luthier.arguments.record import Arguments
 
-PROMPT_COLUMNS = ["input_ids", "labels", "origin"]
-
 
 @dataclass
 class EncodedDatasets:
@@ -124,7 +122,7 @@ class _Loader:
         self.seed = arguments.training.seed
         self.catalog = _load_catalog(self.data)
         self.report = DataReport()
-        self.answers = arguments.training.predict_with_generate
+        self.answers = road.predicts
         self._tokenizer_hash = hash_of_tokenizer(road.tokenizer)
         self._kept: dict[tuple[str, Purpose, bool], _Kept] = {}
         self._folders: dict[Path, None] = {}
@@ -177,7 +175,7 @@ class _Loader:
                     found.eval[group] = self._pack(learned, kept, group or "eval")
                 if answers:
                     prompts, _ = self._evaluated(names, "answer", allow_prompts=True)
-                    found.predict[group] = ExampleSet(prompts.select_columns(PROMPT_COLUMNS))
+                    found.predict[group] = ExampleSet(prompts)
         found.folders = list(self._folders)
         report = self.report
         if found.train is not None:
@@ -398,14 +396,14 @@ class _Loader:
             pairs = list(dict.fromkeys(pairs))
         joined = _join([one.examples for one in prompts])
         chosen = joined.select([asked[pair] for pair in pairs if pair in asked])
-        return ExampleSet(chosen.select_columns(PROMPT_COLUMNS))
+        return ExampleSet(chosen)
 
     def _open(
-        self, name: str, purpose: Purpose, *, in_place: bool = False
+        self, name: str, purpose: Purpose, *, in_place: bool = False, is_asked: bool = False
     ) -> tuple[DatasetDescription, Source, SetReport]:
         """A data set: what is known of its rows, where they are, and an empty report."""
         description = self.catalog.describe(name)
-        check_readable(description, self.road.record)
+        check_readable(description, self.road.record, self.road.predicted if is_asked else ())
         access = HubAccess.of(self.arguments.model, self.data.preprocessing_num_workers)
         source, called = Source(description, access, in_place=in_place), masked(name)
         if source.told:
@@ -427,7 +425,7 @@ class _Loader:
         if asked in self._kept:
             return self._kept[asked]
         data, model = self.data, self.arguments.model
-        description, source, report = self._open(name, purpose)
+        description, source, report = self._open(name, purpose, is_asked=allow_prompts)
         given = source.description
         report.key = hash_of(
             {

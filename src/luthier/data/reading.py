@@ -24,12 +24,17 @@ BATCH_SIZE = 1000
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows as they stand, and what they say."""
+    """Some rows as they stand, and what they say.
 
-    rows: Sequence[RowOrProblem]  # in order
+    Attributes:
+        rows: in order.
+        records: those that are one, each with the number of its row in the batch.
+        problems: why the others are none.
+    """
+
+    rows: Sequence[RowOrProblem]
     records: Sequence[tuple[int, Any]]
-    """Those that are one, each with the number of its row in the batch."""
-    problems: Sequence[RowProblem]  # why the others are none
+    problems: Sequence[RowProblem]
 
     def values(self, number: int) -> Any:
         """What stands in a row; None where it could not be parsed."""
@@ -68,14 +73,20 @@ class DatasetReader:
 
     def __post_init__(self) -> None:
         self.description = self.catalog.describe(self.name)
-        check_readable(self.description, self.road.record)
+        self.is_prompt = self.is_evaluated and self.road.predicts
+        predicted = self.road.predicted if self.is_prompt else ()
+        check_readable(self.description, self.road.record, predicted)
         data = self.arguments.data
         access = HubAccess.of(self.arguments.model, data.preprocessing_num_workers)
         self.source = Source(self.description, access)
         self.detected = self.source.told
 
     def batches(self) -> Iterator[Batch]:
-        """All rows, `BATCH_SIZE` at a time; DataError if there are none, or a file is broken."""
+        """All rows, `BATCH_SIZE` at a time.
+
+        Raises:
+            DataError: if there are none, or a file cannot be read.
+        """
         rows = islice(self.source.rows(), self.arguments.data.max_samples)
         together = list(islice(rows, BATCH_SIZE))
         if not together:
@@ -83,8 +94,7 @@ class DatasetReader:
         values = [row.values for row in together[:NUM_LOOKED_AT] if isinstance(row, Row)]
         self.description, detected = self.road.detect(self.description, values)
         self.detected = "; ".join(filter(None, (self.detected, detected)))
-        is_prompt = self.is_evaluated and self.arguments.training.predict_with_generate
-        self.reading = self.road.reading(self.description, needs_answer=not is_prompt)
+        self.reading = self.road.reading(self.description, needs_answer=not self.is_prompt)
         while together:
             yield Batch(together, *read_records(together, self.road, self.reading))
             together = list(islice(rows, BATCH_SIZE))

@@ -15,26 +15,40 @@ from luthier.example import Example, count_learned
 
 @dataclass
 class Counts:
-    """What became of some rows."""
+    """What became of some rows.
 
-    num_read: int = 0  # rows taken from the files, wrong ones included
-    num_kept: int = 0  # examples made of them
-    skipped: dict[str, int] = field(default_factory=dict)  # reason -> rows that are wrong
-    problems: list[str] = field(default_factory=list)  # the first wrong rows, as text
+    Attributes:
+        num_read: rows taken from the files, wrong ones included.
+        num_kept: examples made of them.
+        skipped: reason -> rows that are wrong.
+        problems: the first wrong rows, as text.
+        left_out: reason -> rows that are right and not used: longer than cutoff_len with
+            `on_overlong: drop` or in what is never cut, or of weight 0.
+        remarks: what rows had that is not learned from -> how many rows.
+        num_rows_split: rows that became several examples.
+        num_parts: the examples that those became.
+        num_rows_cut: rows that lost tokens to cutoff_len.
+        num_tokens_cut: the tokens they lost.
+        num_tokens: tokens kept.
+        num_learned: tokens that are learned.
+        longest: the tokens of the longest row that was met, before anything was cut.
+        kinds: what conversations hold, as `templates.fit.kind_of` says it -> how many.
+    """
+
+    num_read: int = 0
+    num_kept: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
-    """Reason -> rows that are right and not used: longer than cutoff_len with `on_overlong: drop`
-    or in what is never cut, or of weight 0."""
     remarks: dict[str, int] = field(default_factory=dict)
-    """What rows had that is not learned from -> how many rows."""
-    num_rows_split: int = 0  # rows that became several examples
-    num_parts: int = 0  # the examples that those became
-    num_rows_cut: int = 0  # rows that lost tokens to cutoff_len
-    num_tokens_cut: int = 0  # the tokens they lost
-    num_tokens: int = 0  # tokens kept
-    num_learned: int = 0  # tokens that are learned
-    longest: int = 0  # the tokens of the longest row that was met, before anything was cut
+    num_rows_split: int = 0
+    num_parts: int = 0
+    num_rows_cut: int = 0
+    num_tokens_cut: int = 0
+    num_tokens: int = 0
+    num_learned: int = 0
+    longest: int = 0
     kinds: dict[str, int] = field(default_factory=dict)
-    """What conversations hold, as `templates.fit.kind_of` says it -> how many."""
 
     def add(self, other: Counts | Mapping[str, Any]) -> None:
         """Takes in the counts of further rows."""
@@ -89,18 +103,29 @@ class Counts:
 
 @dataclass
 class SetReport(Counts):
-    """What became of one data set's rows."""
+    """What became of one data set's rows.
 
-    name: str = ""  # as the user calls it
-    purpose: str = "learn"  # "learn", or "answer" for prompts to generate from
-    format: str = ""  # the formatting
-    detected: str = ""  # what was detected, as a line; empty when it was described
+    Attributes:
+        name: as the user calls it.
+        purpose: "learn", or "answer" for prompts to generate from.
+        format: the formatting.
+        detected: what was detected, as a line; empty when it was described.
+        hashes: file -> sha256 of its bytes; for the hub its name and fingerprint.
+        num_in_files: rows that `num_samples` chose among; 0 without it.
+        num_drawn: rows that it drew, some of them several times; 0 without it.
+        key: the name of the cache folder.
+        was_cached: whether it came from there.
+    """
+
+    name: str = ""
+    purpose: str = "learn"
+    format: str = ""
+    detected: str = ""
     hashes: dict[str, str] = field(default_factory=dict)
-    """File -> sha256 of its bytes; for the hub its name and fingerprint."""
-    num_in_files: int = 0  # rows that `num_samples` chose among; 0 without it
-    num_drawn: int = 0  # rows that it drew, some of them several times; 0 without it
-    key: str = ""  # the name of the cache folder
-    was_cached: bool = False  # whether it came from there
+    num_in_files: int = 0
+    num_drawn: int = 0
+    key: str = ""
+    was_cached: bool = False
 
     def lines(self) -> Iterator[str]:
         """What the console says."""
@@ -161,16 +186,27 @@ def nothing_left(reports: Sequence[SetReport]) -> DataError:
 
 @dataclass
 class Packing:
-    """What became of rows that were packed."""
+    """What became of rows that were packed.
 
-    name: str  # the part of the run's data, `train` or an evaluation set
-    num_rows: int = 0  # documents or conversations
-    num_blocks: int = 0  # examples made of them
-    num_sequences: int = 0  # sequences in those, parts of long documents counted each
-    num_tokens: int = 0  # of the blocks, BOS and repeated context included
-    num_learned: int = 0  # tokens that are predicted
-    size: int = 0  # the most tokens of a block
-    was_cached: bool = False  # whether they were found, not made
+    Attributes:
+        name: the part of the run's data, `train` or an evaluation set.
+        num_rows: documents or conversations.
+        num_blocks: examples made of them.
+        num_sequences: sequences in those, parts of long documents counted each.
+        num_tokens: of the blocks, BOS and repeated context included.
+        num_learned: tokens that are predicted.
+        size: the most tokens of a block.
+        was_cached: whether they were found, not made.
+    """
+
+    name: str
+    num_rows: int = 0
+    num_blocks: int = 0
+    num_sequences: int = 0
+    num_tokens: int = 0
+    num_learned: int = 0
+    size: int = 0
+    was_cached: bool = False
 
     @property
     def fill(self) -> float:
@@ -180,16 +216,21 @@ class Packing:
 
 @dataclass
 class DataReport:
-    """What a run keeps about its data."""
+    """What a run keeps about its data.
 
-    sets: list[SetReport] = field(default_factory=list)  # one for each data set and purpose
+    Attributes:
+        sets: one for each data set and purpose.
+        packed: one for each part of the data whose rows were packed.
+        num_train: rows to train on.
+        num_eval: rows to evaluate on, by the name of the set.
+        num_predict: prompts to answer, by the name of the set.
+    """
+
+    sets: list[SetReport] = field(default_factory=list)
     packed: list[Packing] = field(default_factory=list)
-    """One for each part of the data whose rows were packed."""
-    num_train: int = 0  # rows to train on
+    num_train: int = 0
     num_eval: dict[str, int] = field(default_factory=dict)
-    """Rows to evaluate on, by the name of the set."""
     num_predict: dict[str, int] = field(default_factory=dict)
-    """Prompts to answer, by the name of the set."""
 
     def kinds(self) -> set[str]:
         """What the conversations hold; empty where that is not known of each set."""

@@ -30,18 +30,30 @@ Purpose: TypeAlias = Literal["learn", "answer"]
 
 
 class Road:
-    """The way of one kind of record from the rows of a data set to examples: half of a stage."""
+    """The way of one kind of record from the rows of a data set to examples: half of a stage.
 
-    record: ClassVar[type[Record]]  # what a row of data has to be
+    Attributes:
+        record: what a row of data has to be.
+        keeps_order: whether the rows of a split stay in the order of the data: they are read
+            together.
+        predicted: what a row may be as well where it is only predicted.
+        predicts: whether rows to evaluate are asked of as well, as `prompts` gives them.
+        tool_turns: how calls and what tools answered are written.
+        tokenizer: None before `fit`.
+        template: None before `fit`, and of texts.
+    """
+
+    record: ClassVar[type[Record]]
     keeps_order: ClassVar[bool] = False
-    """Whether the rows of a split stay in the order of the data: they are read together."""
-    tool_turns = ToolTurns()  # how calls and what tools answered are written
-    tokenizer: PreTrainedTokenizerBase | None = None  # None before `fit`
-    template: Renders | None = None  # None before `fit`, and of texts
+    predicted: ClassVar[tuple[type[Record], ...]] = ()
+    tool_turns = ToolTurns()
+    tokenizer: PreTrainedTokenizerBase | None = None
+    template: Renders | None = None
 
     def __init__(self, arguments: Arguments) -> None:
         self.data = arguments.data
         self.options = EncodingOptions.of(arguments)
+        self.predicts = arguments.training.predict_with_generate
 
     def fit(self, tokenizer: PreTrainedTokenizerBase, template: Renders | None) -> None:
         """Takes what encodes rows; before that, rows can only be read.
@@ -98,11 +110,17 @@ class Road:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How the rows of one data set become examples; it goes to other processes."""
+    """How the rows of one data set become examples; it goes to other processes.
 
-    road: Road  # of the stage
-    reading: Reading  # how rows are read; what it remarks is counted
-    purpose: Purpose = "learn"  # for what
+    Attributes:
+        road: of the stage.
+        reading: how rows are read; what it remarks is counted.
+        purpose: for what.
+    """
+
+    road: Road
+    reading: Reading
+    purpose: Purpose = "learn"
 
     def encode(
         self, rows: Sequence[RowOrProblem], first: int, counts: Counts

@@ -153,9 +153,10 @@ def count_flops(model: Any) -> StepFlops | None:
                 return None
             cost = int(cost * (active / total))
         of_token += cost
+    head = base.get_output_embeddings()  # none in a model that scores sequences
     of_read = sum(
         parameter_size(parameter) * (2 + 2 * learns + 2 * parameter.requires_grad)
-        for _, parameter in _matrices(base.get_output_embeddings())
+        for _, parameter in (() if head is None else _matrices(head))
     )
     windows = _windows(text_config, config)
     if windows is None:

@@ -14,11 +14,13 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.utils import logging
 
 from luthier import console
 from luthier.arguments.choices import ADAPTERS
@@ -27,6 +29,7 @@ from luthier.arguments.record import Arguments, facts
 from luthier.errors import MissingPackage, ModelError
 from luthier.modeling.counts import say_counts
 from luthier.modeling.dtypes import cast_trained, choose_dtypes, held_dtypes, upcast
+from luthier.modeling.heads import SCORE, check_kind, scores_already, settle_score
 from luthier.modeling.quirks import (
     draw_on_terminals_only,
     keep_fewer_products,
@@ -62,6 +65,7 @@ def load_model(
     tokenizer: PreTrainedTokenizerBase,
     *,
     is_trainable: bool,
+    scores: bool = False,
     checkpoint: Path | None = None,
 ) -> Any:
     """The model of a run.
@@ -74,6 +78,7 @@ def load_model(
         tokenizer: from `load_tokenizer`, fitted to the template.
         is_trainable: whether weights will learn; otherwise adapters are merged and the model is
             in evaluation mode.
+        scores: whether it says one number of a sequence, see `heads.py`; otherwise what comes next.
         checkpoint: that a run goes on from, which will put its trained weights in. What PiSSA has
             taken from the frozen ones is in it, too.
 
@@ -88,6 +93,8 @@ def load_model(
     model_args = arguments.model
     source = fetch_model(str(model_args.model_name_or_path))
     config = load_config(model_args)
+    brings_score = scores_already(config) and not model_args.train_from_scratch
+    is_known = check_kind(config, model_args, scores=scores, is_trainable=is_trainable)
     if model_args.train_from_scratch:
         fit_config(config, tokenizer)
     length = arguments.data.cutoff_len if is_trainable else None
@@ -104,8 +111,20 @@ def load_model(
     if is_whole and not arguments.training.use_cpu and torch.cuda.is_available():
         rank = os.environ.get("LOCAL_RANK")
         devices = "auto" if rank is None else {"": int(rank)}
-    base = _load_weights(source, config, model_args, dtypes.weights, devices)
-    generation = base.generation_config
+    base = _load_weights(
+        source,
+        config,
+        model_args,
+        dtypes.weights,
+        devices,
+        scores=scores,
+        draws_score=scores and not brings_score,
+    )
+    if scores:
+        settle_score(base, tokenizer, is_new=not brings_score, seed=arguments.training.seed)
+        if not is_known:
+            console.info("score: a new head, drawn by seed")
+    generation = getattr(base, "generation_config", None)  # of what answers
     if generation is not None and not generation.do_sample:
         settings = (generation.temperature, generation.top_p, generation.typical_p)
         if any(value not in (None, 1.0) for value in settings):
@@ -136,6 +155,8 @@ def load_model(
                 "other than 0; with lora, name modules in lora_target."
             )
         cast_trained(model, dtypes.trained)
+        if scores:
+            getattr(base, SCORE).float()
         upcast(base, norms=model_args.upcast_layernorm, head_output=model_args.upcast_lmhead_output)
         model.train()
     else:
@@ -182,12 +203,15 @@ def _load_weights(
     model_args: ModelArguments,
     dtype: torch.dtype | str,
     devices: str | dict[str, int] | None,
+    *,
+    scores: bool,
+    draws_score: bool,
 ) -> PreTrainedModel:
-    kind = (
-        AutoModelForImageTextToText
-        if type(config) in AutoModelForImageTextToText._model_mapping
-        else AutoModelForCausalLM
-    )
+    kind: Any = AutoModelForCausalLM
+    if scores:
+        kind = AutoModelForSequenceClassification
+    elif type(config) in AutoModelForImageTextToText._model_mapping:
+        kind = AutoModelForImageTextToText
     options: dict[str, Any] = {"dtype": dtype}
     try:
         if model_args.train_from_scratch:
@@ -205,14 +229,20 @@ def _load_weights(
             options |= {"gguf_file": source.gguf_file, "quantization_config": unpacked}
         else:
             options["use_safetensors"] = True
-        model, report = kind.from_pretrained(
-            source.path,
-            config=config,
-            output_loading_info=True,
-            device_map=devices,
-            **options,
-            **hub_options(model_args),
-        )
+        loud = logging.get_verbosity()
+        if draws_score:  # which is said here, and no advice to learn it is due
+            logging.set_verbosity_error()
+        try:
+            model, report = kind.from_pretrained(
+                source.path,
+                config=config,
+                output_loading_info=True,
+                device_map=devices,
+                **options,
+                **hub_options(model_args),
+            )
+        finally:
+            logging.set_verbosity(loud)
     except (
         OSError,
         ValueError,
@@ -222,7 +252,7 @@ def _load_weights(
         SafetensorError,
     ) as problem:
         raise unreadable(str(model_args.model_name_or_path), "model", problem) from problem
-    absent = sorted(report["missing_keys"])
+    absent = sorted({*report["missing_keys"]} - ({f"{SCORE}.weight"} if draws_score else set()))
     if absent:
         raise ModelError(
             f"{source} lacks {len(absent):,} of the weights that its configuration describes "

@@ -9,7 +9,7 @@ called with the hidden states of all positions, of which only the sources are ga
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -38,6 +38,7 @@ from luthier.kernels.linear_logps import (
 )
 from luthier.modeling.attention.interface import tree_arguments
 from luthier.modeling.dtypes import autocasting
+from luthier.modeling.heads import has_score
 from luthier.modeling.sharded import gathering
 from luthier.processes.ranks import gather_objects, share_fate
 
@@ -187,31 +188,48 @@ def _mean_logits(head: nn.Module, hidden_NH: Tensor, settings: Settings) -> Tens
         return (hidden_NH.float() @ row_H + bias) * settings.scale
 
 
-def read_values(model: Any, batch: MicroBatch, value_head: nn.Module) -> Tensor:
-    """What a value head says of the last token of each sequence.
+def read_values(model: Any, batch: MicroBatch, positions_N: Tensor | None = None) -> Tensor:
+    """The scores of a reward model, see `heads.py`.
 
     Args:
-        model: as of `read_nll`; its own head is not computed.
-        batch: of which `ends` are read.
-        value_head: (S, H) -> (S, 1); its input comes in the dtype of its parameters.
+        model: as of `read_nll`.
+        batch: padded, or a token tree.
+        positions_N: (N,) int64 in the flattened micro-batch; by default the last token of each of
+            its S sequences.
 
     Returns:
-        (S,) float32.
+        (N,) or (S,) float32.
     """
-
-    def judge(hidden: Tensor) -> Tensor:
-        dtype = next(value_head.parameters()).dtype
-        values_S1: Tensor = value_head(_gather(hidden, batch.ends).to(dtype))
-        return values_S1.float()
-
-    form = logit_form(model, batch.input_ids)
+    places_N = batch.ends if positions_N is None else positions_N
     with _forward_arguments(batch) as arguments:
-        if form is None:
-            output = model(**arguments, output_hidden_states=True)
-            return judge(output.hidden_states[-1]).flatten()
-        with answering(model, form, lambda head, hidden: judge(hidden).unsqueeze(0)):
-            values_1S1: Tensor = model(**arguments).logits
-    return values_1S1.flatten()
+        return _scores(model, places_N, arguments)
+
+
+def read_each(model: Any, batch: MicroBatch) -> Tensor:
+    """(N,) what a loss may be made of at each read: the target's log-probability, or a score."""
+    if has_score(_base(model)):
+        return read_values(model, batch, batch.sources)
+    return read_logps(model, batch).logps_N
+
+
+def read_alone(model: Any, ids_T: Tensor) -> Tensor:
+    """(T - 1,) the same of one sequence, by the model's own forward on all of it."""
+    arguments = {"input_ids": ids_T[None], "use_cache": False}
+    if has_score(_base(model)):
+        return _scores(model, torch.arange(len(ids_T) - 1, device=ids_T.device), arguments)
+    logits_TV: Tensor = model(**arguments).logits[0, :-1]
+    return logits_TV.float().log_softmax(-1).gather(-1, ids_T[1:, None])[:, 0]
+
+
+def _scores(model: Any, places_N: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+    def judge(head: nn.Module, hidden: Tensor) -> Tensor:
+        scores_N: Tensor = plain_forward(head)(_gather(hidden, places_N)).flatten()
+        # the model gives back what stands at one token of each row
+        return scores_N.expand(*hidden.shape[:-1], -1)
+
+    with answering(model, PLAIN, judge):
+        scores_BN: Tensor = model(**arguments).logits
+    return scores_BN[0]
 
 
 def _read(
@@ -317,6 +335,8 @@ def logit_form(model: Any, input_ids: Tensor) -> LogitForm | None:
         to its products; such a model is asked for its logits.
     """
     base = _base(model)
+    if has_score(base):
+        return None
     known = vars(base)  # not a table of models, which would keep them alive
     if FORM not in known:
         probe = input_ids[:1, :PROBE_TOKENS]
@@ -344,7 +364,7 @@ def _find_form(model: Any, base: Any, input_ids: Tensor) -> LogitForm | None:
         return seen[-1]
 
     training = [module for module in base.modules() if module.training]
-    asked = answering(model, LogitForm(1, None, 0, ()), show_probe)
+    asked = answering(model, PLAIN, show_probe)
     with gathering(base), torch.no_grad(), autocasting(base), asked:
         try:
             for module in training:
@@ -389,6 +409,10 @@ def _known_forms(base: Any, num_logits: int) -> Iterator[LogitForm]:
             factor, exponents = factor * value, ways
     for exponent in exponents:
         yield LogitForm(math.pow(factor, exponent), softcap, num_logits, tuple(neutral))
+
+
+PLAIN = LogitForm(1, None, 0, ())
+"""Of a model that does nothing to its logits, or whose form does not matter."""
 
 
 @contextmanager
@@ -454,7 +478,7 @@ def _base(model: nn.Module) -> Any:
 
 def _heads(base: Any) -> list[nn.Module]:
     """The modules that are called as the head, whichever adapter is active."""
-    head = base.get_output_embeddings()
+    head = base.score if has_score(base) else base.get_output_embeddings()
     heads = [] if head is None else [head]
     if isinstance(head, ModulesToSaveWrapper):
         heads = [head.original_module, *head.modules_to_save.values()]

@@ -27,7 +27,7 @@ from luthier.errors import ModelError
 from luthier.modeling.device import free_memory
 from luthier.modeling.dtypes import Autocast
 from luthier.modeling.memory import USABLE
-from luthier.modeling.reads import read_logps
+from luthier.modeling.reads import read_alone, read_each
 from luthier.modeling.sharded import full_numel, full_shape, gathering, is_sharded, whole
 from luthier.processes.ranks import gather_objects
 
@@ -174,11 +174,7 @@ class SelfCheck:
         self.has_float32 = dtype in HALVES and self._fits()
         self.plain: Distance | None = None
 
-        def read(ids: Tensor) -> Tensor:
-            logits: Tensor = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
-            return logits.float().log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
-
-        alone = [partial(read, each) for each in sequences]
+        alone = [partial(read_alone, model, each) for each in sequences]
         self.reference = own = self._probe(alone)
         if self.has_float32:
             self.reference = self._probe_float32(alone)
@@ -205,7 +201,7 @@ class SelfCheck:
         Returns:
             The difference, and whether a trained tensor took no part.
         """
-        forwards = [lambda: read_logps(self.model, batch).logps_N]
+        forwards = [lambda: read_each(self.model, batch)]
         probe = self._probe(forwards)
         own = exact = _distance(probe, self.reference)
         if self.has_float32:

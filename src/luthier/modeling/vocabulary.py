@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from luthier import console
 from luthier.errors import ModelError
+from luthier.modeling.heads import has_score
 from luthier.modeling.sharded import full_shape, whole
 
 MULTIPLE = 64
@@ -50,7 +51,7 @@ def grow_vocabulary(
     if len(tokenizer) <= old_size and not ids:
         return False
     if len(tokenizer) > old_size:
-        if not isinstance(model.get_output_embeddings(), nn.Linear):
+        if not (has_score(model) or isinstance(model.get_output_embeddings(), nn.Linear)):
             raise ModelError(
                 f"{type(model).__name__} has no plain output head, so its vocabulary of "
                 f"{old_size:,} cannot grow to {len(tokenizer):,}. Leave the new tokens out."

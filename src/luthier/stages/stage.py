@@ -80,6 +80,8 @@ class Stage(Road):
         train_metrics: the names in `Loss.metrics` of a step of training.
         eval_metrics: those of an evaluation; a curve is drawn of each.
         derived_metrics: those that `derive` adds to an evaluation, or to a logged line of training.
+        scores: whether the model says one number of a sequence and no tokens, by a head of its own;
+            see `modeling/heads.py`.
         measures_first: whether `measure` goes over a step before its loss is taken; in an
             evaluation over the whole set.
         draws_dropout: whether layers may draw random zeros; not where a model is held against
@@ -98,6 +100,7 @@ class Stage(Road):
     train_metrics: tuple[str, ...] = ()
     eval_metrics: tuple[str, ...] = ()
     derived_metrics: tuple[str, ...] = ()
+    scores = False
     measures_first = False
     draws_dropout = True
     needs_reference = False

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from luthier.batching.batch import MicroBatch
 from luthier.batching.prefetch import Prefetch
 from luthier.batching.steps import StepLoader
 from luthier.distributed.strategy import Learner
+from luthier.processes.ranks import gather_objects
 from luthier.training.metrics import MetricSums
 from luthier.training.oom import OomHandler
 from luthier.training.step import ready
@@ -28,6 +30,43 @@ T = TypeVar("T")
 
 class EvaluationCut(Exception):
     """An evaluation is left before its end, because the run is to stop."""
+
+
+def model_to_read(learner: Learner, *, as_held: bool) -> Any:
+    """The model in evaluation mode, where it is computed; for `as_held` see `evaluate_set`."""
+    args = learner.args
+    model = learner.strategy.evaluation_model(learner)
+    if not as_held and (args.bf16_full_eval or args.fp16_full_eval):
+        dtype = torch.bfloat16 if args.bf16_full_eval else torch.float16
+        model.to(device=args.device, dtype=dtype)
+    model.eval()
+    if hasattr(learner.optimizer, "eval"):
+        learner.optimizer.eval()
+    return model
+
+
+def score_set(learner: Learner, loader: StepLoader, oom: OomHandler) -> list[list[float]]:
+    """The scores of each row's sequences, in the rows' order; every rank gets all of them.
+
+    Args:
+        learner: whose stage measures `score`.
+        loader: of the whole set, this rank's share.
+        oom: computes micro-batches in smaller pieces where memory runs out.
+    """
+    model, stage = model_to_read(learner, as_held=False), learner.stage
+    found: dict[int, list[float]] = {}
+
+    def compute(micro_batch: MicroBatch) -> tuple[MicroBatch, Any]:
+        with torch.no_grad():
+            return micro_batch, stage.measure_sequences(model, ready(learner, micro_batch, {}))
+
+    for step in Prefetch(loader):
+        for batch, numbers in oom.each(step, compute):
+            scores = iter(numbers["score"].tolist())
+            for example in batch.examples:
+                found[example.row] = list(islice(scores, len(example.sequence_lengths)))
+    rows = {row: each for rank in gather_objects(found) for row, each in rank.items()}
+    return [rows[row] for row in sorted(rows)]
 
 
 def evaluate_set(
@@ -45,13 +84,7 @@ def evaluate_set(
     """
     begun = time.time()
     args, stage = learner.args, learner.stage
-    model = learner.strategy.evaluation_model(learner)
-    if not as_held and (args.bf16_full_eval or args.fp16_full_eval):
-        dtype = torch.bfloat16 if args.bf16_full_eval else torch.float16
-        model.to(device=args.device, dtype=dtype)
-    model.eval()
-    if hasattr(learner.optimizer, "eval"):
-        learner.optimizer.eval()
+    model = model_to_read(learner, as_held=as_held)
     sums = MetricSums(("loss", *stage.eval_metrics))
     means: Mapping[str, float] = {}
     num_units = num_examples = 0

@@ -49,7 +49,7 @@ from luthier.errors import OutOfMemory
 from luthier.example import ExampleSet
 from luthier.modeling.device import is_out_of_memory
 from luthier.processes.ranks import gather_objects, num_ranks
-from luthier.training.evaluate import EvaluationCut, evaluate_set
+from luthier.training.evaluate import EvaluationCut, evaluate_set, score_set
 from luthier.training.metrics import Meter, MetricSums, Work
 from luthier.training.nonfinite import NonFiniteGuard, refuse_nonfinite
 from luthier.training.oom import OomHandler
@@ -617,6 +617,10 @@ class Trainer:
             self.args, self.state, self.control, metrics
         )
         return metrics
+
+    def score(self, dataset: ExampleSet) -> list[list[float]]:
+        """What a reward model says of each row's sequences, in the order of the rows."""
+        return score_set(self, self.get_eval_dataloader(dataset), self.evaluation_oom)
 
     def _evaluate_in_training(self, *, moves_schedule: bool = True) -> dict[str, float]:
         with self.meter.paused():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial, reduce
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from luthier.batching.batch import Step
 from luthier.processes.ranks import gather_objects
@@ -17,10 +19,14 @@ if TYPE_CHECKING:
     from luthier.stages.stage import Sum
 
 
+EXTREMES = {"min_": torch.minimum, "max_": torch.maximum}
+
+
 class MetricSums:
     """Sums and counts by name, added where they lie: nothing waits for a device before `state`.
 
-    `names` are there from the start, so that every rank has them.
+    Of a name that begins with `min_` or `max_` the extreme is kept, its count 1. `names` are there
+    from the start, so that every rank has them.
     """
 
     def __init__(self, names: Iterable[str] = ()) -> None:
@@ -29,8 +35,7 @@ class MetricSums:
     def add(self, metrics: Mapping[str, Sum]) -> None:
         """Adds those of a micro-batch, or of a step."""
         for name, (total, count) in metrics.items():
-            sums, counts = self._sums.get(name, (0, 0))
-            self._sums[name] = (sums + total, counts + count)
+            self._sums[name] = _together(name, self._sums.get(name, (0, 0)), (total, count))
 
     def held(self) -> dict[str, Sum]:
         """The sums so far of this rank."""
@@ -41,14 +46,25 @@ class MetricSums:
         own = {name: [float(total), float(count)] for name, (total, count) in self._sums.items()}
         ranks = gather_objects(own)
         names = dict.fromkeys(name for sums in ranks for name in sums)
-        return {
-            name: [math.fsum(sums[name][part] for sums in ranks if name in sums) for part in (0, 1)]
-            for name in names
-        }
+        found: dict[str, list[float]] = {}
+        for name in names:
+            parts = [sums[name] for sums in ranks if name in sums]
+            if name[:4] in EXTREMES:
+                parts = [[float(each) for each in reduce(partial(_together, name), parts)]]
+            found[name] = [math.fsum(part) for part in zip(*parts, strict=True)]
+        return found
 
     def means(self) -> dict[str, float]:
         """The mean of all ranks by name, but of what was never counted; every rank must call it."""
         return {name: total / count for name, (total, count) in self.state().items() if count}
+
+
+def _together(name: str, one: Sequence[Any], other: Sequence[Any]) -> Sum:
+    extreme = EXTREMES.get(name[:4])
+    if extreme is None:
+        return one[0] + other[0], one[1] + other[1]
+    counted = [torch.as_tensor(value) for value, count in (one, other) if count]
+    return (reduce(extreme, counted), 1) if counted else (0, 0)
 
 
 @dataclass

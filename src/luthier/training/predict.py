@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +19,9 @@ from luthier.example import ExampleSet
 from luthier.generating.generator import Generator
 from luthier.records import IGNORE_INDEX
 from luthier.training.scores import score_texts
+
+NAMES = {1: ("score",), 2: ("chosen", "rejected")}
+"""What the scores of a row are called, by how many there are."""
 
 
 def predict_with_generate(
@@ -73,22 +77,68 @@ def predict_with_generate(
                 decode(answers, skip_special_tokens=skip),
                 decode(wanted, skip_special_tokens=skip),
             )
-            path = write_predictions(folder, zip(*texts, strict=True), suffix)
+            names = ("prompt", "predict", "label")
+            rows = (dict(zip(names, row, strict=True)) for row in zip(*texts, strict=True))
+            path = write_predictions(folder, rows, suffix)
             lasted = timedelta(seconds=round(runtime))
             console.info(f"{len(prompts):,} predictions in {lasted}: {path}")
         scores = score_texts(
             decode(answers, skip_special_tokens=True), decode(wanted, skip_special_tokens=True)
         )
-        scores["runtime"] = round(runtime, 4)
-        scores["samples_per_second"] = round(len(prompts) / max(runtime, 1e-9), 3)
+        scores |= speed(len(prompts), runtime)
         metrics |= {f"predict{suffix}_{key}": value for key, value in scores.items()}
     return metrics
 
 
-def write_predictions(folder: Path, rows: Iterable[tuple[str, ...]], suffix: str = "") -> Path:
-    """Writes `generated_predictions{suffix}.jsonl`: prompt, predict and label of each row."""
-    names = ("prompt", "predict", "label")
-    lines = (
-        json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) + "\n" for row in rows
-    )
+def predict_scores(
+    folder: Path,
+    sets: Mapping[str, ExampleSet],
+    score: Callable[[ExampleSet], list[list[float]]],
+) -> dict[str, float]:
+    """Scores the answers of every row by a reward model, files and names as above.
+
+    A line holds `chosen` and `rejected`, or `score` where there is one answer, as the model says
+    them, and `origin`, in the order of the rows.
+
+    Args:
+        folder: where the files go.
+        sets: examples to score, by name, "" for a single one.
+        score: the scores of each row's sequences; all ranks call it.
+
+    Returns:
+        The mean score, of pairs their accuracy and margin, and the time it took.
+    """
+    metrics: dict[str, float] = {}
+    for name, dataset in sets.items():
+        begun = time.monotonic()
+        scores = score(dataset)
+        runtime = time.monotonic() - begun
+        rows = [
+            dict(zip(NAMES[len(each)], each, strict=True)) | {"origin": origin}
+            for each, origin in zip(scores, dataset.origins(range(len(dataset))), strict=True)
+        ]
+        suffix = f"_{name}" if name else ""
+        if console.is_main_process():
+            path = write_predictions(folder, rows, suffix)
+            console.info(f"{len(rows):,} rows scored in {runtime:.1f} s: {path}")
+        ahead = [each[0] - each[1] for each in scores if len(each) == 2]
+        means = {"mean_reward": fmean(one for each in scores for one in each)}
+        if ahead:
+            means |= {"accuracy": fmean(one > 0 for one in ahead), "margin": fmean(ahead)}
+        means |= speed(len(rows), runtime)
+        metrics |= {f"predict{suffix}_{key}": value for key, value in means.items()}
+    return metrics
+
+
+def write_predictions(folder: Path, rows: Iterable[Mapping[str, Any]], suffix: str = "") -> Path:
+    """Writes `generated_predictions{suffix}.jsonl`, a line for each row."""
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return write_whole(folder / f"generated_predictions{suffix.replace('/', '_')}.jsonl", lines)
+
+
+def speed(count: int, runtime: float) -> dict[str, float]:
+    """The time that so many rows took, in seconds, and rows a second."""
+    return {
+        "runtime": round(runtime, 4),
+        "samples_per_second": round(count / max(runtime, 1e-9), 3),
+    }

@@ -47,8 +47,12 @@ def _model(arguments: Arguments) -> Iterator[str]:
 
 def _data(arguments: Arguments) -> Iterator[str]:
     stage = arguments.finetuning.stage
-    record = STAGES.get(stage).record if stage in STAGES else Conversation
-    yield from check_datasets(arguments.data, record)
+    if stage not in STAGES:
+        yield from check_datasets(arguments.data, Conversation)
+        return
+    kind = STAGES.get(stage)
+    predicted = kind.predicted if kind(arguments).predicts else ()
+    yield from check_datasets(arguments.data, kind.record, predicted)
 
 
 def _template(arguments: Arguments) -> Iterator[str]:

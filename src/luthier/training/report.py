@@ -73,13 +73,42 @@ def save_metrics(folder: Path, split: str, metrics: Mapping[str, float]) -> Path
     return write_json(path, dict(sorted(metrics.items())))
 
 
+USE_OF_SCORES = """\
+## Use
+
+A score of an answer, the higher the better; only differences between answers to the same prompt
+mean something. It is read at the last token that is not padding, so pad with the tokenizer here.
+
+```python
+from {package} import {kind}
+from transformers import AutoTokenizer
+
+folder = "."  # this folder, or its name on the hub
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = {kind}.from_pretrained(
+    folder, dtype="float32"{others}
+)
+messages = [
+    {{"role": "user", "content": "Which wood is the belly of a violin made of?"}},
+    {{"role": "assistant", "content": "Spruce."}},
+]
+text = tokenizer.apply_chat_template(messages, tokenize=False)
+inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+score = model(**inputs).logits[0, 0].item()
+```"""
+
+
 def write_model_card(
     folder: Path,
     arguments: Arguments,
     metrics: Mapping[str, float],
     log_history: Sequence[Mapping[str, float]] = (),
+    *,
+    scores: bool = False,
 ) -> Path:
     """Writes `README.md`, on the first rank: front matter of the hub, settings, results, versions.
+
+    Of a model that scores sequences it says how to load it.
 
     A `training_loss.png` in the folder is shown; evaluations in `log_history` become a table.
     """
@@ -92,7 +121,7 @@ def write_model_card(
     front = ModelCardData(
         base_model=base,
         library_name=ADAPTERS.get(method).needs or "transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag="text-classification" if scores else "text-generation",
         tags=["luthier", method, arguments.finetuning.stage],
         datasets=datasets or None,
     )
@@ -102,6 +131,7 @@ def write_model_card(
         f"# {folder.resolve().name}",
         f"`{base}`, fine-tuned with luthier "
         f"({arguments.finetuning.stage}, {method}) on {trained_on}.",
+        *([_use_of_scores(method)] if scores else []),
         "## Settings\n\n" + _table(("setting", "value"), _settings(arguments)),
     ]
     rows = [(name, _number(metrics[name])) for name in sorted(metrics) if not COST.search(name)]
@@ -114,6 +144,14 @@ def write_model_card(
         sections.append("![training loss](training_loss.png)")
     sections.append("## Versions\n\n" + _table(("package", "version"), list(versions().items())))
     return write_whole(path, [masked("\n\n".join(sections)), "\n"])
+
+
+def _use_of_scores(method: str) -> str:
+    kind, package, others = "AutoModelForSequenceClassification", "transformers", ""
+    if ADAPTERS.get(method).needs:  # the base model's own configuration says neither
+        kind, package = "AutoPeftModelForSequenceClassification", ADAPTERS.get(method).needs
+        others = ", num_labels=1, pad_token_id=tokenizer.pad_token_id"
+    return USE_OF_SCORES.format(kind=kind, package=package, others=others)
 
 
 def machine() -> dict[str, Any]:

@@ -138,7 +138,11 @@ def run(
         if training.do_train:
             checkpoint, identity = output.resume(identity)
         model = load_model(
-            arguments, tokenizer, is_trainable=training.do_train, checkpoint=checkpoint
+            arguments,
+            tokenizer,
+            is_trainable=training.do_train,
+            scores=stage.scores,
+            checkpoint=checkpoint,
         )
         if not stage.draws_dropout and training.do_train:
             switch_dropout_off(model)
@@ -183,9 +187,9 @@ def run(
             evaluated = trainer.evaluate()
             save_metrics(folder, "eval", evaluated)
             metrics |= evaluated
-        if training.predict_with_generate and (training.do_predict or training.do_eval):
+        if stage.predicts and (training.do_predict or training.do_eval):
             metrics |= _predict(trainer, data, arguments, fitted.stop_token_ids)
-        write_model_card(folder, arguments, metrics, trainer.state.log_history)
+        write_model_card(folder, arguments, metrics, trainer.state.log_history, scores=stage.scores)
         if training.push_to_hub and training.do_train:
             trainer.saver.hub.push_model("Model save")
         return RunResult(folder, metrics, trainer.state.log_history, trainer.model)
@@ -342,17 +346,20 @@ def _predict(
     arguments: Arguments,
     stop_token_ids: Sequence[int],
 ) -> dict[str, float]:
-    from luthier.training.predict import predict_with_generate
+    from luthier.training.predict import predict_scores, predict_with_generate
     from luthier.training.report import save_metrics
 
-    metrics = predict_with_generate(
-        Path(trainer.args.output_dir),
-        trainer.model,
-        trainer.processing_class,
-        data.predict,
-        arguments,
-        stop_token_ids,
-    )
+    if trainer.stage.scores:
+        metrics = predict_scores(Path(trainer.args.output_dir), data.predict, trainer.score)
+    else:
+        metrics = predict_with_generate(
+            Path(trainer.args.output_dir),
+            trainer.model,
+            trainer.processing_class,
+            data.predict,
+            arguments,
+            stop_token_ids,
+        )
     save_metrics(Path(trainer.args.output_dir), "predict", metrics)
     trainer.callback_handler.on_predict(trainer.args, trainer.state, trainer.control, metrics)
     return metrics

@@ -21,7 +21,11 @@ _MESSAGES = ("messages", "conversations", "conversation", "dialogue")
 def detect_format(
     description: DatasetDescription, rows: Sequence[Any]
 ) -> tuple[DatasetDescription, str]:
-    """The description with what the first rows tell, and the line that says so.
+    """The description with what the rows tell, and the line that says what was taken for what.
+
+    Args:
+        description: one without a formatting.
+        rows: the first values of the data set.
 
     Raises:
         DataError: if they are like no formatting.

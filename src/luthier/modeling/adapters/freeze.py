@@ -29,6 +29,7 @@ def prepare(
     """Marks the chosen modules of the chosen layers, and the extra modules, as learning."""
     from luthier.modeling.adapters.targets import text_part
     from luthier.modeling.counts import LAYER_COUNT_NAMES, count_layers
+    from luthier.modeling.heads import SCORE, has_score
 
     model.requires_grad_(False)
     if not is_trainable:
@@ -59,7 +60,8 @@ def prepare(
             is_chosen = is_wanted and int(place[1]) in layers
         else:
             is_chosen = name.split(".")[-2] in finetuning.freeze_extra_modules
-        parameter.requires_grad_(is_chosen and name in names)
+        is_head = has_score(model) and name.startswith(f"{SCORE}.")
+        parameter.requires_grad_((is_chosen and name in names) or is_head)
     chosen = f"{', '.join(modules)} of layers {', '.join(map(str, layers))}"
     learning = ([chosen] if layers else []) + list(finetuning.freeze_extra_modules)
     console.info(f"freeze: what learns is {', '.join(learning)} (layers 0 to {num_layers - 1})")

@@ -9,8 +9,17 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    TaskType,
+    get_peft_model,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -28,6 +37,7 @@ from luthier.modeling.adapters.targets import (
     saved_modules,
     text_part,
 )
+from luthier.modeling.heads import SCORE, has_score, lacks_score
 from luthier.modeling.source import check_adapter, hub_options
 from luthier.modeling.vocabulary import embedding_names, is_tied
 
@@ -124,6 +134,7 @@ def _load(
     del options["trust_remote_code"]
     if arguments.model.adapter_folder:
         options["subfolder"] = arguments.model.adapter_folder
+    options.setdefault("subfolder", None)
     if Path(adapter).expanduser().is_dir():
         adapter = str(Path(adapter).expanduser())
     try:
@@ -132,16 +143,19 @@ def _load(
         if began.startswith("pissa"):
             console.warn(_redrawn(adapter, began))
             config.init_lora_weights = True
+        is_new = has_score(model) and config.task_type != TaskType.SEQ_CLS
+        if has_score(model) and not is_new and lacks_score(adapter, options["subfolder"]):
+            raise ValueError("it has no score, which a reward model saves with its adapter")
         if config.is_prompt_learning:
             raise ValueError(f"it is no LoRA but {config.peft_type.value}, which is not read here")
-        loaded = PeftModel.from_pretrained(
-            model,
-            adapter,
-            config=config,
-            is_trainable=is_trainable,
-            use_safetensors=True,
-            **options,
-        )
+        options["use_safetensors"] = True
+        if is_new:
+            config.inference_mode = not is_trainable
+            loaded = _beside_score(model, config, load_peft_weights(adapter, "cpu", **options))
+        else:
+            loaded = PeftModel.from_pretrained(
+                model, adapter, config=config, is_trainable=is_trainable, **options
+            )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as problem:
         raise ModelError(
             f"adapter_name_or_path: {adapter} does not fit the model: {problem}\n  Give the "
@@ -151,6 +165,18 @@ def _load(
     if began.startswith("pissa"):
         take_apart_again(loaded, began, arguments.training.seed)
     tie_head(loaded)
+    return loaded
+
+
+def _beside_score(
+    model: PreTrainedModel, config: PeftConfig, weights: dict[str, Tensor]
+) -> PeftModel:
+    """An adapter that has learned to predict tokens, on a model with a score that it has not."""
+    config.task_type = TaskType.SEQ_CLS
+    score = model.get_submodule(SCORE).state_dict()
+    loaded: Any = get_peft_model(model, config)
+    own = {f"base_model.model.{SCORE}.{name}": each for name, each in score.items()}
+    set_peft_model_state_dict(loaded, weights | own)
     return loaded
 
 
@@ -187,7 +213,7 @@ def _create(model: PreTrainedModel, arguments: Arguments) -> PeftModel:
     part = text_part(model)
     several = {name: count for name, count in chosen.parameters.items() if count > 1}
     config = LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
+        task_type=TaskType.SEQ_CLS if has_score(model) else TaskType.CAUSAL_LM,
         inference_mode=False,
         r=rank,
         lora_alpha=alpha,

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier import console
 from luthier.errors import ModelError, suggest
+from luthier.modeling.heads import SCORE
 from luthier.modeling.sharded import full_shape
 
 OTHER_HEADS = {"chatglm": "output_layer", "internlm2": "output"}
@@ -35,7 +36,7 @@ def text_part(model: PreTrainedModel) -> re.Pattern[str] | None:
     """
     if model.config.get_text_config() is model.config:
         return None
-    ends = (model.get_decoder(), model.get_output_embeddings())
+    ends = (model.get_decoder(), model.get_output_embeddings() or getattr(model, SCORE, None))
     paths = [re.escape(name) for name, module in model.named_modules() if name and module in ends]
     if not paths:
         return None
@@ -50,7 +51,7 @@ def linear_names(model: PreTrainedModel) -> list[str]:
     """
     part = text_part(model)
     head = model.get_output_embeddings()
-    heads = {"lm_head", OTHER_HEADS.get(model.config.model_type, "lm_head")}
+    heads = {"lm_head", SCORE, OTHER_HEADS.get(model.config.model_type, "lm_head")}
     return sorted(
         {
             name.rpartition(".")[2]
