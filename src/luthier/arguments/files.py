@@ -11,6 +11,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from luthier.arguments.record import Setting
+from luthier.errors import ArgumentsError
 
 SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -55,6 +56,30 @@ def read_config(path: str | Path) -> tuple[list[Setting], list[str]]:
 def read_value(text: str) -> Any:
     """A value as YAML writes it on one line: `[a, b]`, `{a: 1}`."""
     return _yaml().load(text)
+
+
+def read_settings(argument: str, name: str, hint: str) -> dict[str, Any]:
+    """What stands in the JSON or YAML file that an argument names; an ArgumentsError if it cannot.
+
+    `hint` says what may be named.
+    """
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise ArgumentsError(
+            f"{argument}: there is no file {name}. {hint}; a path counts from the folder that the "
+            "run is started in."
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+        settings = json.loads(text) if _kind(path) == "JSON" else _yaml().load(text)
+    except (UnicodeDecodeError, json.JSONDecodeError, YAMLError) as problem:
+        said = " ".join(str(problem).split())
+        raise ArgumentsError(f"{argument}: {name} is not {_kind(path)}: {said}.") from problem
+    if not isinstance(settings, dict):
+        raise ArgumentsError(
+            f"{argument}: {name} holds a {type(settings).__name__}; expected a mapping of settings."
+        )
+    return settings
 
 
 def _kind(file: Path) -> str:

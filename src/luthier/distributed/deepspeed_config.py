@@ -6,9 +6,9 @@ import copy
 import json
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, TypeAlias
 
+from luthier.arguments.files import read_settings
 from luthier.arguments.record import Arguments, facts
 from luthier.errors import ArgumentsError
 from luthier.optional import is_installed, missing
@@ -32,22 +32,8 @@ def read_config(given: str | Mapping[str, Any]) -> Config:
     """A copy of the configuration, or what stands in the JSON file of that name."""
     if isinstance(given, Mapping):
         return copy.deepcopy(dict(given))
-    path = Path(given).expanduser()
-    if not path.is_file():
-        raise ArgumentsError(
-            f"deepspeed: there is no file {given}. Name a JSON file such as "
-            "examples/deepspeed/ds_z3_config.json; a path counts from the folder that the run "
-            "is started in."
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as problem:
-        raise ArgumentsError([f"deepspeed: {given} is not JSON: {problem}."]) from problem
-    if not isinstance(config, dict):
-        raise ArgumentsError(
-            [f"deepspeed: {given} holds a {type(config).__name__}; expected a mapping of settings."]
-        )
-    return config
+    hint = "Name a JSON file such as examples/deepspeed/ds_z3_config.json"
+    return read_settings("deepspeed", given, hint)
 
 
 def stage_of(config: Mapping[str, Any]) -> Any:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeAlias
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
+from luthier.arguments.files import read_settings
 from luthier.arguments.record import Arguments
+from luthier.errors import ArgumentsError
 
 Said: TypeAlias = dict[str, tuple[Any, str]]
 """A setting -> its value, and where it was said."""
@@ -81,8 +78,8 @@ def read_sharding(arguments: Arguments, environment: Mapping[str, str]) -> Readi
     for source in (_words(training.fsdp), _config(training.fsdp_config), _layers(arguments)):
         try:
             _merge(said, source, reading)
-        except _Wrong as wrong:
-            reading.problems += wrong.args
+        except ArgumentsError as wrong:
+            reading.problems += wrong.problems
     if is_launched_so:
         _add_launcher(said, environment, reading)
     if not reading.problems:
@@ -109,12 +106,10 @@ def said_by_launcher() -> Mapping[str, str]:
     return {name: value for name, value in os.environ.items() if is_of_fsdp(name)}
 
 
+HINT = "Name a JSON or YAML file, or write the settings themselves"
+
 LAYERS = "fsdp_transformer_layer_cls_to_wrap"
 """The argument that names layers, from before there was `fsdp_config`."""
-
-
-class _Wrong(Exception):
-    """Sentences about one source of settings."""
 
 
 # Sources
@@ -130,7 +125,7 @@ def _words(fsdp: Any) -> Iterator[tuple[str, Any, str]]:
 
 
 def _config(given: str | Mapping[str, Any] | None) -> Iterator[tuple[str, Any, str]]:
-    config = _read_file(given) if isinstance(given, str) else given or {}
+    config = read_settings("fsdp_config", given, HINT) if isinstance(given, str) else given or {}
     if isinstance(config.get("fsdp_config"), Mapping):  # a whole file of accelerate
         config = config["fsdp_config"]
     for name, value in config.items():
@@ -142,25 +137,6 @@ def _layers(arguments: Arguments) -> Iterator[tuple[str, Any, str]]:
     layers = arguments.training.fsdp_transformer_layer_cls_to_wrap
     if layers:
         yield LAYERS.removeprefix("fsdp_"), layers, LAYERS
-
-
-def _read_file(name: str) -> Mapping[str, Any]:
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise _Wrong(
-            f"fsdp_config: there is no file {name}. Name a JSON or YAML file, or write the "
-            "settings themselves; a path counts from the folder that the run is started in."
-        )
-    try:
-        text = path.read_text(encoding="utf-8")
-        is_json = path.suffix.lower() == ".json"
-        config = json.loads(text) if is_json else YAML(typ="safe", pure=True).load(text)
-    except (UnicodeDecodeError, json.JSONDecodeError, YAMLError) as problem:
-        said = " ".join(str(problem).split())
-        raise _Wrong(f"fsdp_config: {name} cannot be read: {said}.") from problem
-    if not isinstance(config, Mapping):
-        raise _Wrong(f"fsdp_config: {name} holds no settings; expected lines of `name: value`.")
-    return config
 
 
 LAUNCHER_NAMES = {
@@ -190,10 +166,7 @@ def _launcher(environment: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
 
 def _add_launcher(said: Said, environment: Mapping[str, str], reading: Reading) -> None:
     launched: Said = {}
-    try:
-        _merge(launched, _launcher(environment), reading)
-    except _Wrong as wrong:
-        reading.problems += wrong.args
+    _merge(launched, _launcher(environment), reading)
     for name, (value, where) in launched.items():
         own = said.setdefault(name, (value, where))
         if own[0] != value:
