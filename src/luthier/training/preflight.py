@@ -30,7 +30,7 @@ def find_problems(arguments: Arguments) -> list[str]:
 
 def find_problems_of_a_chat(arguments: Arguments) -> list[str]:
     """The same for a chat, which reads the model and the template only."""
-    return [*_model(arguments), *_template(arguments), *_packages(arguments, "model")]
+    return [*check_model(arguments.model), *_template(arguments), *_packages(arguments, "model")]
 
 
 def find_problems_of_the_data(arguments: Arguments) -> list[str]:
@@ -39,10 +39,6 @@ def find_problems_of_the_data(arguments: Arguments) -> list[str]:
     if arguments.model.model_name_or_path:
         problems += check_tokenizer(arguments.model)
     return problems
-
-
-def _model(arguments: Arguments) -> Iterator[str]:
-    yield from check_model(arguments.model)
 
 
 def _data(arguments: Arguments) -> Iterator[str]:
@@ -129,7 +125,7 @@ def _rows_of_a_step(arguments: Arguments) -> Iterator[str]:
 
 
 CHECKS: tuple[Callable[[Arguments], Iterator[str]], ...] = (
-    _model,
+    lambda arguments: check_model(arguments.model),
     _data,
     _template,
     _packages,

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import ModelCardData
@@ -21,23 +21,19 @@ from luthier.checkpoints.files import write_json, write_whole
 from luthier.checkpoints.fingerprint import versions
 from luthier.secrecy import masked, masked_throughout
 
+if TYPE_CHECKING:
+    from luthier.data.report import DataReport
+
 RUN_RECORD = "run.json"
 
 COST = re.compile(r"_runtime$|_per_sec(ond)?$|_per_step$|_tokens_computed$|^total_flos$|^epoch$")
 """Numbers of a run that say nothing about its model; the card leaves them out."""
 
 
-class Report(Protocol):
-    """What the data route counted."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Counts and hashes, as JSON can hold them."""
-
-
 def write_run_record(
     folder: Path,
     arguments: Arguments,
-    data: Report | None = None,
+    data: DataReport | None = None,
     engine: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes `run.json`, on the first rank: all that is needed to do the run again, or to chat.
