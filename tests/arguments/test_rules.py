@@ -6,7 +6,6 @@ from luthier.errors import ArgumentsError
 RUN = {"model_name_or_path": "m", "output_dir": "o", "do_train": True, "dataset": "d"}
 
 BROKEN = [
-    ({"stage": "rm"}, "stage: rm is not in this version yet"),
     ({"stage": "dpo", "pref_loss": "sigmod"}, "Did you mean 'sigmoid'"),
     ({"stage": "dpo", "pref_loss": ""}, "names no loss"),
     ({"stage": "dpo", "pref_loss": "ipo,sft", "pref_loss_weights": "1"}, "has 1 numbers"),

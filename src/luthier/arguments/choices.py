@@ -157,7 +157,7 @@ ADAPTERS: Registry[Adapter] = Registry("finetuning_type", "luthier.modeling.adap
 OPTIMIZERS: Registry[Optimizer] = Registry("optim", "luthier.training.optimizers")
 PAIR_LOSSES: Registry[PairLoss] = Registry("pref_loss", "luthier.losses")
 
-ABSENT_STAGES = ("ppo", "kto")
+ABSENT_STAGES = ("ppo",)
 """Stages of LLaMA-Factory; those that a file stands for are here all the same."""
 
 ABSENT_METHODS = ("oft",)

@@ -77,10 +77,8 @@ def nothing_to_do(arguments: Arguments) -> list[str]:
 
 def _what_is_here(arguments: Arguments) -> Iterator[str]:
     stage, method = arguments.finetuning.stage, arguments.finetuning.finetuning_type
-    if stage == "ppo":
-        yield "stage: ppo is not part of this program; use stage: sft, or trl for PPO."
-    elif stage not in STAGES:
-        yield f"stage: {stage} is not in this version yet; use stage: sft or pt."
+    if stage not in STAGES:
+        yield f"stage: {stage} is not part of this program; use stage: dpo, or trl for PPO."
     if method not in ADAPTERS:
         yield f"finetuning_type: {method} is not in this version yet; use finetuning_type: lora."
 
