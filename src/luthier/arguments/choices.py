@@ -15,24 +15,19 @@ from luthier.registry import Registry
 
 @dataclass(frozen=True)
 class Optimizer:
-    """What stands behind a value of `optim`: a file of `training/optimizers/`, or a line of one.
-
-    Attributes:
-        make: (parameter groups, the run's `TrainingArguments`) -> a torch optimizer; each group
-            has `params` and `weight_decay`, perhaps `lr`. None where transformers makes it.
-        needs: the package it comes from; empty where torch or transformers have it.
-        numbers: that it keeps of each trained one, as wide as it is.
-        packed_bytes: that it keeps of each trained number, where its states are packed.
-        is_sharded: whether it works on parts of weights as on whole ones, as ZeRO and FSDP have it.
-        settings: the names that `optim_args` may set -> the type of each.
-    """
+    """What stands behind a value of `optim`: a file of `training/optimizers/`, or a line of one."""
 
     make: Callable[[list[dict[str, Any]], Any], Any] | None = None
-    needs: str = ""
-    numbers: float = 2.0
+    """(parameter groups, the run's `TrainingArguments`) -> a torch optimizer; each group has
+    `params` and `weight_decay`, perhaps `lr`. None where transformers makes it."""
+    needs: str = ""  # the package it comes from; empty where torch or transformers have it
+    numbers: float = 2.0  # that it keeps of each trained one, as wide as it is
     packed_bytes: float | None = None
+    """That it keeps of each trained number, where its states are packed."""
     is_sharded: bool = True
+    """Whether it works on parts of weights as on whole ones, as ZeRO and FSDP have it."""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    """The names that `optim_args` may set -> the type of each."""
 
     def state_bytes(self, parameter: Any) -> float:
         """What it keeps of a trained tensor."""
@@ -43,18 +38,14 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What stands behind a value of `lr_scheduler_type`, by transformers' name.
-
-    Attributes:
-        settings: the names that `lr_scheduler_kwargs` may set -> the type of each.
-        looks_at_end: whether it depends on the number of all steps.
-        acts_on_evaluations: whether it follows a metric; then its own state holds the learning rate
-            and all of its settings.
-    """
+    """What stands behind a value of `lr_scheduler_type`, by transformers' name."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
-    looks_at_end: bool = True
+    """The names that `lr_scheduler_kwargs` may set -> the type of each."""
+    looks_at_end: bool = True  # whether it depends on the number of all steps
     acts_on_evaluations: bool = False
+    """Whether it follows a metric; then its own state holds the learning rate and all of its
+    settings."""
 
 
 _Least: TypeAlias = Annotated[int, Field(ge=1)]
@@ -108,48 +99,34 @@ class Adapter:
     """What stands behind a value of `finetuning_type`: a file of `modeling/adapters/`.
 
     It is asked before anything is loaded, so what it needs is imported in its functions.
-
-    Attributes:
-        prepare: (model, arguments, `is_trainable`, the `checkpoint` that a run goes on from) -> the
-            model, or the peft model around it, whose parameters have `requires_grad` exactly where
-            they learn. It raises a ModelError when the arguments do not fit the model.
-        finish: (model, arguments, folder), after the first rank has written a trained model there.
-        needs: the package it comes from.
-        keeps_apart: whether what learns lies beside the model's own weights and in a file of its
-            own: it can be gone on with and merged (`adapter_name_or_path`).
-        trains_all: whether every weight learns.
-        is_sharded: whether it marks parts of weights as it does whole ones.
     """
 
     prepare: Callable[..., Any]
+    """(model, arguments, `is_trainable`, the `checkpoint` that a run goes on from) -> the model, or
+    the peft model around it, whose parameters have `requires_grad` exactly where they learn. It
+    raises a ModelError when the arguments do not fit the model."""
     finish: Callable[[Any, Any, Path], None] | None = None
-    needs: str = ""
+    """(model, arguments, folder), after the first rank has written a trained model there."""
+    needs: str = ""  # the package it comes from
     keeps_apart: bool = False
-    trains_all: bool = False
-    is_sharded: bool = True
+    """Whether what learns lies beside the model's own weights and in a file of its own: it can be
+    gone on with and merged (`adapter_name_or_path`)."""
+    trains_all: bool = False  # whether every weight learns
+    is_sharded: bool = True  # whether it marks parts of weights as it does whole ones
 
 
 @dataclass(frozen=True)
 class PairLoss:
-    """What stands behind a value of `pref_loss`; see `losses/pairs.py`.
-
-    Attributes:
-        take: (answers of P pairs, the knobs of `finetuning`) -> (P,) losses.
-        needs_reference: whether it holds the model against its reference.
-        smooths: whether `dpo_label_smoothing` is part of it.
-        needs_smoothing: whether that must not be 0.
-        diverges: whether `f_divergence_type` is part of it.
-        couples: whether the loss of a pair depends on the other pairs of its step.
-        averages_step: whether it needs the mean length of the chosen answers of a step.
-    """
+    """What stands behind a value of `pref_loss`; see `losses/pairs.py`."""
 
     take: Callable[[Any, Any], Any]
-    needs_reference: bool = True
-    smooths: bool = False
-    needs_smoothing: bool = False
-    diverges: bool = False
-    couples: bool = False
-    averages_step: bool = False
+    """(answers of P pairs, the knobs of `finetuning`) -> (P,) losses."""
+    needs_reference: bool = True  # whether it holds the model against its reference
+    smooths: bool = False  # whether `dpo_label_smoothing` is part of it
+    needs_smoothing: bool = False  # whether that must not be 0
+    diverges: bool = False  # whether `f_divergence_type` is part of it
+    couples: bool = False  # whether the loss of a pair depends on the other pairs of its step
+    averages_step: bool = False  # whether it needs the mean length of the chosen answers of a step
 
 
 STAGES: Registry[Any] = Registry("stage", "luthier.stages")

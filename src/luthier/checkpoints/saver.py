@@ -120,10 +120,7 @@ class CheckpointSaver:
             write_whole(self._output_dir / STATE, [text, "\n"])
 
     def save(self, progress: dict[str, Any]) -> Path | None:
-        """Publishes a checkpoint of this moment.
-
-        Args:
-            progress: what trainer_state.json is to keep beside the library's.
+        """Publishes a checkpoint of this moment, with `progress` beside the library's state.
 
         Returns:
             Its folder; None when it could not be written, which a line says.
@@ -156,14 +153,9 @@ class CheckpointSaver:
         return folder
 
     def save_model(self, write: Callable[[str], None], end: str) -> None:
-        """Replaces the model in the run's folder by that of this moment.
+        """Replaces the model in the run's folder by that of this moment, or raises a SaveError.
 
-        Args:
-            write: puts the model's files into a folder.
-            end: why the run is over, see `Manifest`.
-
-        Raises:
-            SaveError: if it cannot be written.
+        `end` is why the run is over, see `Manifest`.
         """
         stage = stage_folder(self._output_dir, FINAL, self._identity.run_id)
         problem = self._agreed(lambda: self._make_stage(stage))
@@ -227,13 +219,8 @@ class CheckpointSaver:
     def _agreed(self, act: Callable[[], None], *, is_collective: bool = False) -> str | None:
         """Acts on all ranks, and says what went wrong on the first of those where it did.
 
-        Args:
-            act: what this rank does.
-            is_collective: whether ranks may wait for each other inside. A rank that fails then
-                cannot tell the others, and the run ends.
-
-        Raises:
-            SaveError: if a rank fails while others wait for it.
+        Where ranks wait for each other inside (`is_collective`), a rank that fails cannot tell the
+        others, and the run ends by a SaveError.
         """
         failure = None
         try:

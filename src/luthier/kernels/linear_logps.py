@@ -229,18 +229,8 @@ def _read_chunks(
 ) -> tuple[Figures, tuple[Tensor | None, ...]]:
     """Figures of all reads, and the gradients wanted, in buffers that all chunks share.
 
-    Args:
-        hidden_NH: (N, H).
-        weight_VH: (V, H), cast once.
-        bias_V: (V,) or None.
-        targets_N: (N,) int64.
-        dtype: of the products; everything else is in float32 or wider.
-        settings: how logits become figures.
-        wants: whether the gradients of hidden, weight, bias are made.
-        upstream_N: (N,), weighs each read in the gradients; None for ones.
-
-    Returns:
-        The figures, and gradients of hidden, weight and bias in the dtypes of these.
+    The products are made in `dtype`, everything else in float32 or wider; gradients come in the
+    dtypes of hidden, weight and bias. `upstream_N` weighs each read in them; None for ones.
     """
     inputs = (hidden_NH, weight_VH, bias_V)
     exact = torch.promote_types(dtype, torch.float32)

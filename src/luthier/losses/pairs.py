@@ -35,21 +35,16 @@ CERTAIN = -1e-12
 
 @dataclass(frozen=True)
 class Answers:
-    """What pairs of answers are judged by; float32.
+    """What pairs of answers are judged by; float32."""
 
-    Attributes:
-        logps_P2: (P, 2) by the model, with gradient, summed over the tokens of an answer.
-        lengths_P2: (P, 2), these tokens.
-        reference_P2: (P, 2), the same sums by the reference; None where none is read.
-        chosen_tokens: of a pair, the mean over the whole step; `sft` alone asks for it.
-        mean_reward: of earlier steps, 0 at first; `pref_bco_weight` alone asks for it.
-    """
-
-    logps_P2: Tensor
-    lengths_P2: Tensor
+    logps_P2: Tensor  # (P, 2) by the model, with gradient, summed over the tokens of an answer
+    lengths_P2: Tensor  # (P, 2), these tokens
     reference_P2: Tensor | None = None
+    """(P, 2), the same sums by the reference; None where none is read."""
     chosen_tokens: Tensor | float = 1.0
+    """Of a pair, the mean over the whole step; `sft` alone asks for it."""
     mean_reward: Tensor | float = 0.0
+    """Of earlier steps, 0 at first; `pref_bco_weight` alone asks for it."""
 
     @property
     def ratios_P2(self) -> Tensor:

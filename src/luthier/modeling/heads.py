@@ -59,11 +59,7 @@ def check_kind(
 ) -> bool:
     """Refuses a reward model where tokens are predicted, and another classifier where one is due.
 
-    Returns:
-        Whether the model or an adapter brings a score.
-
-    Raises:
-        ModelError: that names the model or the adapter.
+    Whether the model or an adapter brings a score is returned.
     """
     name = model_args.model_name_or_path
     found = [name] if scores_already(config) else []
@@ -119,11 +115,8 @@ def settle_score(
 ) -> None:
     """Has a model score in float32; a new score is drawn, of a seed always the same.
 
-    Args:
-        model: made by `AutoModelForSequenceClassification`.
-        tokenizer: whose padding the model is told, for rows of several lengths.
-        is_new: whether the model brought none.
-        seed: of the run.
+    It is made by `AutoModelForSequenceClassification`, and told the tokenizer's padding, for rows
+    of several lengths.
     """
     head: Any = getattr(model, SCORE)
     head.__class__ = Score
@@ -155,13 +148,10 @@ def value_head(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def choose_pad(tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> None:
-    """Has a tokenizer pad with a token that ends no answer.
+    """Has a tokenizer pad with a token that ends no answer, or raises a ModelError without one.
 
     transformers reads a score at the last token of a row that is not padding, so where the end of
     an answer is the padding it would be read too early.
-
-    Raises:
-        ModelError: when the tokenizer has no other special token.
     """
     ends = {*ends, tokenizer.eos_token_id}
     if tokenizer.pad_token_id not in ends:

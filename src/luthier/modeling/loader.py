@@ -171,12 +171,7 @@ def load_model(
 
 
 def load_config(model_args: ModelArguments) -> PreTrainedConfig:
-    """The model's configuration, with the attention kernel that was asked for.
-
-    Raises:
-        ModelError: naming the path, when it cannot be read.
-        MissingPackage: when the kernel's package is absent.
-    """
+    """The model's configuration, with the attention kernel that was asked for."""
     name = str(model_args.model_name_or_path)
     source = fetch_model(name)
     options: dict[str, Any] = hub_options(model_args)
@@ -266,15 +261,11 @@ INFERENCE_FACTOR = 2
 
 
 def stretch_rope(config: PreTrainedConfig, method: str | None, length: int | None) -> None:
-    """Sets a rotary scaling and the longer maximum on a configuration, in place.
+    """Sets a rotary scaling (`rope_scaling`) and the longer maximum on a configuration, in place.
 
-    The factor is the whole number of old maxima that `length` needs, 2 when nothing is trained.
-    `rope_theta` and whatever else the configuration says of its rotary positions is kept.
-
-    Args:
-        config: of the model.
-        method: linear, dynamic, yarn or llama3 (`rope_scaling`); None changes nothing.
-        length: the longest training example (`cutoff_len`); None when nothing is trained.
+    The factor is the whole number of old maxima that `length`, the longest training example, needs;
+    2 when nothing is trained. `rope_theta` and whatever else the configuration says of its rotary
+    positions is kept.
 
     Raises:
         ModelError: if the model has no rotary positions, or several kinds of them.

@@ -41,39 +41,24 @@ glibc's heap has been seen to grow to twice what is kept in it, torch's own of a
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes that autograd keeps of a forward pass: `fixed + T * (each + L * pair)`.
+    """Bytes that autograd keeps of a forward pass: `fixed + T * (each + L * pair)`."""
 
-    Attributes:
-        fixed: whatever the length, such as weights that autocast has rounded.
-        each: of every token.
-        pair: of every token for each token of its sequence, as attention scores and masks are.
-    """
-
-    fixed: float
-    each: float
-    pair: float
+    fixed: float  # whatever the length, such as weights that autocast has rounded
+    each: float  # of every token
+    pair: float  # of every token for each token of its sequence, as attention scores and masks are
 
     def of(self, num_tokens: int, longest: int) -> int:
-        """Bytes of a micro-batch.
-
-        Args:
-            num_tokens: of the whole micro-batch.
-            longest: tokens of its longest sequence.
-        """
+        """Bytes of a micro-batch of so many tokens, those of its longest sequence given."""
         return int(self.fixed + num_tokens * (self.each + longest * self.pair))
 
 
 def measure_activations(model: Any, autocast: Autocast, *, is_padded: bool) -> Activations:
     """Probes a model with three short sequences and counts what autograd keeps.
 
-    That is the model as it is: its architecture, adapters, replaced layers, attention and dtypes.
-    The head is left out, since the loss never sees all logits. Weights do not count. No random
-    number is drawn from the run's generators.
-
-    Args:
-        model: ready to train, on its device, without gradient checkpointing.
-        autocast: makes the context that the run computes in.
-        is_padded: whether the sequences are padded, which takes another way through attention.
+    That is the model as it is: its architecture, adapters, replaced layers, attention and dtypes,
+    without gradient checkpointing. The head is left out, since the loss never sees all logits.
+    Weights do not count. No random number is drawn from the run's generators. Padded sequences take
+    another way through attention.
     """
     bare = extract_model_from_parallel(model)
     base = bare.get_base_model() if isinstance(bare, PeftModel) else bare
@@ -148,17 +133,10 @@ def training_bytes(
 ) -> int:
     """What training adds to a model that is already in memory.
 
-    Gradients and optimizer states of what learns, the activations of a micro-batch, one layer of
-    them once more for the gradients that pass through it, and a chunk of the head.
-
-    Args:
-        model: ready to train.
-        activations: from `measure_activations`.
-        num_tokens: of the largest micro-batch.
-        longest: tokens of the longest sequence.
-        optimizer: what its name stands for.
-        keeps_float32: whether it works on float32 copies of weights in half precision, as
-            DeepSpeed's does; that ranks share its states is left out, so this is the most needed.
+    Gradients and optimizer states of what learns, the activations of the largest micro-batch, one
+    layer of them once more for the gradients that pass through it, and a chunk of the head. With
+    `keeps_float32` the optimizer works on float32 copies of weights in half precision, as
+    DeepSpeed's does; that ranks share its states is left out, so this is the most needed.
     """
     total = 0.0
     for parameter in model.parameters():
@@ -185,16 +163,8 @@ def choose_checkpointing(
 ) -> None:
     """Switches gradient checkpointing on where it is asked for, or where memory needs it.
 
-    `auto` keeps all activations when the estimate fits on every rank.
-
-    Args:
-        model: ready to train, with `requires_grad` set and everything replaced that will be, on
-            the device of the run.
-        arguments: of the run.
-        num_tokens: of the largest micro-batch.
-        longest: tokens of the longest sequence.
-        is_padded: whether micro-batches are rectangles, not trees.
-        autocast: makes the context that the run computes in.
+    `auto` keeps all activations when the estimate fits on every rank. The model is as it will be,
+    everything replaced, on the device of the run.
     """
     asked = arguments.training.gradient_checkpointing
     reason = ""
@@ -230,19 +200,13 @@ def choose_checkpointing(
 
 
 def checkpoint_activations(model: PreTrainedModel, *, use_reentrant: bool, **options: Any) -> str:
-    """Switches gradient checkpointing on, from the first layer that learns.
+    """Switches gradient checkpointing on, from the first layer that learns; says of how many.
 
     Layers below it take no part in the backward pass, so they keep nothing and need not be
     computed twice. The reentrant form only sees a layer whose input requires a gradient; the
-    output of what stands before the first learning layer is made to.
-
-    Args:
-        model: with its adapters and with `requires_grad` set, for they say what learns.
-        use_reentrant: torch's older form; both give the same gradients.
-        options: further keyword arguments of `torch.utils.checkpoint.checkpoint`.
-
-    Returns:
-        How many layers, in words; empty when the model knows none of it, which is told.
+    output of what stands before the first learning layer is made to. Both forms give the same
+    gradients; `options` are of `torch.utils.checkpoint.checkpoint`. A model that knows none of it
+    is told of, and nothing is said.
     """
     if not model.supports_gradient_checkpointing:
         console.warn(f"{type(model).__name__} knows no gradient checkpointing; it stays off")

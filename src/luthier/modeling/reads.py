@@ -122,12 +122,9 @@ class SequenceLogps(NamedTuple):
 
 
 def sequence_logps(model: Any, batch: MicroBatch, *, with_logits: bool = False) -> SequenceLogps:
-    """The log-probabilities of the learned tokens, and their sums by sequence.
+    """The log-probabilities of the learned tokens, and their sums by sequence; see `read_nll`.
 
-    Args:
-        model: as of `read_nll`.
-        batch: as of `read_nll`.
-        with_logits: whether mean logits are told. They are linear in the mean row of the head.
+    With `with_logits` mean logits are told; they are linear in the mean row of the head.
     """
     logits_S: list[Tensor] = []
 
@@ -189,16 +186,9 @@ def _mean_logits(head: nn.Module, hidden_NH: Tensor, settings: Settings) -> Tens
 
 
 def read_values(model: Any, batch: MicroBatch, positions_N: Tensor | None = None) -> Tensor:
-    """The scores of a reward model, see `heads.py`.
+    """The scores of a reward model, see `heads.py`: (N,) or (S,) float32.
 
-    Args:
-        model: as of `read_nll`.
-        batch: padded, or a token tree.
-        positions_N: (N,) int64 in the flattened micro-batch; by default the last token of each of
-            its S sequences.
-
-    Returns:
-        (N,) or (S,) float32.
+    At `positions_N` in the flattened micro-batch, by default the last token of each sequence.
     """
     places_N = batch.ends if positions_N is None else positions_N
     with _forward_arguments(batch) as arguments:
@@ -300,19 +290,13 @@ def _head_figures(
 
 @dataclass(frozen=True)
 class LogitForm:
-    """What a model's logits are beside the product of its head.
+    """What a model's logits are beside the product of its head."""
 
-    Attributes:
-        scale: multiplies the product.
-        softcap: then bounds it, y = softcap * tanh(x / softcap); None for no bound.
-        num_logits: columns of the product.
-        neutral: owner, attribute and value with which the model leaves the head's output alone.
-    """
-
-    scale: float
-    softcap: float | None
-    num_logits: int
+    scale: float  # multiplies the product
+    softcap: float | None  # then bounds it, y = softcap * tanh(x / softcap); None for no bound
+    num_logits: int  # columns of the product
     neutral: tuple[tuple[Any, str, float | None], ...]
+    """owner, attribute and value with which the model leaves the head's output alone."""
 
     def apply(self, products: Tensor) -> Tensor:
         """The logits that the model makes of the head's products."""
@@ -321,14 +305,10 @@ class LogitForm:
 
 
 def logit_form(model: Any, input_ids: Tensor) -> LogitForm | None:
-    """How a model makes logits of its head's products, found out once per model.
+    """How a model makes logits of its head's products, found out once; every rank has to call this.
 
-    A few tokens go through the model while its head returns made-up products, and what the model
-    returns as logits is compared with the operations that are known.
-
-    Args:
-        model: a causal language model, bare or wrapped; every rank has to call this.
-        input_ids: (B, T), some that the model can read.
+    A few tokens (B, T) go through the model while its head returns made-up products, and what the
+    model returns as logits is compared with the operations that are known.
 
     Returns:
         None when the head does not see all positions at once, or the model does something else

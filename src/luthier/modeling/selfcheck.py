@@ -83,31 +83,19 @@ StandIns: TypeAlias = dict[int, nn.Parameter]
 
 
 class Probe(NamedTuple):
-    """The log-probabilities of a few tokens, and gradients of their sum.
+    """The log-probabilities of a few tokens, and gradients of their sum."""
 
-    Attributes:
-        logps_N: float32, of every read, sequence by sequence.
-        gradients_P: float32, numbers of some trained tensors' gradients.
-        num_idle: trained tensors that took no part in any of it.
-    """
-
-    logps_N: Tensor
-    gradients_P: tuple[Tensor, ...]
-    num_idle: int
+    logps_N: Tensor  # float32, of every read, sequence by sequence
+    gradients_P: tuple[Tensor, ...]  # float32, numbers of some trained tensors' gradients
+    num_idle: int  # trained tensors that took no part in any of it
 
 
 class Distance(NamedTuple):
-    """How far a probe lies from another one; what is no number is infinitely far.
+    """How far a probe lies from another one; what is no number is infinitely far."""
 
-    Attributes:
-        logps: norm of the difference over the spread of the other one's log-probabilities.
-        logps_median: the same of the read in the middle.
-        gradients_P: norm of each gradient's difference over the other one's.
-    """
-
-    logps: float
-    logps_median: float
-    gradients_P: tuple[float, ...]
+    logps: float  # norm of the difference over the spread of the other one's log-probabilities
+    logps_median: float  # the same of the read in the middle
+    gradients_P: tuple[float, ...]  # norm of each gradient's difference over the other one's
 
     @property
     def largest(self) -> float:
@@ -121,17 +109,11 @@ class Distance(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """How a way differs from the plain one.
+    """How a way differs from the plain one."""
 
-    Attributes:
-        excess: how many times the difference that rounding explains.
-        is_far: whether it is none that a batch's size may explain either.
-        figures: the difference in words.
-    """
-
-    excess: float
-    is_far: bool
-    figures: str
+    excess: float  # how many times the difference that rounding explains
+    is_far: bool  # whether it is none that a batch's size may explain either
+    figures: str  # the difference in words
 
     @property
     def is_rounding(self) -> bool:
@@ -192,14 +174,9 @@ class SelfCheck:
             )
 
     def compare(self, batch: MicroBatch) -> tuple[Difference, bool]:
-        """The same tokens the way the run computes them.
+        """The same tokens the way the run computes them, and whether a trained tensor took no part.
 
-        Args:
-            batch: a micro-batch that reads every token but the first of each sequence, in their
-                order.
-
-        Returns:
-            The difference, and whether a trained tensor took no part.
+        The micro-batch reads every token but the first of each sequence, in their order.
         """
         forwards = [lambda: read_each(self.model, batch)]
         probe = self._probe(forwards)
@@ -278,10 +255,7 @@ class SelfCheck:
 def more_rounded(own: Distance, plain: Distance, eps: float) -> float:
     """How many times what is allowed a way lies from float32, held against the plain way.
 
-    Args:
-        own: distance of the way from float32.
-        plain: distance of the plain way.
-        eps: of the dtype; so much is nothing.
+    So much as the `eps` of the dtype is nothing.
     """
     if not math.isfinite(own.largest):
         return own.largest
@@ -361,14 +335,8 @@ def in_float32(
     The first layers that fit are held so. A further layer is only while it computes, and again in
     the backward pass, as with gradient checkpointing, so the model may be of any size. Weights of
     packed types stay; those that are held in parts become whole, and every rank has to do the same.
-
-    Args:
-        model: without gradient checkpointing.
-        leaves: weights whose gradients will be asked for.
-        room: bytes that may be taken, the same on every rank; None where nobody knows.
-
-    Yields:
-        What stands in for those of `leaves` that are in half precision or held in parts.
+    `room` is bytes that may be taken, the same on every rank; None where nobody knows. What stands
+    in for those of `leaves` that are in half precision or held in parts is given.
     """
     rest, layers = _parts(model)
     stand_ins = {id(each): _copy(each, learns=True) for each in leaves if _is_replaced(each)}

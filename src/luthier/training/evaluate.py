@@ -48,10 +48,7 @@ def model_to_read(learner: Learner, *, as_held: bool) -> Any:
 def score_set(learner: Learner, loader: StepLoader, oom: OomHandler) -> list[list[float]]:
     """The scores of each row's sequences, in the rows' order; every rank gets all of them.
 
-    Args:
-        learner: whose stage measures `score`.
-        loader: of the whole set, this rank's share.
-        oom: computes micro-batches in smaller pieces where memory runs out.
+    The stage measures `score`; `loader` is of the whole set, this rank's share.
     """
     model, stage = model_to_read(learner, as_held=False), learner.stage
     found: dict[int, list[float]] = {}
@@ -72,15 +69,10 @@ def score_set(learner: Learner, loader: StepLoader, oom: OomHandler) -> list[lis
 def evaluate_set(
     learner: Learner, loader: StepLoader, oom: OomHandler, prefix: str, *, as_held: bool
 ) -> dict[str, float]:
-    """The loss of a set, the stage's metrics, and the time it took.
+    """The loss of a set, the stage's metrics, and the time it took, by names that `prefix` begins.
 
-    Args:
-        learner: whose model is evaluated; it stays in evaluation mode.
-        loader: of the whole set, this rank's share.
-        oom: computes micro-batches in smaller pieces where memory runs out.
-        prefix: of the metrics' names, `eval` or `eval_NAME`.
-        as_held: whether the weights stay in the dtype they are held in; otherwise they are brought
-            to that of `bf16_full_eval` or `fp16_full_eval`.
+    The model stays in evaluation mode. With `as_held` the weights stay in the dtype they are held
+    in; otherwise they are brought to that of `bf16_full_eval` or `fp16_full_eval`.
     """
     begun = time.time()
     args, stage = learner.args, learner.stage

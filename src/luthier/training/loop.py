@@ -75,17 +75,11 @@ SCALER = "scaler.pt"
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How long a run trains.
+    """How long a run trains."""
 
-    Attributes:
-        num_epochs: begun ones count whole.
-        steps_per_epoch: updates of an epoch.
-        max_steps: updates of the run.
-    """
-
-    num_epochs: int
-    steps_per_epoch: int
-    max_steps: int
+    num_epochs: int  # begun ones count whole
+    steps_per_epoch: int  # updates of an epoch
+    max_steps: int  # updates of the run
 
 
 class Trainer:
@@ -454,14 +448,7 @@ class Trainer:
     def _run_epoch(
         self, loader: StepLoader, epoch: int, num_skipped: int, checkpoint: str | None
     ) -> None:
-        """The steps of an epoch behind those that were made before.
-
-        Args:
-            loader: of the steps.
-            epoch: its number.
-            num_skipped: steps of it that were made.
-            checkpoint: that this epoch goes on from; None where it begins.
-        """
+        """The steps of an epoch behind those that were made before a checkpoint, if it goes on."""
         if checkpoint is not None and not num_skipped:
             load_random(self.args, checkpoint)
         loader.set_epoch(epoch, num_skipped)
@@ -678,9 +665,7 @@ class Trainer:
     def save_states(self, folder: str, written: Callable[[], None]) -> None:
         """Writes what a checkpoint needs to go on beside weights; every rank its own part.
 
-        Args:
-            folder: that is there.
-            written: is called when the largest files are whole.
+        `written` is called when the largest files are whole.
         """
         self.strategy.save_states(self, folder)
         written()

@@ -35,18 +35,8 @@ def predict_with_generate(
     """Answers every prompt, writes the answers, and scores them against the labels.
 
     A single set writes `generated_predictions.jsonl` and gives `predict_...` metrics; each of
-    several named ones `generated_predictions_NAME.jsonl` and `predict_NAME_...`.
-
-    Args:
-        folder: where the files go.
-        model: on its device; all ranks hold the same weights and share the rows.
-        tokenizer: fitted to the template.
-        sets: prompts, with the answers as labels, by name, "" for a single one.
-        arguments: batch size, beams and generating arguments of the run.
-        stop_token_ids: the template's.
-
-    Returns:
-        BLEU-4 and ROUGE in percent, and the time it took.
+    several named ones `generated_predictions_NAME.jsonl` and `predict_NAME_...`: BLEU-4 and ROUGE
+    in percent, and the time it took. All ranks hold the same weights and share the rows.
     """
     generator = Generator(model, tokenizer, stop_token_ids, use_cache=arguments.model.use_kv_cache)
 
@@ -98,15 +88,8 @@ def predict_scores(
     """Scores the answers of every row by a reward model, files and names as above.
 
     A line holds `chosen` and `rejected`, or `score` where there is one answer, as the model says
-    them, and `origin`, in the order of the rows.
-
-    Args:
-        folder: where the files go.
-        sets: examples to score, by name, "" for a single one.
-        score: the scores of each row's sequences; all ranks call it.
-
-    Returns:
-        The mean score, of pairs their accuracy and margin, and the time it took.
+    them, and `origin`, in the order of the rows. The metrics are the mean score, of pairs their
+    accuracy and margin, and the time it took. All ranks call `score`.
     """
     metrics: dict[str, float] = {}
     for name, dataset in sets.items():

@@ -27,19 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run gives back to Python.
+    """What a run gives back to Python."""
 
-    Attributes:
-        output_dir: the folder with everything that was written.
-        metrics: all numbers of training, evaluation and prediction, as in all_results.json.
-        log_history: one record for each logged line, as in trainer_state.json.
-        model: the trained model.
-    """
-
-    output_dir: Path
+    output_dir: Path  # the folder with everything that was written
     metrics: dict[str, float] = field(repr=False)
+    """All numbers of training, evaluation and prediction, as in all_results.json."""
     log_history: list[dict[str, float]] = field(repr=False)
-    model: Any = field(repr=False)
+    """One record for each logged line, as in trainer_state.json."""
+    model: Any = field(repr=False)  # the trained model
 
 
 def run(
@@ -50,11 +45,9 @@ def run(
 ) -> RunResult:
     """Trains, evaluates and predicts as the arguments say.
 
-    Args:
-        arguments: parsed with `check=find_problems` of preflight, so that what can be known to
-            fail before anything is loaded was found together with their own mistakes.
-        callbacks: heard at every event of the training loop.
-        owns_process: whether a second signal to stop may end the process at once.
+    They are parsed with `check=find_problems` of preflight, so that what can be known to fail
+    before anything is loaded was found together with their own mistakes. With `owns_process` a
+    second signal to stop may end the process at once.
 
     Raises:
         Stopped: when the run was asked to stop, and did.

@@ -29,22 +29,15 @@ AFTER_EVALUATIONS = (ReduceLROnPlateau, GreedyLR)
 
 @dataclass(frozen=True)
 class Learned:
-    """What a step has given.
-
-    Attributes:
-        loss: this rank's share; its mean over ranks is the loss of the step. 0 of a step that was
-            left out.
-        metrics: of the stage, on this rank.
-        computed: the step as it was computed, perhaps in smaller pieces.
-        norm: of the gradient before it was clipped.
-        learning_rate: that the weights were moved with.
-    """
+    """What a step has given."""
 
     loss: Tensor
-    metrics: MetricSums
-    computed: Step
-    norm: Tensor | float | None
-    learning_rate: float
+    """This rank's share; its mean over ranks is the loss of the step. 0 of a step that was left
+    out."""
+    metrics: MetricSums  # of the stage, on this rank
+    computed: Step  # the step as it was computed, perhaps in smaller pieces
+    norm: Tensor | float | None  # of the gradient before it was clipped
+    learning_rate: float  # that the weights were moved with
 
 
 def train_step(learner: Learner, step: Step, guard: NonFiniteGuard, oom: OomHandler) -> Learned:
@@ -52,13 +45,8 @@ def train_step(learner: Learner, step: Step, guard: NonFiniteGuard, oom: OomHand
 
     The gradient is the sum of the losses of all micro-batches and ranks, divided once by the units
     of the whole step, which every rank knows from the plan. DDP, FSDP and ZeRO average over ranks,
-    so each rank's share is multiplied by their number.
-
-    Args:
-        learner: whose model learns.
-        step: this rank's share of the examples.
-        guard: looks at losses and the gradient; see `nonfinite.py`.
-        oom: has the step computed again in smaller pieces where memory runs out.
+    so each rank's share is multiplied by their number. `guard` looks at losses and the gradient;
+    `oom` has the step computed again in smaller pieces where memory runs out.
 
     Raises:
         NonFiniteError: when a loss or the gradient is not finite, and the run is to end.
