@@ -37,30 +37,20 @@ class Example:
     there are. They are dealt to ranks and micro-batches together, so that a loss may compare them.
     The documents of a packed example are sequences, too, but know nothing of each other; see
     `apart`.
-
-    Attributes:
-        input_ids: (R,) integers; of a prompt to answer, those of the prompt.
-        labels: (R,), IGNORE_INDEX where nothing is learned; of a prompt, those of the answer.
-        num_units: what its loss is divided by: learned tokens, or a pair.
-        lengths: (S,), the tokens of each sequence; empty where there is one.
-        is_packed: whether its sequences know nothing of each other.
-        token_numbers: by name (R,) floats, such as `weight`.
-        sequence_numbers: by name (S,) floats, such as the log-probability of a reference.
-        origin: where its row stands, `file:line`, or several where rows were packed.
-        row: the number of its row in the data set; -1 where that is not known.
-        num_cut: tokens that had no room.
     """
 
-    input_ids: Any
-    labels: Any
-    num_units: int = 0
-    lengths: tuple[int, ...] = ()
-    is_packed: bool = False
+    input_ids: Any  # (R,) integers; of a prompt to answer, those of the prompt
+    labels: Any  # (R,), IGNORE_INDEX where nothing is learned; of a prompt, those of the answer
+    num_units: int = 0  # what its loss is divided by: learned tokens, or a pair
+    lengths: tuple[int, ...] = ()  # (S,), the tokens of each sequence; empty where there is one
+    is_packed: bool = False  # whether its sequences know nothing of each other
     token_numbers: Mapping[str, Any] = field(default_factory=dict)
+    """By name (R,) floats, such as `weight`."""
     sequence_numbers: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    origin: str = ""
-    row: int = -1
-    num_cut: int = 0
+    """By name (S,) floats, such as the log-probability of a reference."""
+    origin: str = ""  # where its row stands, `file:line`, or several where rows were packed
+    row: int = -1  # the number of its row in the data set; -1 where that is not known
+    num_cut: int = 0  # tokens that had no room
 
     @property
     def sequence_lengths(self) -> tuple[int, ...]:
@@ -194,12 +184,7 @@ def count_learned(labels: Any, lengths: Sequence[int] = ()) -> int:
 
 
 def where_learned(labels: Any, lengths: Sequence[int] = ()) -> Any:
-    """(R,) booleans: the positions with a label, but the first of each sequence.
-
-    Args:
-        labels: (R,) integers.
-        lengths: of the sequences; empty where there is one.
-    """
+    """(R,) booleans: the positions with a label, but the first of each sequence."""
     import numpy
 
     is_learned = numpy.asarray(labels) != IGNORE_INDEX
@@ -241,10 +226,7 @@ def as_batch(
 ) -> pyarrow.RecordBatch:
     """Examples as a record batch of `schema`, with the numbers that any of them has.
 
-    Args:
-        examples: in order.
-        origins: where their rows stand; by default as the examples say.
-        rows: the numbers of their rows; by default as the examples say.
+    Origins and the numbers of rows are by default as the examples say.
     """
     import pyarrow
 
@@ -275,9 +257,8 @@ def as_batch(
 def read_examples(table: pyarrow.Table, rows: Sequence[int] | None = None) -> list[Example]:
     """The examples of an Arrow table, their tokens read-only views of it.
 
-    Args:
-        table: of `schema`; only `input_ids` has to be there, and `num_units` where a loss is taken.
-        rows: their numbers in the data set, where the column `row` says others.
+    Only `input_ids` has to be there, and `num_units` where a loss is taken. `rows` are their
+    numbers in the data set, where the column `row` says others.
     """
     names = table.column_names
     ids = arrays_of(table["input_ids"])

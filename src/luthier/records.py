@@ -32,57 +32,43 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation.
-
-    Attributes:
-        role: `function` is an assistant's turn that calls tools, its content the JSON of the calls
-            (an object or a list of objects with `name` and `arguments`, a thought before it
-            allowed); `observation` is what the tools answered.
-        content: the text.
-        said: of a `function` message, what the assistant said before it called: thought and text.
-        weight: how much the loss of its tokens counts, whatever the run's options say of such
-            messages: 0 masks an answer, and a question is learned above 0. None where the row
-            says nothing: answers count once.
-    """
+    """One turn of a conversation."""
 
     role: Role
-    content: str
+    """`function` is an assistant's turn that calls tools, its content the JSON of the calls (an
+    object or a list of objects with `name` and `arguments`, a thought before it allowed);
+    `observation` is what the tools answered."""
+    content: str  # the text
     weight: float | None = None
+    """How much the loss of its tokens counts, whatever the run's options say of such messages: 0
+    masks an answer, and a question is learned above 0. None where the row says nothing: answers
+    count once."""
     said: str = ""
+    """Of a `function` message, what the assistant said before it called: thought and text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns in order, from the user's first to the answer that is learned.
-
-    Attributes:
-        messages: strictly alternating, user or observation first, assistant or function second.
-        system: the system prompt; None when the row has none (the template's default applies).
-        tools: a JSON list of tool descriptions as text; None when there are none.
-        weight: how much the loss of the whole row counts; None for once.
-    """
+    """Turns in order, from the user's first to the answer that is learned."""
 
     messages: tuple[Message, ...]
+    """Strictly alternating, user or observation first, assistant or function second."""
     system: str | None = None
-    tools: str | None = None
+    """The system prompt; None when the row has none (the template's default applies)."""
+    tools: str | None = None  # a JSON list of tool descriptions as text; None when there are none
     origin: Origin | None = None
-    weight: float | None = None
+    weight: float | None = None  # how much the loss of the whole row counts; None for once
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A prompt with a better and a worse answer (stages rm and dpo).
+    """A prompt with a better and a worse answer (stages rm and dpo)."""
 
-    Attributes:
-        prompt: ends with a question.
-        margin: by how much the chosen answer is better, where that is known.
-    """
-
-    prompt: Conversation
+    prompt: Conversation  # ends with a question
     chosen: Message
     rejected: Message
     origin: Origin | None = None
-    margin: float | None = None
+    margin: float | None = None  # by how much the chosen answer is better, where that is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,18 +107,14 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stretch that is tokenised on its own.
-
-    Attributes:
-        content: text, or a token. Special tokens written out in text are found by the tokenizer.
-        is_learned: whether the loss is taken on its tokens.
-        behind: the end of the text that this one goes on. Some tokenizers (SentencePiece) read the
-            beginning of a text otherwise than the same letters further on. Empty at a beginning.
-    """
+    """A stretch that is tokenised on its own."""
 
     content: str | Special | Token
-    is_learned: bool = False
+    """Text, or a token. Special tokens written out in text are found by the tokenizer."""
+    is_learned: bool = False  # whether the loss is taken on its tokens
     behind: str = ""
+    """The end of the text that this one goes on. Some tokenizers (SentencePiece) read the beginning
+    of a text otherwise than the same letters further on. Empty at a beginning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +126,8 @@ class Turn:
 
 
 class Segment(NamedTuple):
-    """A stretch of a token tree without a branch inside: tokens start to end, depth first.
+    """A stretch of a token tree without a branch inside: tokens start to end, depth first."""
 
-    Attributes:
-        start: position of its first token in the micro-batch.
-        end: one behind its last token.
-        parent: index of the segment that it continues; -1 for the beginning of a sequence.
-    """
-
-    start: int
-    end: int
-    parent: int
+    start: int  # position of its first token in the micro-batch
+    end: int  # one behind its last token
+    parent: int  # index of the segment that it continues; -1 for the beginning of a sequence

@@ -91,21 +91,13 @@ def _hash_of_code() -> str:
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of encoded rows as it was written down.
+    """A file of encoded rows as it was written down."""
 
-    Attributes:
-        number: its place among the others.
-        size: bytes.
-        checksum: CRC-32 of them.
-        changed_ns: when it was written.
-        counts: what became of the rows it was made of.
-    """
-
-    number: int
-    size: int
-    checksum: int
-    changed_ns: int
-    counts: dict[str, Any] = field(default_factory=dict)
+    number: int  # its place among the others
+    size: int  # bytes
+    checksum: int  # CRC-32 of them
+    changed_ns: int  # when it was written
+    counts: dict[str, Any] = field(default_factory=dict)  # what became of the rows it was made of
 
     @property
     def name(self) -> str:
@@ -115,15 +107,10 @@ class Shard:
 
 @dataclass
 class Store:
-    """A folder of the cache while its shards are made.
+    """A folder of the cache while its shards are made."""
 
-    Attributes:
-        folder: where.
-        shards: those that are whole, by number.
-    """
-
-    folder: Path
-    shards: dict[int, Shard] = field(default_factory=dict)
+    folder: Path  # where
+    shards: dict[int, Shard] = field(default_factory=dict)  # those that are whole, by number
 
     def add(self, shard: Shard) -> None:
         """Writes down a shard that was published."""
@@ -144,19 +131,12 @@ class Store:
 
 @dataclass(frozen=True)
 class Published:
-    """An encoded data set that is whole.
+    """An encoded data set that is whole."""
 
-    Attributes:
-        folder: where it is.
-        shards: its files, in order.
-        report: what became of its rows.
-        was_there: whether it was found, not made.
-    """
-
-    folder: Path
-    shards: list[Shard]
-    report: dict[str, Any]
-    was_there: bool = False
+    folder: Path  # where it is
+    shards: list[Shard]  # its files, in order
+    report: dict[str, Any]  # what became of its rows
+    was_there: bool = False  # whether it was found, not made
 
     @property
     def files(self) -> list[Path]:
@@ -173,13 +153,7 @@ class Published:
 
 
 def write_shard(folder: Path, number: int, write: Callable[[Path], dict[str, Any]]) -> Shard:
-    """Publishes a shard.
-
-    Args:
-        folder: of the data set.
-        number: the shard's.
-        write: makes the file it is given, and returns the counts.
-    """
+    """Publishes a shard; `write` makes the file it is given, and returns the counts."""
     name = Shard(number, 0, 0, 0).name
     part = folder / f"{name}.{os.getpid()}.part"
     counts = write(part)
@@ -200,14 +174,9 @@ def get_or_build(
     """The data set of `key`, made by `build` when it is not there or not whole.
 
     One of several processes builds under a lock, the others wait and find it. Whole shards of a
-    builder that was killed, and of a folder some of whose shards were damaged, are kept.
-
-    Args:
-        root: the cache.
-        key: the hash of all that went into it.
-        build: adds the shards that the store does not have, and returns the report.
-        overwrite: whether to build again what was there before this run; of several processes the
-            first one does, and the others wait for it.
+    builder that was killed, and of a folder some of whose shards were damaged, are kept: `build`
+    adds those that the store does not have, and returns the report. With `overwrite` what was there
+    before this run is built again, by the first of several processes.
 
     Raises:
         DataError: if the cache cannot be written.
@@ -390,14 +359,9 @@ def stored(root: Path) -> Iterator[tuple[str, int]]:
 
 
 def clean(root: Path, keep: Collection[str] = ()) -> tuple[int, int]:
-    """Removes what no process works on.
+    """Removes what no process works on, but the keys to keep; says of how many, and their bytes.
 
-    Args:
-        root: the cache.
-        keep: keys of data sets that stay; without any, copies of fetched files go, too.
-
-    Returns:
-        How many data sets were removed, and their bytes.
+    Without any to keep, copies of fetched files go, too.
     """
     from filelock import FileLock, Timeout
 

@@ -119,11 +119,7 @@ class DatasetDescription:
         return part if is_open and getattr(self.columns, part) is None else None
 
     def find_files(self) -> Found:
-        """The files of a place that is one or a folder.
-
-        Raises:
-            DataError: as `files.find_files`.
-        """
+        """The files of a place that is one or a folder; a DataError as `files.find_files`."""
         return find_files(
             self.name,
             self.location,
@@ -136,33 +132,24 @@ class DatasetDescription:
 
 @dataclass(frozen=True)
 class ToolTurns:
-    """How a template writes the turns in which tools are called and answer.
-
-    Attributes:
-        separator: what stands between the contents of tool messages that follow each other.
-        takes_text: whether text beside calls can be told from them.
-    """
+    """How a template writes the turns in which tools are called and answer."""
 
     separator: str = "\n"
-    takes_text: bool = True
+    """What stands between the contents of tool messages that follow each other."""
+    takes_text: bool = True  # whether text beside calls can be told from them
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How the rows of one data set are read.
+    """How the rows of one data set are read."""
 
-    Attributes:
-        description: columns and tags.
-        needs_answer: whether a row without an answer is wrong (learning) or ends with an empty
-            one (generation only).
-        tool_turns: how calls and what tools answered are written.
-        remarks: counted by readers: what a row had that is not learned from.
-    """
-
-    description: DatasetDescription
+    description: DatasetDescription  # columns and tags
     needs_answer: bool = True
-    tool_turns: ToolTurns = ToolTurns()
+    """Whether a row without an answer is wrong (learning) or ends with an empty one (generation
+    only)."""
+    tool_turns: ToolTurns = ToolTurns()  # how calls and what tools answered are written
     remarks: Counter[str] = field(default_factory=Counter)
+    """Counted by readers: what a row had that is not learned from."""
 
 
 Format: TypeAlias = Callable[[Mapping[str, Any], Reading, Origin | None], Conversation]
@@ -211,27 +198,17 @@ content of a file is hashed for the cache anyway."""
 
 @dataclass(frozen=True)
 class Catalog:
-    """The data sets that names stand for.
+    """The data sets that names stand for."""
 
-    Attributes:
-        entries: name -> its object of dataset_info.json.
-        origin: the file, as messages name it.
-        folder: what file names are relative to.
-        is_online: whether every name is one of the hub.
-        is_remote: whether the file itself comes from the hub and so may not name local files.
-        is_confined: whether its files must lie in `folder`.
-        absence: why there are no entries, when there is no file.
-        sample_by: what of a text file is a row.
-    """
-
-    entries: Mapping[str, Any]
-    origin: str
-    folder: Path
-    is_online: bool = False
+    entries: Mapping[str, Any]  # name -> its object of dataset_info.json
+    origin: str  # the file, as messages name it
+    folder: Path  # what file names are relative to
+    is_online: bool = False  # whether every name is one of the hub
     is_remote: bool = False
-    is_confined: bool = False
-    absence: str = ""
-    sample_by: SampleBy = "line"
+    """Whether the file itself comes from the hub and so may not name local files."""
+    is_confined: bool = False  # whether its files must lie in `folder`
+    absence: str = ""  # why there are no entries, when there is no file
+    sample_by: SampleBy = "line"  # what of a text file is a row
 
     def describe(self, name: str) -> DatasetDescription:
         """What `name` stands for: an entry, else a path of a file or a folder.
@@ -335,8 +312,7 @@ class Catalog:
     def _locate(self, source: str, value: str) -> tuple[Place, str]:
         """Where the value of one of `_SOURCES` leads; all that `datasets` reads as a path is one.
 
-        Raises:
-            DataError: what is wrong with the value, as the end of a sentence.
+        What is wrong with the value is a DataError, as the end of a sentence.
         """
         if not value or "\0" in value:
             raise DataError("is no name of a file or a data set.")
@@ -379,11 +355,9 @@ def load_catalog(
 ) -> Catalog:
     """Reads the catalog that `dataset_dir` names.
 
-    Args:
-        dataset_dir: a folder with dataset_info.json (a folder without one has no names, paths
-            still work), `ONLINE`, `REMOTE:NAME` of a hub data set that holds the file, or the
-            file's content.
-        allow_outside: whether the names of a file may stand for data that is not in its folder.
+    That is a folder with dataset_info.json (a folder without one has no names, paths still work),
+    `ONLINE`, `REMOTE:NAME` of a hub data set that holds the file, or the file's content. With
+    `allow_outside` the names of a file may stand for data that is not in its folder.
 
     Raises:
         DataError: if the file cannot be read, or is not an object of objects.
@@ -423,13 +397,7 @@ def check_datasets(
 ) -> list[str]:
     """What can be known to be wrong with the data before anything slow is imported.
 
-    Args:
-        data_args: names of the data sets.
-        record: what the stage reads.
-        predicted: what it may read as well of sets to evaluate on.
-
-    Returns:
-        One text a problem: names nobody knows, wrong descriptions, absent files.
+    One text a problem: names nobody knows, wrong descriptions, absent files, other records.
     """
     if is_written(data_args.tokenized_path):
         return []  # the data need not be on this machine any more
@@ -458,11 +426,7 @@ def check_datasets(
 def check_readable(
     description: DatasetDescription, record: type[Record], predicted: Collection[type[Record]] = ()
 ) -> None:
-    """Refuses descriptions of other records than the one that a stage reads, or may predict.
-
-    Raises:
-        DataError: naming the data set.
-    """
+    """Refuses a description of other records than the one that a stage reads, by its name."""
     columns = description.columns
     holds: type[Record] | None = None
     if description.ranking:

@@ -39,11 +39,7 @@ def is_of_cloud(url: str) -> bool:
 
 
 def check_url(name: str, url: str) -> None:
-    """Looks whether the package that reads such URLs is installed.
-
-    Raises:
-        DataError: naming it, or the protocol that nobody reads.
-    """
+    """Looks whether the package that reads such URLs is installed, and names it if not."""
     import fsspec
 
     if "::" in url:
@@ -66,18 +62,10 @@ def find_cloud_files(
 ) -> tuple[list[tuple[Path | str, str]], str]:
     """The data files behind a URL of a file or a folder, to be read there or copied to `folder`.
 
-    A file that changed at its place, as its size, time or checksum there tell, is fetched again.
-    Credentials are those that the cloud's own library finds in the environment.
-
-    Args:
-        name: the data set, for messages.
-        url: where it lies; the protocol is one that fsspec knows (s3, gs, gcs, az, hf, https).
-        token: a login of the hub, for `hf://`.
-        split: which files of a folder, as for `files.find_files`.
-        folder: keeps the copies; None to read the files where they lie.
-
-    Returns:
-        Where each file is read, with its URL, and which files were left out.
+    Each with its URL, and which files were left out. A file that changed at its place, as its size,
+    time or checksum there tell, is fetched again. Credentials are those that the cloud's own
+    library finds in the environment; `token` is a login of the hub, for `hf://`. The protocol is
+    one that fsspec knows (s3, gs, gcs, az, hf, https).
 
     Raises:
         DataError: if nothing is there, or the cloud cannot be asked.

@@ -114,9 +114,6 @@ class Encoder:
 
         Where there is no room, prompt and longest answer are cut as those of `ask`, and the others
         to the length that it keeps; all keep the same prompt, as with LLaMA-Factory.
-
-        Args:
-            rows: prompts, which end with a question, and the answers to each.
         """
         marked = [
             [self._mark(_with(prompt, (*prompt.messages, answer))) for answer in answers]
@@ -363,15 +360,9 @@ class Encoder:
         """As many whole turns as there is room for, and what fits of one more.
 
         Every prompt keeps its headers, the first one the system text and the tools; an answer that
-        is cut loses its end. Where not even those fit, the row is left out.
-
-        Args:
-            conversation: one that is too long.
-            turns: the same, rendered.
-            ids: of every piece; those of other turns that are rendered join them.
-            render: gives the turns.
-            keeps_last: whether the oldest turns are left out and the last one is cut, not the
-                first that does not fit.
+        is cut loses its end. Where not even those fit, the row is left out. With `keeps_last` the
+        oldest turns are left out and the last one is cut, not the first that does not fit. `ids`
+        are of every piece; those of other turns that are rendered join them.
         """
         room, num_all = self._room, sum(_count(turn, ids) for turn in turns)
         if keeps_last:
@@ -402,14 +393,7 @@ class Encoder:
     def _newest(
         self, conversation: Conversation, turns: Sequence[Turn], ids: IdsOf, render: Render
     ) -> tuple[Conversation, list[Turn] | RowProblem]:
-        """The last turns from a user's question on, as many as fit; at least the last question's.
-
-        Args:
-            conversation: one that is too long.
-            turns: the same, rendered.
-            ids: takes those of what is rendered here.
-            render: gives the turns.
-        """
+        """The last turns from a user's question on that fit; at least the last question's."""
         messages = conversation.messages
         starts = [at for at in range(2, len(messages), 2) if messages[at].role == "user"]
         if not starts:

@@ -29,15 +29,10 @@ _POINTER = b"version https://git-lfs"
 
 
 class Found(NamedTuple):
-    """The files of a data set.
+    """The files of a data set."""
 
-    Attributes:
-        files: in the order in which they are read.
-        told: which others were left out, as a line; empty when there are none.
-    """
-
-    files: tuple[Path, ...]
-    told: str = ""
+    files: tuple[Path, ...]  # in the order in which they are read
+    told: str = ""  # which others were left out, as a line; empty when there are none
 
 
 def find_files(
@@ -64,8 +59,8 @@ def find_files(
         home: a folder that no file may lie outside of.
 
     Raises:
-        DataError: if nothing is there, nothing in it is data, kinds are mixed, what is asked for
-            is not there, or a file leads out.
+        DataError: if nothing is there, nothing in it is data, kinds are mixed, what is asked for is
+            not there, or a file leads out.
     """
     path = Path(location)
     if not os.path.exists(path):  # pathlib raises where a name is too long
@@ -114,16 +109,7 @@ def is_inside(path: str) -> bool:
 def pick_data_files(
     name: str, folder: str, paths: Sequence[str], split: str | None = None
 ) -> tuple[list[str], str]:
-    """Those of the paths that hold data of a split, in the order of their names.
-
-    Args:
-        name: the data set, for messages.
-        folder: what holds them, for messages.
-        paths: files of one folder.
-        split: as for `find_files`.
-
-    Returns:
-        The paths, and what `Found.told` says.
+    """Those of a folder's paths that hold data of a split, by name, and what `Found.told` says.
 
     Raises:
         DataError: if none holds data, kinds are mixed, or there is no such split.
@@ -183,14 +169,9 @@ def _pick(
     *,
     is_declared: bool = False,
 ) -> tuple[list[str], str]:
-    """The data files of a split, in order.
+    """The data files of a split, in order, of those with the split of each, empty for none.
 
-    Args:
-        name: the data set, for messages.
-        where: what holds them, for messages.
-        splits: the split of each file; empty for none.
-        split: as for `find_files`.
-        is_declared: whether something else than the files' names says order and splits.
+    `is_declared` where something else than the files' names says order and splits.
     """
     files = [file for file in splits if _is_data(file)]
     if not files:

@@ -35,13 +35,9 @@ MOST_NAMED = 32
 
 @dataclass(frozen=True)
 class Packer:
-    """A way to make blocks of a data set.
+    """A way to make blocks of a data set."""
 
-    Attributes:
-        size: the most tokens of a block.
-    """
-
-    size: int
+    size: int  # the most tokens of a block
 
     def blocks(self, dataset: datasets.Dataset) -> Iterator[Example]:
         """They, in order."""
@@ -97,11 +93,8 @@ class DocumentPacker(Packer):
         Without BOS and overlap, blocks of the stream are `stream[n * size :][:size]`; only the last
         is short. Isolated blocks are as full, but for a last token that would stand alone: nothing
         comes before it, so nothing would be learned from it. (Of three that are left, one or the
-        other would, so they begin the next block where only two fit.)
-
-        Args:
-            documents: tokens of texts, EOS at their end and no BOS before them, none empty; they
-                are drawn one by one, and only the current one is kept.
+        other would, so they begin the next block where only two fit.) Documents have EOS at their
+        end and no BOS; they are drawn one by one, and only the current one is kept.
         """
         is_isolated = self.is_isolated or not self.is_packed
         return self._cut_isolated(documents) if is_isolated else self._cut_stream(documents)
@@ -217,18 +210,9 @@ def pack(
     *,
     overwrite: bool = False,
 ) -> tuple[datasets.Dataset, Packing, Path]:
-    """The blocks of a data set, from the cache or made.
+    """The blocks of a part of the run's data, made or of the cache; their counts; their folder.
 
-    Args:
-        root: the cache.
-        key: the hash of the data set and of the packer's ingredients.
-        name: the part of the run's data.
-        dataset: the rows.
-        packer: makes the blocks.
-        overwrite: whether to make them again.
-
-    Returns:
-        The blocks; what became of the rows; the folder with the blocks.
+    `key` is the hash of the data set and of the packer's ingredients; `overwrite` makes them again.
     """
     import pyarrow
 
@@ -326,14 +310,8 @@ def best_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
     """Groups of at most `size` tokens, by best fit decreasing (Johnson 1974): 11/9 of the fewest.
 
     The longest come first, each into the fullest group that has room for it, of equals into the
-    one that was opened last.
-
-    Args:
-        lengths: none above `size`.
-        size: the most tokens of a group.
-
-    Returns:
-        Numbers of the lengths; ascending in a group, and groups by the first number in them.
+    one that was opened last. They are numbers of the lengths, none above `size`: ascending in a
+    group, and groups by the first number in them.
     """
     groups: list[list[int]] = []
     by_room: dict[int, list[int]] = {}
@@ -361,11 +339,7 @@ def best_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
 
 
 def join_origins(origins: Iterable[str]) -> str:
-    """Several places `file:line` as one text: `rows.jsonl:3, 17, 40; other.jsonl:2`.
-
-    Args:
-        origins: each once or several times; files and lines come in the order of their first.
-    """
+    """Several places `file:line` as one text: `rows.jsonl:3, 17, 40; other.jsonl:2`."""
     distinct = list(dict.fromkeys(origins))
     lines: dict[str, list[str]] = {}
     for origin in distinct[:MOST_NAMED]:

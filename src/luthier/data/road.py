@@ -110,17 +110,11 @@ class Road:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How the rows of one data set become examples; it goes to other processes.
+    """How the rows of one data set become examples; it goes to other processes."""
 
-    Attributes:
-        road: of the stage.
-        reading: how rows are read; what it remarks is counted.
-        purpose: for what.
-    """
-
-    road: Road
-    reading: Reading
-    purpose: Purpose = "learn"
+    road: Road  # of the stage
+    reading: Reading  # how rows are read; what it remarks is counted
+    purpose: Purpose = "learn"  # for what
 
     def encode(
         self, rows: Sequence[RowOrProblem], first: int, counts: Counts

@@ -119,19 +119,11 @@ class Source:
             inside = None
 
     def rows(self) -> Iterator[RowOrProblem]:
-        """Every row in order; a row that cannot be parsed comes as a problem.
-
-        Raises:
-            DataError: as `raw_rows`.
-        """
+        """Every row in order; a row that cannot be parsed comes as a problem."""
         return (raw.row() for raw, _ in self.raw_rows())
 
     def chunks(self) -> Iterator[Chunk]:
-        """The rows in chunks, each for one process.
-
-        Raises:
-            DataError: as `raw_rows`.
-        """
+        """The rows in chunks, each for one process."""
         if self._hub_rows is not None:
             yield from gather(row for row, _ in self._rows_of_hub(None))
         for file in self.files:
@@ -170,11 +162,7 @@ def _size(value: Any) -> int:
 def load_from_hub(
     description: DatasetDescription, hub: HubAccess, *, is_streamed: bool = False
 ) -> Any:
-    """A data set of the hub, as `datasets` gives it: a table, or rows that come as they are read.
-
-    Raises:
-        DataError: if the hub cannot give it.
-    """
+    """A data set of the hub, as `datasets` gives it: a table, or rows as they are read."""
     import datasets
 
     with told_in_a_sentence(description):

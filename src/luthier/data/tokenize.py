@@ -311,14 +311,9 @@ class TextTokenizer:
 
 
 def cut_words(content: bytes, ends: Any) -> Any:
-    """Where words begin: with a space between two bytes that are none, and with each stretch.
+    """Where words begin, ascending: with a space between two bytes that are none, and each stretch.
 
-    Args:
-        content: stretches one after the other.
-        ends: the byte behind each, ascending; empty ones allowed.
-
-    Returns:
-        Ascending positions in `content`.
+    `content` is stretches one after the other, `ends` the byte behind each; empty ones allowed.
     """
     space = np.zeros(256, bool)
     space[[9, 10, 11, 12, 13, 28, 29, 30, 31, 32]] = True
@@ -414,13 +409,7 @@ class TokenCache:
         return found
 
     def add(self, words: Sequence[str], ids: Any, counts: Any) -> None:
-        """Takes in words that are not known.
-
-        Args:
-            words: each once.
-            ids: of all of them, one after the other.
-            counts: how many each has.
-        """
+        """Takes in words that are not known, the ids of all of them and how many each has."""
         encoded = [_bytes(word) for word in words]
         lengths = np.array([*map(len, encoded)], np.int64)
         sums = sum_words(b"".join(encoded), np.cumsum(lengths) - lengths)

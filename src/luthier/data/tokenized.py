@@ -37,26 +37,15 @@ def is_written(path: str | None) -> bool:
 
 @dataclass
 class Tokenized:
-    """A folder of encoded data, and what it has to be made of.
+    """A folder of encoded data, and what it has to be made of."""
 
-    Attributes:
-        folder: `tokenized_path`.
-        ingredients: what decides about the encoded data of this run, by the names that users know.
-            A data set's content is None where it is not on this machine.
-    """
-
-    folder: Path
+    folder: Path  # `tokenized_path`
     ingredients: Mapping[str, Any]
+    """What decides about the encoded data of this run, by the names that users know. A data set's
+    content is None where it is not on this machine."""
 
     def write(self, sets: Mapping[str, Any], report: DataReport) -> None:
-        """Writes the sets of a run; they appear together, by one renaming.
-
-        Of several processes the first rank writes.
-
-        Args:
-            sets: train, eval and predict, as `EncodedDatasets` has them.
-            report: what became of the rows.
-        """
+        """Writes the sets of a run, by the first rank; they appear together, by one renaming."""
         import datasets
 
         if not console.is_main_process():
@@ -96,9 +85,7 @@ class Tokenized:
     def read(self, vocabulary: int, *, needs_prompts: bool) -> tuple[dict[str, Any], DataReport]:
         """The sets of the folder, if it was made of what this run is made of.
 
-        Args:
-            vocabulary: the tokenizer's size, for folders of other tools that do not say theirs.
-            needs_prompts: whether prompts to answer have to be there.
+        `vocabulary` is the tokenizer's size, for folders of other tools that do not say theirs.
 
         Raises:
             DataError: naming everything that differs.

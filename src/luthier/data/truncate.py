@@ -16,18 +16,10 @@ Render: TypeAlias = Callable[[Conversation], list[Turn]]
 
 
 def share_room(num_source: int, num_target: int, room: int) -> tuple[int, int]:
-    """How many tokens of a prompt and its answer are kept.
+    """How many tokens of a prompt and its answer are kept where both have `room`.
 
     A short answer (under half the room) is kept whole, then a short prompt is; else both are cut
     in proportion.
-
-    Args:
-        num_source: the prompt's tokens.
-        num_target: the answer's tokens.
-        room: the most tokens of both together.
-
-    Returns:
-        The numbers kept of each.
     """
     if 2 * num_target < room:
         most = room
@@ -68,18 +60,10 @@ def count_fitting(conversation: Conversation, lengths: Sequence[int], room: int)
 def find_uncut(
     conversation: Conversation, at: int, render: Render
 ) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
-    """What stands around the content of a turn's question, in its prompt, and is never cut.
+    """The pieces before and behind the content of a turn's question, in its prompt, never cut.
 
-    The turns are rendered with a mark behind the question. Where the template does not show the
-    mark, nothing is known.
-
-    Args:
-        conversation: one that can be rendered.
-        at: the turn, counted from the last one, which is -1.
-        render: gives the turns.
-
-    Returns:
-        The pieces before the content, and those behind.
+    The turns are rendered with a mark behind the question; `at` counts from the last, which is -1.
+    Where the template does not show the mark, nothing is known.
     """
     messages = list(conversation.messages)
     content = messages[2 * at].content

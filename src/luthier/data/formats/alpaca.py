@@ -21,11 +21,7 @@ from luthier.records import Conversation, Message, Origin
 
 @FORMATS.register("alpaca")
 def read_alpaca(row: Mapping[str, Any], reading: Reading, origin: Origin | None) -> Conversation:
-    """The row's history, then its question (prompt and query, a line each) and its answer.
-
-    Raises:
-        RowError: if the question or the answer is missing or empty, or a value is no text.
-    """
+    """The row's history, then its question (prompt and query, a line each) and its answer."""
     columns = reading.description.columns
     asked = [optional_text(row, columns.prompt), optional_text(row, columns.query)]
     question = "\n".join(part for part in asked if part)

@@ -21,11 +21,7 @@ _MESSAGES = ("messages", "conversations", "conversation", "dialogue")
 def detect_format(
     description: DatasetDescription, rows: Sequence[Any]
 ) -> tuple[DatasetDescription, str]:
-    """The description with what the rows tell, and the line that says what was taken for what.
-
-    Args:
-        description: one without a formatting.
-        rows: the first values of the data set.
+    """The description with what the first rows tell, and the line that says so.
 
     Raises:
         DataError: if they are like no formatting.

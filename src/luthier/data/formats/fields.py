@@ -20,13 +20,7 @@ _MISSING = object()
 
 
 def text_at(row: Mapping[str, Any], column: str, field: str, fix: str) -> str:
-    """A text that has to be there and to say something.
-
-    Args:
-        row: where to look.
-        column: the key.
-        field: how messages name the place.
-        fix: what to do when it is not there.
+    """A text that has to be there and to say something; messages say `field` and `fix`.
 
     Raises:
         RowError: if it is missing, null, no text, empty or not UTF-8.
@@ -50,11 +44,7 @@ def optional_text(row: Mapping[str, Any], column: str | None) -> str:
 
 
 def as_text(value: Any, field: str) -> str:
-    """`value`, if it is a text that can be written as UTF-8.
-
-    Raises:
-        RowError: otherwise.
-    """
+    """`value`, if it is a text that can be written as UTF-8."""
     if not isinstance(value, str):
         raise RowError(field, f"{kind_of(value)} where a text belongs", "Write it as a text.")
     if not value.isascii():
@@ -72,11 +62,7 @@ def as_text(value: Any, field: str) -> str:
 
 
 def as_object(value: Any, field: str) -> Mapping[str, Any]:
-    """`value`, if it is an object; JSON text of one is read.
-
-    Raises:
-        RowError: otherwise.
-    """
+    """`value`, if it is an object; JSON text of one is read."""
     value = _parse(value) if isinstance(value, str) else value
     if not isinstance(value, Mapping):
         raise RowError(field, f"{kind_of(value)} where an object belongs", "Write it as {...}.")
@@ -84,11 +70,7 @@ def as_object(value: Any, field: str) -> Mapping[str, Any]:
 
 
 def as_list(value: Any, field: str) -> list[Any]:
-    """`value`, if it is a list; JSON text of one (a cell of a CSV) is read.
-
-    Raises:
-        RowError: otherwise.
-    """
+    """`value`, if it is a list; JSON text of one (a cell of a CSV) is read."""
     value = _parse(value) if isinstance(value, str) else value
     if not isinstance(value, list):
         raise RowError(field, f"{kind_of(value)} where a list belongs", "Write it as [...].")
@@ -167,11 +149,7 @@ _WEIGHT = "Write 0 to mask it, 1 to learn it."
 
 
 def tools_of(row: Mapping[str, Any], description: DatasetDescription) -> str | None:
-    """The tool descriptions as the text of a JSON list; None when there are none.
-
-    Raises:
-        RowError: if they are not a list of objects, or the text of one.
-    """
+    """The tool descriptions as the text of a JSON list; None when there are none."""
     column = description.columns.tools
     if column is None or row.get(column) is None:
         return None
@@ -195,11 +173,7 @@ def tools_of(row: Mapping[str, Any], description: DatasetDescription) -> str | N
 
 
 def refuse_media(row: Mapping[str, Any], description: DatasetDescription) -> None:
-    """Refuses a row whose text speaks of images, videos or sounds that stand beside it.
-
-    Raises:
-        RowError: if a column that "columns" names for them holds some.
-    """
+    """Refuses a row whose text speaks of images, videos or sounds that stand beside it."""
     for kind in ("images", "videos", "audios"):
         column = getattr(description.columns, kind)
         if column is not None and row.get(column) not in (None, "", "[]", []):
@@ -212,11 +186,7 @@ def refuse_media(row: Mapping[str, Any], description: DatasetDescription) -> Non
 
 
 def dump(value: Any, field: str) -> str:
-    """`value` as JSON text.
-
-    Raises:
-        RowError: if JSON cannot say it (a date of a parquet file).
-    """
+    """`value` as JSON text, or a RowError if JSON cannot say it (a date of a parquet file)."""
     try:
         return json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:

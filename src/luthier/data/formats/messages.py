@@ -122,11 +122,6 @@ def _read_message(message: Mapping[str, Any], field: str, reading: Reading) -> M
 
 
 def _role_at(message: Mapping[str, Any], field: str, tags: Tags) -> Role:
-    """Who speaks.
-
-    Raises:
-        RowError: if the tag is missing, unknown, or names the system in the middle.
-    """
     roles: dict[str, Role] = {
         tags.user_tag: "user",
         tags.assistant_tag: "assistant",
@@ -239,11 +234,6 @@ def _read_call(call: Any, field: str) -> dict[str, Any]:
 
 
 def _join(first: Message, second: Message, field: str, separator: str) -> Message:
-    """Two messages of tools, or two of calls, as one.
-
-    Raises:
-        RowError: if they count differently, or calls cannot be put into one list.
-    """
     if first.weight != second.weight:
         fix = "Give messages that follow each other in one role the same weight."
         raise RowError(field, "another weight than the message it continues", fix)

@@ -18,10 +18,6 @@ _COLUMNS = ("text", "content")
 def find_text_column(description: DatasetDescription, rows: Sequence[Any]) -> str:
     """The column that holds the text: the one mapped as `prompt`, else `text` or `content`.
 
-    Args:
-        description: what dataset_info.json says, if anything.
-        rows: the first values of the data set.
-
     Raises:
         DataError: if no column is mapped, and none is called so.
     """
@@ -44,11 +40,7 @@ def find_text_column(description: DatasetDescription, rows: Sequence[Any]) -> st
 def detect_text(
     description: DatasetDescription, rows: Sequence[Any]
 ) -> tuple[DatasetDescription, str]:
-    """The description of texts that the rows tell, and the line that says what was taken for them.
-
-    Raises:
-        DataError: as `find_text_column`.
-    """
+    """The description of texts that the rows tell, and the line that says so."""
     column = find_text_column(description, rows)
     columns = replace(description.columns, prompt=column)
     told = f"texts from {column!r}"
@@ -63,11 +55,7 @@ def for_texts(columns: Iterable[str]) -> str:
 
 
 def read_text(row: Mapping[str, Any], column: str, origin: Origin | None) -> Text:
-    """The text as it stands, which may be empty.
-
-    Raises:
-        RowError: if it is missing, null, no text or not UTF-8.
-    """
+    """The text as it stands, which may be empty."""
     if row.get(column) is None:
         shown = ", ".join(map(repr, list(row)[:8])) or "none"
         raise RowError(
