@@ -101,6 +101,17 @@ def write_rows(file: Path, count: int, seed: int = 0, *, is_rich: bool = False) 
     return file
 
 
+def write_pairs(file: Path, count: int) -> Path:
+    """Rows of a prompt and two answers, the lengths of `make_rows`."""
+    rows, others = make_rows(count), make_rows(count, seed=1)
+    pairs = [
+        {"prompt": row["instruction"], "chosen": row["output"], "rejected": other["output"]}
+        for row, other in zip(rows, others, strict=True)
+    ]
+    file.write_text(json.dumps(pairs), encoding="utf-8")
+    return file
+
+
 def each_model(
     models: Sequence[str], dtypes: Sequence[str], smollm2: str | None, threads: int
 ) -> Iterator[tuple[str, str, str]]:

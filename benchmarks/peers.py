@@ -240,6 +240,7 @@ def _material(config: Config) -> tuple[Any, Any, Any]:
     from transformers import AutoModelForCausalLM
 
     tokenizer, rows = encode(config)
+    rows = rows.select_columns(["input_ids", "labels"])
     model = AutoModelForCausalLM.from_pretrained(
         config["model_name_or_path"], dtype="auto" if config["bf16"] else torch.float32
     )
@@ -250,22 +251,16 @@ def _material(config: Config) -> tuple[Any, Any, Any]:
 
 
 def encode(config: Config) -> tuple[Any, Any]:
-    """The tokenizer of a configuration, and its encoded rows: input_ids and labels."""
+    """The tokenizer of a configuration, and the table of its rows as its stage encodes them."""
     from luthier.arguments.parse import parse_dict
     from luthier.data.pipeline import load_datasets
-    from luthier.modeling.tokenizer import load_tokenizer
-    from luthier.stages.sft import SupervisedFineTuning
-    from luthier.templates.fit import choose_template, fit_tokenizer
+    from luthier.training.encoder import load_stage
 
     arguments = parse_dict(config)
-    tokenizer = load_tokenizer(arguments.model, min_length=arguments.data.cutoff_len)
-    template = choose_template(arguments.data, tokenizer)
-    fit_tokenizer(tokenizer, template)
-    stage = SupervisedFineTuning(arguments)
-    stage.fit(tokenizer, template)
+    stage = load_stage(arguments)
     rows = load_datasets(arguments, stage).train
     assert rows is not None
-    return tokenizer, rows.select_columns(["input_ids", "labels"])
+    return stage.tokenizer, rows.table
 
 
 def _settings(config: Config) -> dict[str, Any]:

@@ -33,6 +33,11 @@ SMALL = {
         "--models tiny --parts head --head-tokens 64 --vocabulary 1000",
         ("peak_mib", 2),
     ),
+    "preference": (
+        "--models tiny --stages dpo --reference live --dtypes float32 --splits 2x1 --pairs 1 "
+        "--steps 2",
+        ("luthier_per_s", 1),
+    ),
     "ranks": ("--parts balance --ranks 2 3 --per-rank 1x4", ("slowest_percent", 4)),
     "startup": ("--pairs 1", ("ratio", 1)),
     "streaming": ("--parts resume --sizes 1 --steps 2", ("luthier_s", 1)),

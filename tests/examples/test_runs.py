@@ -21,6 +21,7 @@ TRAINED = (
     "pt_scratch",
     "dpo_lora",
     "orpo_lora",
+    "kto_lora",
     "rm_lora",
 )
 
