@@ -22,7 +22,7 @@ class Rows(TrainerCallback):
     """Keeps the rows that a run began with."""
 
     def on_train_begin(self, args, state, control, train_dataloader, **kwargs):
-        self.rows = train_dataloader.collate_fn.dataset
+        self.rows = train_dataloader.collate_fn.dataset.table
 
 
 def train_theirs(model: Path, output: Path, rows: Any, **settings: Any) -> list[dict[str, float]]:

@@ -43,6 +43,9 @@ class KahnemanTversky(Marked):
     `apo_zero_unpaired` is the same with z0 = 0 (D'Oosterlinck et al. 2024, arXiv 2408.06266,
     equation 7, unpaired). `pref_ftx` adds so much of the mean negative log-likelihood of a wanted
     answer's tokens to its row. The unit is a row.
+
+    Metrics are means over the rows of a kind, `logits/...` over the vocabulary and their tokens;
+    `rewards/...` is beta times r.
     """
 
     needs_reference = True
@@ -55,23 +58,30 @@ class KahnemanTversky(Marked):
         self.beta, self.ftx = finetuning.pref_beta, finetuning.pref_ftx
         self.weights = finetuning.kto_chosen_weight, finetuning.kto_rejected_weight
         self.measures_first = self.mismatches_answers = finetuning.kto_loss == "kto"
-        names = "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected"
-        self.train_metrics = (*names, "kl") if self.measures_first else names
-        self.eval_metrics = self.train_metrics
+        sides = "chosen", "rejected"
+        names = [f"{of}/{side}" for of in ("rewards", "logps", "logits") for side in sides]
+        names += ["kl"] if self.measures_first else []
+        self.train_metrics = self.eval_metrics = tuple(names)
 
     def measure(self, model: Any, batch: MicroBatch) -> Mapping[str, Sum]:
         """The log-ratios of prompts with other rows' answers."""
-        ratios_S = self._sums(model, batch)["logps"] - self._reference(batch)
-        return {"kl": (ratios_S.sum(), len(batch.examples))}
+        from luthier.modeling.reads import read_logps
+
+        ratios_N = read_logps(model, batch).logps_N - batch.token_numbers[REFERENCE]
+        return {"kl": (ratios_N.sum(), len(batch.examples))}
 
     def measure_sequences(self, model: Any, batch: MicroBatch) -> dict[str, Tensor]:
-        numbers = self._sums(model, batch)
-        logps_S = numbers["logps"]
+        from luthier.modeling.reads import sequence_logps, sum_by_sequence
+
+        read = sequence_logps(model, batch, with_logits=True)
+        like_S = read.sums_S.detach()
         return {
-            **numbers,
-            "reference": self._reference(batch),
-            LABEL: batch.sequence_numbers.get(LABEL, logps_S.detach()),
-            "kl": logps_S.new_full(logps_S.shape, batch.step_numbers.get("kl", 0.0)),
+            "logps": read.sums_S,
+            "lengths": read.counts_S,
+            "reference": sum_by_sequence(batch, batch.token_numbers[REFERENCE].to(like_S)),
+            LABEL: batch.sequence_numbers.get(LABEL, like_S),
+            "kl": like_S.new_full(like_S.shape, batch.step_numbers.get("kl", 0.0)),
+            **({} if read.logits_S is None else {"logits": read.logits_S}),
         }
 
     def step_loss(self, numbers: Mapping[str, Tensor]) -> Loss:
@@ -88,6 +98,9 @@ class KahnemanTversky(Marked):
             reward = (self.beta * ratios_S.detach() * of_kind_S).sum()
             seen[f"rewards/{name}"] = reward, count
             seen[f"logps/{name}"] = (logps_S.detach() * of_kind_S).sum(), count
+            if "logits" in numbers:
+                tokens = (numbers["lengths"] * of_kind_S).sum()
+                seen[f"logits/{name}"] = (numbers["logits"] * of_kind_S).sum(), tokens
         return Loss(losses_S.sum(), seen)
 
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
@@ -128,15 +141,3 @@ class KahnemanTversky(Marked):
             f"{of_wanted * most / share:.2f}, or kto_rejected_weight between "
             f"{of_unwanted * share / most:.2f} and {of_unwanted * share / least:.2f}"
         )
-
-    def _sums(self, model: Any, batch: MicroBatch) -> dict[str, Tensor]:
-        from luthier.modeling.reads import read_logps
-
-        logps_N = read_logps(model, batch).logps_N
-        zeros_S = logps_N.new_zeros(len(batch.ends))
-        lengths_S = zeros_S.index_add(0, batch.sequences, logps_N.new_ones(len(logps_N)))
-        return {"logps": zeros_S.index_add(0, batch.sequences, logps_N), "lengths": lengths_S}
-
-    def _reference(self, batch: MicroBatch) -> Tensor:
-        logps_N = batch.token_numbers[REFERENCE]
-        return logps_N.new_zeros(len(batch.ends)).index_add(0, batch.sequences, logps_N)

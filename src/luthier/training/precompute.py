@@ -83,7 +83,8 @@ def settle_reference(trainer: Trainer, arguments: Arguments, other: Any = None) 
             f"(finetuning_type: lora), which is left out for that{remedy}."
         )
     held = reference.hold(model) if is_trained else "the model itself, since nothing is trained"
-    console.info(f"reference: {held}; read with every step")
+    what = "prompts with other answers are read" if is_kept else "it is read"
+    console.info(f"reference: {held}; {what} with every step")
     trainer.reference = reference
 
 
@@ -172,7 +173,7 @@ class Reading:
                 published = get_or_build(self.root, key, build)
             finally:
                 gather_objects(None)  # nothing is left to read
-            said = "was read before" if published.was_there else "is read"
+            said = "was read before" if published.was_there else "is kept"
             console.info(f"reference: it {said}, {len(dataset):,} rows ({key[:12]})")
         else:
             while (number := gather_objects(None)[0]) is not None:
