@@ -1,0 +1,116 @@
+"""scores, losses and metrics of a reward model are the same however a step is cut"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import luthier
+from tests.launched import values_of_ranks
+from tests.stages.test_rm import METRICS, make_rows
+
+CUTS: dict[str, dict[str, Any]] = {
+    "eight at once": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
+    "one by one": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
+    "small budget": {"tokens_per_micro_batch": 1},
+    "large budget": {"tokens_per_micro_batch": 100_000},
+    "unshared": {"prefix_sharing": "off"},
+    "padded": {"layout": "padded", "tokens_per_micro_batch": 300},
+}
+
+
+@pytest.fixture(scope="module")
+def config(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Twenty-three pairs, so that the last step of an epoch is not full; some have a margin."""
+    folder = tmp_path_factory.mktemp("pairs")
+    for name, count in (("rows", 23), ("held", 9)):
+        rows: list[dict[str, Any]] = [*make_rows(count, count)]
+        for number, row in enumerate(rows):
+            row["margin"] = number % 3 / 2
+        (folder / f"{name}.json").write_text(json.dumps(rows))
+    return {
+        "stage": "rm",
+        "model_name_or_path": str(llama_folder),
+        "template": "chatml",
+        "do_train": True,
+        "dataset": str(folder / "rows.json"),
+        "eval_dataset": str(folder / "held.json"),
+        "center_rewards_coefficient": 0.1,
+        "cutoff_len": 128,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 5e-3,
+        "max_steps": 6,
+        "logging_steps": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 3,
+        "do_predict": True,
+        "save_strategy": "no",
+        "report_to": "none",
+        "plot_loss": False,
+    }
+
+
+def numbers(result: Any) -> dict[str, Any]:
+    """All that a run says of what it has learned."""
+    names = ("loss", *METRICS)
+    log = [
+        record[name]
+        for record in result.log_history
+        for name in (*names, *(f"eval_{each}" for each in names), "grad_norm")
+        if name in record
+    ]
+    weights = {n: p.detach().clone() for n, p in result.model.named_parameters() if p.requires_grad}
+    written = (result.output_dir / "generated_predictions.jsonl").read_text().splitlines()
+    return {"log": log, "weights": weights, "scores": [json.loads(line) for line in written]}
+
+
+def check(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert len(found["log"]) == len(expected["log"]) == 3 * 7 + 3 * 6
+    assert found["log"] == pytest.approx(expected["log"], rel=1e-4, abs=1e-5)
+    assert any("score" in name for name in expected["weights"])
+    for name, weight in found["weights"].items():
+        torch.testing.assert_close(weight, expected["weights"][name], rtol=1e-3, atol=1e-5)
+    for one, other in zip(found["scores"], expected["scores"], strict=True):
+        assert one["origin"] == other["origin"]
+        assert one["chosen"] == pytest.approx(other["chosen"], abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def whole(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return numbers(luthier.train(config | {"output_dir": str(tmp_path_factory.mktemp("whole"))}))
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_step_in_pieces_is_the_step_as_a_whole(cut, config, whole, tmp_path: Path):
+    check(numbers(luthier.train(config | CUTS[cut] | {"output_dir": str(tmp_path)})), whole)
+
+
+def train_on_ranks(configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    dist.init_process_group("gloo")
+    found = []
+    for config in configs:
+        result = luthier.train(config)
+        dist.barrier()
+        found.append(numbers(result))
+    return found
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_what_one_learns(config, whole, tmp_path: Path):
+    halved = config | {"gradient_accumulation_steps": 1}
+    configs = [halved | {"output_dir": str(tmp_path / "lora")}]
+    full = {"finetuning_type": "full", "learning_rate": 1e-3}
+    configs.append(halved | full | {"output_dir": str(tmp_path / "full")})
+
+    ranks = values_of_ranks(train_on_ranks, 2, configs)
+
+    alone = numbers(luthier.train(config | full | {"output_dir": str(tmp_path / "alone")}))
+    for lora, of_full in ranks:
+        check(lora, whole)
+        check(of_full, alone)
