@@ -16,12 +16,9 @@ MOST_TRIED = 16
 
 
 def mismatch(examples: Sequence[Example], others: Sequence[Example], most: int) -> list[Example]:
-    """The prompt of each example with the answer of another one.
+    """The prompt of each example of one sequence with the answer of another, in `most` tokens.
 
-    Args:
-        examples: of one sequence each, whose prompt is not learned.
-        others: as many.
-        most: tokens; of an answer that would go beyond, the end is cut off.
+    Of an answer that would go beyond, the end is cut off.
     """
     made = []
     for example, other in zip(examples, others, strict=True):

@@ -82,31 +82,24 @@ class StepBuilder:
     The sequences of an example stay together. The documents of a packed one do not see each other,
     so each is planned and placed for itself: the loss of a step is a sum over all of them, wherever
     they are computed.
-
-    Attributes:
-        dataset: the examples of the order.
-        pad_token_id: fills padded batches.
-        token_budget: the most tokens of a micro-batch that are computed: padding counts, a shared
-            prefix counts once.
-        rank: this process.
-        world_size: all processes.
-        layout: padded batches, which every model understands, or token trees.
-        share_prefixes: whether a tree computes once what examples begin with alike.
-        mismatches: the most tokens of prompts with other answers that are read, not learned; None
-            for none of them.
-        distance: how many rows before it the other answer stands, in the whole table; None where it
-            is that of a row of the step.
     """
 
-    dataset: ExampleSet
-    pad_token_id: int
+    dataset: ExampleSet  # the examples of the order
+    pad_token_id: int  # fills padded batches
     token_budget: int
-    rank: int = 0
-    world_size: int = 1
+    """The most tokens of a micro-batch that are computed: padding counts, a shared prefix counts
+    once."""
+    rank: int = 0  # this process
+    world_size: int = 1  # all processes
     layout: Literal["tree", "padded"] = "padded"
-    share_prefixes: bool = False
+    """Padded batches, which every model understands, or token trees."""
+    share_prefixes: bool = False  # whether a tree computes once what examples begin with alike
     mismatches: int | None = None
+    """The most tokens of prompts with other answers that are read, not learned; None for none of
+    them."""
     distance: int | None = None
+    """How many rows before it the other answer stands, in the whole table; None where it is that of
+    a row of the step."""
 
     def __call__(self, indices: Sequence[int]) -> Step:
         """The micro-batches of this rank; counts are those of all ranks, known without asking."""
@@ -183,23 +176,15 @@ class StepLoader(DataLoader[int]):
 
 @dataclass
 class StepLoaders:
-    """Makes the loaders of a run's data sets, once its layout is known.
+    """Makes the loaders of a run's data sets, once its layout is known."""
 
-    Attributes:
-        arguments: of the run.
-        args: the same as transformers takes them.
-        pad_token_id: fills padded batches.
-        layout: how examples share a micro-batch.
-        shares_prefixes: whether a tree computes what examples begin with alike once.
-        mismatches: whether prompts with other answers are read before a step; see `StepBuilder`.
-    """
-
-    arguments: Arguments
-    args: LibraryArguments
-    pad_token_id: int
-    layout: Literal["tree", "padded"] = "padded"
-    shares_prefixes: bool = False
+    arguments: Arguments  # of the run
+    args: LibraryArguments  # the same as transformers takes them
+    pad_token_id: int  # fills padded batches
+    layout: Literal["tree", "padded"] = "padded"  # how examples share a micro-batch
+    shares_prefixes: bool = False  # whether a tree computes what examples begin with alike once
     mismatches: bool = False
+    """Whether prompts with other answers are read before a step; see `StepBuilder`."""
 
     @property
     def examples_per_step(self) -> int:

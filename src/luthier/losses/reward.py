@@ -12,12 +12,8 @@ def bradley_terry(chosen_P: Tensor, rejected_P: Tensor, margins_P: Tensor | None
     """(P,) -log sigmoid(r_w - r_l - m): how unlikely it is that the chosen answer wins.
 
     Bradley and Terry 1952, as a loss by Ouyang et al. 2022 (arXiv 2203.02155, equation 1); the
-    margin m by Touvron et al. 2023 (Llama 2, arXiv 2307.09288, equation 2).
-
-    Args:
-        chosen_P: scores r_w.
-        rejected_P: scores r_l.
-        margins_P: by how much more the chosen answer is to score; by default 0.
+    margin m, by how much more the chosen answer is to score, by Touvron et al. 2023 (Llama 2, arXiv
+    2307.09288, equation 2).
     """
     ahead_P = chosen_P - rejected_P
     return -logsigmoid(ahead_P if margins_P is None else ahead_P - margins_P)

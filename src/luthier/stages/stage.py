@@ -21,43 +21,29 @@ Sum: TypeAlias = "tuple[Tensor | float, Tensor | float]"
 
 @dataclass(frozen=True)
 class Loss:
-    """What one micro-batch gives, before any division.
+    """What one micro-batch gives, before any division."""
 
-    Attributes:
-        total: scalar with gradient, the sum over the micro-batch's units.
-        metrics: by name a sum, without gradient, and its count; both are added over the
-            micro-batches, steps and ranks behind a logged line.
-    """
-
-    total: Tensor
+    total: Tensor  # scalar with gradient, the sum over the micro-batch's units
     metrics: Mapping[str, Sum] = field(default_factory=dict)
+    """By name a sum, without gradient, and its count; both are added over the micro-batches, steps
+    and ranks behind a logged line."""
 
 
 @dataclass(frozen=True)
 class Coupled:
-    """The loss of the sequences of all ranks together, taken on their numbers alone.
+    """The loss of the sequences of all ranks together, taken on their numbers alone."""
 
-    Attributes:
-        total: of all, the same on every rank.
-        metrics: of all on the first rank, none on the others.
-        slopes: by name (S,), its derivatives by the numbers of this rank's sequences.
-        places: where the sequences of an example stand among these.
-    """
-
-    total: Tensor
-    metrics: Mapping[str, Sum]
+    total: Tensor  # of all, the same on every rank
+    metrics: Mapping[str, Sum]  # of all on the first rank, none on the others
     slopes: Mapping[str, Tensor]
-    places: Mapping[Example, range]
+    """By name (S,), its derivatives by the numbers of this rank's sequences."""
+    places: Mapping[Example, range]  # where the sequences of an example stand among these
 
     def share(self, batch: MicroBatch, numbers: Mapping[str, Tensor]) -> Tensor:
-        """A scalar whose gradient is that of the whole loss by a micro-batch.
+        """A scalar whose gradient is that of the whole loss by a micro-batch, perhaps cut anew.
 
-        Each number times the derivative by it (gradient caching, Gao et al. 2021, arXiv 2101.06983,
-        section 3.2).
-
-        Args:
-            batch: of this rank, perhaps cut anew.
-            numbers: (S,) each, read again with gradient.
+        Each number (S,), read again with gradient, times the derivative by it (gradient caching,
+        Gao et al. 2021, arXiv 2101.06983, section 3.2).
         """
         places = [place for example in batch.examples for place in self.places[example]]
         total = batch.ends.sum() * 0.0
@@ -75,49 +61,43 @@ class Stage(Road):
 
     A module of this room registers one with `@STAGES.register("name")`. It imports nothing heavy
     before a loss is taken, so its names are known before anything is loaded.
-
-    Attributes:
-        train_metrics: the names in `Loss.metrics` of a step of training.
-        eval_metrics: those of an evaluation; a curve is drawn of each.
-        derived_metrics: those that `derive` adds to an evaluation, or to a logged line of training.
-        scores: whether the model says one number of a sequence and no tokens, by a head of its own;
-            see `modeling/heads.py`.
-        measures_first: whether `measure` goes over a step before its loss is taken; in an
-            evaluation over the whole set.
-        draws_dropout: whether layers may draw random zeros; not where a model is held against
-            another, which draws none.
-        needs_reference: whether the loss reads numbers of the model as it was at first.
-        keeps_reference: whether all that is asked of it is `reference_logp`, so that it may be read
-            once, before training.
-        mismatches_answers: whether `measure` is of prompts with the answer of another row, which
-            are not learned; see `batching/mismatched.py`.
-        remembers: the names in `train_metrics` whose means over all earlier steps are among
-            `batch.step_numbers` under the same names; before the second step there are none.
-        couples_sequences: whether the loss of a sequence depends on the others of its step, or of
-            its evaluation set. Then `step_loss` is asked once for all of them together.
     """
 
-    train_metrics: tuple[str, ...] = ()
-    eval_metrics: tuple[str, ...] = ()
+    train_metrics: tuple[str, ...] = ()  # the names in `Loss.metrics` of a step of training
+    eval_metrics: tuple[str, ...] = ()  # those of an evaluation; a curve is drawn of each
     derived_metrics: tuple[str, ...] = ()
+    """Those that `derive` adds to an evaluation, or to a logged line of training."""
     scores = False
+    """Whether the model says one number of a sequence and no tokens, by a head of its own; see
+    `modeling/heads.py`."""
     measures_first = False
+    """Whether `measure` goes over a step before its loss is taken; in an evaluation over the whole
+    set."""
     draws_dropout = True
-    needs_reference = False
+    """Whether layers may draw random zeros; not where a model is held against another, which draws
+    none."""
+    needs_reference = False  # whether the loss reads numbers of the model as it was at first
     keeps_reference = True
+    """Whether all that is asked of it is `reference_logp`, so that it may be read once, before
+    training."""
     mismatches_answers = False
+    """Whether `measure` is of prompts with the answer of another row, which are not learned; see
+    `batching/mismatched.py`."""
     remembers: tuple[str, ...] = ()
+    """The names in `train_metrics` whose means over all earlier steps are among
+    `batch.step_numbers` under the same names; before the second step there are none."""
     couples_sequences = False
+    """Whether the loss of a sequence depends on the others of its step, or of its evaluation set.
+    Then `step_loss` is asked once for all of them together."""
 
     def look(self, train: Any) -> None:
         """Says what the rows of training, a table or a stream, mean for the stage's settings."""
 
     def loss(self, model: Any, batch: MicroBatch) -> Loss:
-        """Runs the model on the micro-batch and sums the loss over its units.
+        """Runs the model on the micro-batch, on its device, and sums the loss over its units.
 
-        Args:
-            model: in training mode in a step, otherwise in an evaluation.
-            batch: on the model's device; one without examples asks for a sum of 0.
+        One without examples asks for a sum of 0. The model is in training mode in a step, otherwise
+        in an evaluation.
         """
         numbers = self.measure_sequences(model, batch)
         if not batch.examples:
@@ -129,27 +109,21 @@ class Stage(Road):
 
         Their gradient is asked for where they have one. Those of a step that is coupled are read
         without, and a second time with it.
-
-        Args:
-            model: as that of `loss`.
-            batch: on the model's device.
         """
         raise NotImplementedError
 
     def step_loss(self, numbers: Mapping[str, Tensor]) -> Loss:
-        """The loss made of the numbers of sequences alone.
+        """The loss made of the numbers of sequences alone, (S,) each.
 
-        Args:
-            numbers: (S,) each, of whole examples one after the other: of a micro-batch, or where
-                sequences are coupled of a whole step or evaluation set of all ranks, on the CPU.
+        They are of whole examples one after the other: of a micro-batch, or where sequences are
+        coupled of a whole step or evaluation set of all ranks, on the CPU.
         """
         raise NotImplementedError
 
     def couple(self, read: Iterable[tuple[Sequence[Example], Mapping[str, Tensor]]]) -> Coupled:
         """The loss of the sequences of all ranks together; every rank must call it.
 
-        Args:
-            read: the examples of each micro-batch of this rank, and what `measure_sequences` says.
+        `read` is the examples of each micro-batch of this rank, and what `measure_sequences` says.
         """
         import torch
 
@@ -188,11 +162,8 @@ class Stage(Road):
     def measure_reference(self, reference: Any, batch: MicroBatch) -> Mapping[str, Tensor]:
         """(N,) numbers of the learned tokens by the reference, without gradient.
 
-        They are among `batch.token_numbers` when the loss is taken.
-
-        Args:
-            reference: the model as it was at first, in evaluation mode.
-            batch: on the model's device.
+        They are among `batch.token_numbers` when the loss is taken. The reference is the model as
+        it was at first, in evaluation mode.
         """
         from luthier.modeling.reads import read_logps
 
