@@ -141,7 +141,6 @@ def _remember(values: Sequence[str] | Iterator[str]) -> None:
 
 
 def _in_urls(text: str) -> Iterator[str]:
-    """The passwords in the URLs of a text."""
     for found in _USER.finditer(text):
         user = found[2] or found[4]
         yield user.partition(":")[2] or user

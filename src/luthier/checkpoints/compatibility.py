@@ -125,7 +125,6 @@ def compare_files(checkpoint: Path, now: Manifest) -> Changes:
 
 
 def _compare_states(was: str, was_world_size: int, now: Manifest, found: Changes) -> None:
-    """Whether this run can read the optimizer states of a checkpoint."""
     held = _line("how weights are held", was, now.strategy)
     if FORMS.get(was) != FORMS.get(now.strategy):
         found.fixed.append(f"{held}; neither reads the optimizer states of the other")

@@ -275,7 +275,6 @@ class OutputFolder:
         return before is None or before.launch != launch_of(os.environ)
 
     def _holds_run(self) -> bool:
-        """Whether the folder is that of a run, finished or not."""
         has_marks = any((self.path / name).exists() for name in MARKS)
         return has_marks or bool(list_checkpoints(self.path))
 
@@ -328,7 +327,6 @@ def announce(checkpoint: Path) -> None:
 
 
 def _backup_name(place: Path) -> Path:
-    """A free name beside a folder that says when it was moved away."""
     name = f"{place.name}.old-{datetime.now():%Y-%m-%d-%H%M%S}"
     backup, number = place.with_name(name), 1
     while backup.exists():

@@ -120,7 +120,6 @@ def complete(config: Config, arguments: Arguments) -> tuple[Config, list[str]]:
 
 
 def _contradictions(config: Config, arguments: Arguments) -> Iterator[str]:
-    """Numbers that stand in both places and differ; those that agree are fine."""
     training = arguments.training
     per_device, steps = training.per_device_train_batch_size, training.gradient_accumulation_steps
     values = arguments.flat()

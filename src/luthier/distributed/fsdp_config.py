@@ -179,7 +179,6 @@ def _add_launcher(said: Said, environment: Mapping[str, str], reading: Reading) 
 
 
 def _merge(said: Said, source: Iterator[tuple[str, Any, str]], reading: Reading) -> None:
-    """Reads the settings of a source into those already known."""
     for given, raw, where in source:
         name = ALIASES.get(given, given)
         if name in IDLE:
@@ -317,7 +316,6 @@ REFUSED = {
 
 
 def _settle(said: Said, arguments: Arguments, reading: Reading) -> None:
-    """Fills in what follows, and says what was made of what."""
     values = {name: value for name, (value, _) in said.items()}
     if values.pop("version", 2) == 1:
         _, where = said["version"]

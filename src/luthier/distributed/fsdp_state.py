@@ -155,7 +155,6 @@ def _from_first_rank(*, strict: bool) -> StateDictOptions:
 
 
 def _read_weights(model: Any, folder: Path) -> dict[str, Tensor]:
-    """Whole weights of a folder, by the names that they have in a model."""
     files = [
         file
         for pattern in ("adapter_model.safetensors", "model.safetensors", "model-*.safetensors")
@@ -186,7 +185,6 @@ def _read_weights(model: Any, folder: Path) -> dict[str, Tensor]:
 
 
 def _read_optimizer(model: Any, optimizer: torch.optim.Optimizer, folder: Path) -> dict[str, Any]:
-    """Whole states of a folder, by the names of their weights."""
     if (folder / OPTIMIZER_WHOLE).is_file():
         whole: dict[str, Any] = torch.load(
             folder / OPTIMIZER_WHOLE, map_location="cpu", weights_only=True

@@ -191,7 +191,6 @@ def _fused_rotary(module: nn.Module) -> FusedRotary | None:
 
 
 def _agree(fused: FusedForward, x: Tensor) -> bool:
-    """Whether a fused forward and the module's own give the same, up to rounding."""
     with torch.no_grad():
         try:
             own = fused.own(x)

@@ -205,7 +205,6 @@ class Generator:
     def _generate(
         self, prompts: Sequence[Sequence[int]], config: GenerationConfig, **options: Any
     ) -> list[list[int]]:
-        """What follows each prompt, padded behind its end."""
         width = max(map(len, prompts))
         input_ids = torch.full((len(prompts), width), config.pad_token_id, dtype=torch.long)
         attention_mask = torch.zeros_like(input_ids)

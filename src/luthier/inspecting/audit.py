@@ -221,8 +221,6 @@ def _meant(column: str, known: Iterable[str]) -> str:
 
 @dataclass
 class _Look:
-    """A look at one data set."""
-
     found: SetAudit
     findings: Findings
     reader: DatasetReader

@@ -319,7 +319,6 @@ class Style:
         return self._join([self._run(list(run)) for _, run in runs], self.is_coloured).rstrip("\n")
 
     def _run(self, tokens: Sequence[ShownToken]) -> str:
-        """Tokens of one kind, in brackets where colours do not show it."""
         text = self._join(list(map(self._token, tokens)))
         if tokens[0].is_cut:
             opening, closing = f"{CUT_OPEN}{sum(len(one.ids) for one in tokens)} cut: ", CUT_CLOSE

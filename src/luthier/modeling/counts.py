@@ -188,7 +188,6 @@ def _matrices(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _windows(text_config: Any, config: dict[str, Any]) -> list[int] | None:
-    """How far each layer sees; None when a layer's kind is not known."""
     count = count_layers(text_config)
     if count is None:
         return None

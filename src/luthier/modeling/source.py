@@ -79,7 +79,6 @@ def fetch_model(name_or_path: str) -> ModelSource:
 
 @cache
 def _snapshot(name: str) -> str:
-    """The folder of a model of ModelScope, fetched once."""
     modelscope = need("modelscope", MODELSCOPE)
     console.info(f"{name} comes from ModelScope: {MODELSCOPE} is set")
     try:

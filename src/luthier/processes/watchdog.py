@@ -209,7 +209,6 @@ class Watchdog:
         self._termination.stop()
 
     def _await_exchange(self) -> None:
-        """Waits until what this rank says now is in the store."""
         enough = self._num_exchanges + 2  # the one under way may have begun too early
         end = time.monotonic() + 2 * HEARD_S
         while self._num_exchanges < enough and time.monotonic() < end:
@@ -409,7 +408,6 @@ def is_of_talk(problem: BaseException) -> bool:
 
 
 def _times_out_of_memory() -> int:
-    """How often the kernel has ended a process for want of memory."""
     if sys.platform == "linux":
         for line in Path("/proc/vmstat").read_text(encoding="ascii").splitlines():
             name, _, count = line.partition(" ")

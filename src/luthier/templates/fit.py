@@ -230,7 +230,6 @@ def kind_of(conversation: Conversation, template: Template) -> str:
 
 
 def _make_probe(kind: str, template: Template) -> Conversation:
-    """A conversation of that kind."""
     turns, system, tools, call, thought = (part in kind.split(", ") for part in _PARTS)
     before = "thought".join(template.thought_words) if thought else ""
     messages = [Message("user", "question")]

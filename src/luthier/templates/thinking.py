@@ -135,6 +135,5 @@ def spoken(message: Message) -> str:
 
 
 def _find_last_question(messages: Sequence[Message]) -> int:
-    """Where the user spoke last; 0 where no user did."""
     asked = [position for position, message in enumerate(messages) if message.role == "user"]
     return asked[-1] if asked else 0

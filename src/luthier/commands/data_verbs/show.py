@@ -114,7 +114,6 @@ class _Flags(ArgumentParser):
 
 
 def _read_flags(argv: list[str]) -> tuple[Namespace, list[str]]:
-    """The flags of this command, and the other words in their order."""
     flags = _Flags(add_help=False, allow_abbrev=False)
     flags.add_argument("-n", type=int, default=3, metavar="COUNT")
     flags.add_argument("--seed", type=int)

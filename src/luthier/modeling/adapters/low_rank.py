@@ -107,7 +107,6 @@ def _cannot_merge(why: str, adapter: str) -> str:
 def _tell_what_stays(
     model: PeftModel, adapter: str, arguments: Arguments, linear: Collection[str]
 ) -> None:
-    """Says which settings of a new adapter were given and are not those of the one that goes on."""
     config, finetuning = model.active_peft_config, arguments.finetuning
     other = ["pissa_init"] if finetuning.pissa_init else []
     for name, known in facts().items():
@@ -181,7 +180,6 @@ def _beside_score(
 
 
 def _redrawn(adapter: str, started: str) -> str:
-    """What is wrong with an adapter that has the weights taken apart anew."""
     if started == "pissa":
         return (
             f"adapter {adapter} was saved as PiSSA makes it: the weights are taken apart anew, "

@@ -125,7 +125,6 @@ def _plain_name(name: str) -> str | None:
 
 
 def _register(plain: str | None) -> str:
-    """Registers the functions that stand before a plain implementation, under the name returned."""
     name = NAME if plain == PLAIN else f"{NAME}:{plain or ''}"
     AttentionInterface.register(name, _attention_before(plain))
     known = AttentionMaskInterface._global_mapping
