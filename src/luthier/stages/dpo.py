@@ -99,7 +99,10 @@ class DirectPreference(Pairs):
     def step_loss(self, numbers: Mapping[str, Tensor]) -> Loss:
         from luthier.losses.pairs import Answers, odds_ratio, preference_losses, rewards
 
-        pairs = {name: numbers_S.view(-1, 2) for name, numbers_S in numbers.items()}
+        pairs = {
+            name: (numbers_S if name == "logps" else numbers_S.detach()).view(-1, 2)
+            for name, numbers_S in numbers.items()
+        }
         of_step = {
             name: pairs[name][0, 0] for name in ("chosen_tokens", "mean_reward") if name in pairs
         }

@@ -1,0 +1,231 @@
+"""stage dpo: where a run begins, what it logs, and the gradients of a plain loop"""
+
+# S sequences, T tokens, V vocabulary
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+from transformers import AutoModelForCausalLM
+
+import luthier
+from luthier.batching.padded import pad
+from luthier.batching.tree import build_tree
+from luthier.example import REFERENCE, Example
+from luthier.modeling.attention.interface import install_tree_attention
+from luthier.modeling.reads import read_logps
+from luthier.stages.stage import Loss
+from tests.stages.made import make_stage
+
+
+def compared(folder: Path, count: int = 24) -> Path:
+    """Pairs of different lengths, of which now the chosen and now the rejected is the longer."""
+    file = folder / "pairs.jsonl"
+    rows = [
+        {
+            "prompt": f"Count to {n % 5}.",
+            "chosen": " ".join(map(str, range(n % 7 + 1))),
+            "rejected": " ".join(map(str, range(9, n % 4, -1))),
+        }
+        for n in range(count)
+    ]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return file
+
+
+def config_of(model: Path, folder: Path, **settings: Any) -> dict[str, Any]:
+    return {
+        "model_name_or_path": str(model),
+        "stage": "dpo",
+        "dataset": str(compared(folder)),
+        "template": "chatml",
+        "do_train": True,
+        "cutoff_len": 64,
+        "output_dir": str(folder / "run"),
+        "overwrite_output_dir": True,
+        "cache_dir": str(folder / "cache"),
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "tokens_per_micro_batch": 130,
+        "learning_rate": 0.01,
+        "max_steps": 3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        **settings,
+    }
+
+
+@pytest.mark.parametrize("precompute", [True, False], ids=["read before", "live"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"adapter_name_or_path": "trained before"},
+        {"finetuning_type": "freeze", "freeze_trainable_layers": 1},
+        {"finetuning_type": "full"},
+        {"ld_alpha": 0.5},
+        {"pref_bco_weight": 0.0, "pref_loss": "aot"},
+        {"lora_dropout": 0.5},
+    ],
+    ids=lambda settings: " ".join(map(str, settings.values())) or "new adapter",
+)
+def test_a_run_begins_at_its_reference(
+    settings: dict[str, Any], precompute: bool, llama_folder: Path, tmp_path: Path
+):
+    config = config_of(llama_folder, tmp_path, precompute_ref=precompute)
+    if "adapter_name_or_path" in settings:
+        luthier.train(config | {"output_dir": str(tmp_path / "before"), "stage": "dpo"})
+        settings = {"adapter_name_or_path": str(tmp_path / "before")}
+
+    first, second, *_ = luthier.train(config | settings).log_history
+
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    for name in ("chosen", "rejected", "margins"):
+        assert first[f"rewards/{name}"] == pytest.approx(0, abs=1e-5)
+    assert second["rewards/margins"] > 1e-3
+
+
+def test_dropout_is_off_and_told(llama_folder: Path, tmp_path: Path, capsys):
+    luthier.train(config_of(llama_folder, tmp_path, lora_dropout=0.25))
+
+    assert "dropout 0.25 was set" in capsys.readouterr().err
+
+
+def test_bco_is_shifted_by_all_earlier_rewards(llama_folder: Path, tmp_path: Path, monkeypatch):
+    stage_class = type(make_stage("dpo"))
+    plain, given = stage_class.step_loss, []
+
+    def step_loss(stage: Any, numbers: Any) -> Loss:
+        given.append(numbers["mean_reward"].unique().tolist())
+        return plain(stage, numbers)
+
+    monkeypatch.setattr(stage_class, "step_loss", step_loss)
+    config = config_of(llama_folder, tmp_path, pref_bco_weight=1.0, tokens_per_micro_batch=4096)
+
+    logs = [log for log in luthier.train(config).log_history if "loss" in log]
+
+    assert given[0] == [0.0]
+    rewards = [(log["rewards/chosen"] + log["rewards/rejected"]) / 2 for log in logs]
+    assert given[1:3] == [
+        pytest.approx([rewards[0]], abs=1e-6),
+        pytest.approx([(rewards[0] + rewards[1]) / 2], rel=1e-4),
+    ]
+
+
+def pair(shared: int, chosen: int, rejected: int, seed: int) -> Example:
+    generator = torch.Generator().manual_seed(seed)
+
+    def tokens(count: int) -> list[int]:
+        return torch.randint(5, 90, (count,), generator=generator).tolist()
+
+    prompt, answers = tokens(shared), (tokens(chosen), tokens(rejected))
+    return Example(
+        [token for answer in answers for token in prompt + answer],
+        [label for answer in answers for label in [-100] * shared + answer],
+        1,
+        (shared + chosen, shared + rejected),
+    )
+
+
+EXAMPLES = [pair(40, 5, 9, 1), pair(33, 7, 3, 2), pair(2, 4, 4, 3)]
+
+
+def plain_loss(name: str, model: Any, reference: Any, ld_alpha: float) -> Tensor:
+    """A padded loop with whole logits, written as the papers have it; beta 0.1."""
+    total = torch.zeros(())
+    for example in EXAMPLES:
+        labels = torch.tensor(example.labels).split(example.lengths)
+        shortest = min(int((each >= 0).sum()) for each in labels)
+        ratios, averages = [], []
+        for ids_T, labels_T in zip(example.sequences(), labels, strict=True):
+            of_models = []
+            for each in (model, reference):
+                logits_TV = each(torch.tensor([ids_T])).logits[0, :-1]
+                is_answer_T = labels_T[1:] >= 0
+                logps_T = logits_TV.log_softmax(-1)[is_answer_T]
+                logps_T = logps_T.gather(1, labels_T[1:][is_answer_T][:, None])[:, 0]
+                of_models.append(logps_T[:shortest].sum() + ld_alpha * logps_T[shortest:].sum())
+            ratios.append(of_models[0] - of_models[1].detach())
+            averages.append(ratios[-1] / len(logps_T))
+        match name:
+            case "sigmoid":
+                total = total - logsigmoid(0.1 * (ratios[0] - ratios[1]))
+            case "ipo":
+                total = total + (averages[0] - averages[1] - 1 / (2 * 0.1)) ** 2
+    return total
+
+
+@pytest.mark.parametrize("ld_alpha", [None, 0.25])
+@pytest.mark.parametrize("layout", ["tree", "padded"])
+@pytest.mark.parametrize("name", ["sigmoid", "ipo"])
+def test_loss_and_gradients_are_those_of_a_plain_loop(
+    name: str, layout: str, ld_alpha: float | None, llama_folder: Path
+):
+    model, reference = (AutoModelForCausalLM.from_pretrained(llama_folder) for _ in range(2))
+    with torch.no_grad():
+        for each, weight in enumerate(model.parameters()):
+            noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(each))
+            weight += 0.02 * noise
+    expected = plain_loss(name, model, reference, 1.0 if ld_alpha is None else ld_alpha)
+    expected.backward()
+    gradients = {name: weight.grad for name, weight in model.named_parameters()}
+    model.zero_grad()
+    batch = pad(EXAMPLES, 0)
+    if layout == "tree":
+        batch = build_tree(EXAMPLES, share_prefixes=True)
+        install_tree_attention(model)
+        install_tree_attention(reference)
+        assert batch.num_computed < batch.num_tokens
+    with torch.no_grad():
+        batch.token_numbers[REFERENCE] = read_logps(reference, batch).logps_N
+
+    loss = make_stage("dpo", pref_loss=name, ld_alpha=ld_alpha).loss(model, batch)
+    loss.total.backward()
+
+    assert loss.total.item() == pytest.approx(expected.item(), rel=1e-5)
+    for name, weight in model.named_parameters():
+        assert (weight.grad - gradients[name]).norm() <= 1e-5 * gradients[name].norm(), name
+
+
+def test_what_is_told_of_a_step_reckoned_by_hand():
+    stage = make_stage("dpo", pref_beta=0.5)
+    numbers = {
+        "logps": torch.tensor([-4.0, -6.0, -3.0, -1.0]),
+        "lengths": torch.tensor([4.0, 2.0, 1.0, 5.0]),
+        "reference": torch.tensor([-5.0, -4.0, -3.0, -2.0]),
+        "logits": torch.tensor([8.0, 2.0, 2.0, -9.0]),
+    }
+
+    loss = stage.step_loss(numbers)
+
+    assert {name: float(total) / float(count) for name, (total, count) in loss.metrics.items()} == {
+        "rewards/chosen": (0.5 + 0.0) / 2,
+        "rewards/rejected": (-1.0 + 0.5) / 2,
+        "rewards/margins": (1.5 - 0.5) / 2,
+        "rewards/accuracies": 0.5,
+        "logps/chosen": -3.5,
+        "logps/rejected": -3.5,
+        "logits/chosen": 10 / 5,
+        "logits/rejected": -7 / 7,
+    }
+    assert {*loss.metrics} == {*stage.train_metrics}
+
+
+def test_a_loss_without_a_reference_tells_of_averages():
+    stage = make_stage("dpo", pref_loss="orpo", pref_beta=0.5)
+    numbers = {"logps": torch.tensor([-4.0, -6.0]), "lengths": torch.tensor([4.0, 2.0])}
+
+    loss = stage.step_loss(numbers)
+
+    seen = {name: float(total) / float(count) for name, (total, count) in loss.metrics.items()}
+    assert not stage.needs_reference
+    assert (seen["rewards/chosen"], seen["logps/rejected"], seen["sft_loss"]) == (-0.5, -3.0, 1.0)
+    assert loss.total.item() == pytest.approx(1.0 + 0.5 * seen["odds_ratio_loss"])
