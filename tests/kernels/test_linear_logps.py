@@ -163,7 +163,12 @@ def test_accuracy_and_entropy_come_from_the_same_chunks():
     targets[:4] = logits[:4].argmax(1)
     likeliest = logits.argmax(1) == targets
     entropy = torch.distributions.Categorical(logits=logits).entropy()
-    options = {"bias": bias, "chunk_bytes": 1000, "with_correct": True, "with_entropy": True}
+    options = {
+        "bias": bias,
+        "chunk_bytes": 1000,
+        "with_correct": True,
+        "entropy_of": weight.shape[0],
+    }
 
     total, correct, summed = linear_nll(hidden, weight, targets, **options)
     _, correct_N, entropy_N = linear_logps(hidden, weight, targets, **options)
@@ -183,7 +188,7 @@ def test_a_token_that_is_ruled_out_spoils_neither_loss_nor_entropy():
     bias[3] = -torch.inf
     targets[targets == 3] = 4
 
-    nll = linear_nll(hidden, weight, targets, bias=bias, with_entropy=True)
+    nll = linear_nll(hidden, weight, targets, bias=bias, entropy_of=weight.shape[0])
 
     assert torch.isfinite(nll.total)
     assert torch.isfinite(nll.entropy)

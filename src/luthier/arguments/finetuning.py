@@ -127,6 +127,14 @@ class FinetuningArguments(Section):
     """For stages dpo and kto: whether the reference is read once before training and kept in the
     data cache, so that no step pays for it. By default (auto) where rows are kept, and not where
     they are streamed."""
+    use_dft_loss: bool = knob(False, stages=("sft",), on_card=True)
+    """For stage sft: whether the loss of a token is multiplied by the probability that the model
+    gives it (DFT). By default each counts once."""
+    use_eaft_loss: bool = knob(False, stages=("sft",), on_card=True)
+    """For stage sft: whether it is multiplied by how uncertain the model is, by the entropy of the
+    20 likeliest tokens (EAFT). By default each counts once."""
+    eaft_alpha: float = knob(1.0, stages=("sft",), ge=0.0)
+    """For `use_eaft_loss`: the power of that entropy. By default 1."""
     compute_accuracy: bool = free(False)
     """Whether evaluation counts how many learned tokens are predicted right. By default only the
     loss is taken."""

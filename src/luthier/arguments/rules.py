@@ -268,6 +268,18 @@ def _method(arguments: Arguments) -> Iterator[str]:
         )
 
 
+def _tokens(arguments: Arguments) -> Iterator[str]:
+    finetuning = arguments.finetuning
+    asked = [name for name in ("use_dft_loss", "use_eaft_loss") if getattr(finetuning, name)]
+    if len(asked) > 1:
+        yield f"{' and '.join(asked)} are different losses; keep one of them."
+    for name in asked:
+        if finetuning.stage != "sft":
+            yield f"{name} goes with stage: sft, not {finetuning.stage}; leave it out."
+        if arguments.training.label_smoothing_factor:
+            yield f"{name} has no label_smoothing_factor; leave one of them out."
+
+
 def _pairs(arguments: Arguments) -> Iterator[str]:
     finetuning = arguments.finetuning
     if finetuning.stage != "dpo":
@@ -462,6 +474,7 @@ RULES: tuple[Check, ...] = (
     _answers,
     _streaming,
     _method,
+    _tokens,
     _pairs,
     _precision,
     _layout,

@@ -39,7 +39,8 @@ class Settings:
     """Share of the target distribution that is spread over the vocabulary."""
     chunk_bytes: int | None = None  # of a chunk's logits and their copies; None takes `CHUNK_BYTES`
     with_correct: bool = False  # whether the target was the likeliest token is told
-    with_entropy: bool = False  # the entropies of the predicted distributions are told
+    entropy_of: int = 0
+    """Of how many of the likeliest tokens, taken as all there are, entropies are told."""
 
     def rows_of_chunk(self, num_reads: int, bytes_of_row: int, device: torch.device) -> int:
         """Rows of equal chunks within the byte budget; at least one where there are any."""
@@ -155,7 +156,7 @@ def read_products(products_NV: Tensor, targets_N: Tensor, settings: Settings) ->
     logps_NV = logits_NV.log_softmax(1)
     with torch.no_grad():
         correct_N = logps_NV.argmax(1) == targets_N if settings.with_correct else None
-        entropy_N = _entropy(logps_NV.clone()) if settings.with_entropy else None
+        entropy_N = _entropy(logps_NV, settings) if settings.entropy_of else None
     return Figures(_nll(logps_NV, targets_N, settings), correct_N, entropy_N)
 
 
@@ -210,7 +211,7 @@ class _RecomputedNll(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream_N: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        settings = replace(ctx.options["settings"], with_correct=False, with_entropy=False)
+        settings = replace(ctx.options["settings"], with_correct=False, entropy_of=0)
         options = ctx.options | {"settings": settings, "upstream_N": upstream_N}
         _, gradients = _read_chunks(*ctx.saved_tensors, **options)
         return *gradients, *[None] * 4
@@ -239,7 +240,7 @@ def _read_chunks(
     bias_V = None if bias_V is None else bias_V.to(dtype)
     softcap, share = settings.softcap, settings.label_smoothing
     keeps_tanh = softcap is not None and any(wants)
-    copies = (dtype is not exact) + keeps_tanh + settings.with_entropy
+    copies = (dtype is not exact) + keeps_tanh
     rows = settings.rows_of_chunk(
         num_reads, num_tokens * (dtype.itemsize + copies * exact.itemsize), hidden_NH.device
     )
@@ -251,7 +252,7 @@ def _read_chunks(
 
     nll_N = hidden_NH.new_empty(num_reads, dtype=exact)
     correct_N = torch.empty_like(nll_N, dtype=torch.bool) if settings.with_correct else None
-    entropy_N = torch.empty_like(nll_N) if settings.with_entropy else None
+    entropy_N = torch.empty_like(nll_N) if settings.entropy_of else None
     wants_hidden, wants_weight, wants_bias = wants
     ghidden_NH = torch.empty_like(hidden_NH, dtype=dtype) if wants_hidden else None
     gweight_VH = torch.zeros_like(weight_VH, dtype=exact) if wants_weight else None
@@ -280,7 +281,7 @@ def _read_chunks(
             if correct_N is not None:
                 correct_N[chunk] = logps_nV.argmax(1) == targets_n
             if entropy_N is not None:
-                entropy_N[chunk] = _entropy(logps_nV)
+                entropy_N[chunk] = _entropy(logps_nV, settings)
             if not any(wants):
                 continue
 
@@ -320,7 +321,8 @@ def _nll(logps_nV: Tensor, targets_n: Tensor, settings: Settings) -> Tensor:
     return (1 - share) * nll_n - share * logps_nV.mean(1)
 
 
-def _entropy(logps_nV: Tensor) -> Tensor:
+def _entropy(logps_nV: Tensor, settings: Settings) -> Tensor:
+    likeliest_nk = logps_nV.topk(min(settings.entropy_of, logps_nV.shape[1]), 1).values
     # a token that is ruled out (-inf) adds 0, not 0 * inf
-    finite_nV = logps_nV.clamp_(min=torch.finfo(logps_nV.dtype).min)
-    return -finite_nV.exp().mul_(finite_nV).sum(1)
+    finite_nk = likeliest_nk.log_softmax(1).clamp_(min=torch.finfo(logps_nV.dtype).min)
+    return -finite_nk.exp().mul_(finite_nk).sum(1)

@@ -67,7 +67,7 @@ def read_nll(
     *,
     label_smoothing: float = 0.0,
     with_accuracy: bool = False,
-    with_entropy: bool = False,
+    entropy_of: int = 0,
 ) -> Nll:
     """The summed negative log-likelihood of a micro-batch's targets.
 
@@ -81,10 +81,10 @@ def read_nll(
         batch: padded, or a token tree for a model with tree attention.
         label_smoothing: share of the target distribution that is spread over the vocabulary.
         with_accuracy: counts the targets that were the likeliest token.
-        with_entropy: sums the entropies of the predicted distributions.
+        entropy_of: tells the entropies of so many of the likeliest tokens, taken as all there are.
     """
     settings = Settings(
-        label_smoothing=label_smoothing, with_correct=with_accuracy, with_entropy=with_entropy
+        label_smoothing=label_smoothing, with_correct=with_accuracy, entropy_of=entropy_of
     )
 
     def read(head: nn.Module, hidden_NH: Tensor, num_logits: int, settings: Settings) -> Nll:
@@ -101,11 +101,11 @@ def read_logps(
     *,
     label_smoothing: float = 0.0,
     with_accuracy: bool = False,
-    with_entropy: bool = False,
+    entropy_of: int = 0,
 ) -> Logps:
     """The log-probability of each target; arguments as those of `read_nll`."""
     settings = Settings(
-        label_smoothing=label_smoothing, with_correct=with_accuracy, with_entropy=with_entropy
+        label_smoothing=label_smoothing, with_correct=with_accuracy, entropy_of=entropy_of
     )
     return _read(model, batch, settings, partial(_logps_of, batch.targets))
 
@@ -284,7 +284,7 @@ def _head_figures(
     return Figures(
         torch.cat(nll),
         torch.cat(correct) if settings.with_correct else None,
-        torch.cat(entropy) if settings.with_entropy else None,
+        torch.cat(entropy) if settings.entropy_of else None,
     )
 
 

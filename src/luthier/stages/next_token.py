@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.arguments.record import Arguments
 from luthier.example import WEIGHT
+from luthier.losses.tokens import TokenLoss
 from luthier.stages.stage import Loss, Stage
 
 if TYPE_CHECKING:
@@ -17,13 +18,17 @@ class NextToken(Stage):
 
     A learned token is one unit whatever its weight, so the other tokens of a step learn the same
     beside it: a weight of 0.5 halves the gradient of its own tokens only. Accuracy counts tokens;
-    it costs a pass over the logits, and is taken in evaluations only.
+    it costs a pass over the logits, and is taken in evaluations only. A row of `losses/tokens.py`
+    may weigh tokens further.
     """
+
+    token_loss: TokenLoss | None = None
 
     def __init__(self, arguments: Arguments) -> None:
         super().__init__(arguments)
         self.label_smoothing = arguments.training.label_smoothing_factor
-        self.computes_accuracy = arguments.finetuning.compute_accuracy
+        self.knobs = arguments.finetuning
+        self.computes_accuracy = self.knobs.compute_accuracy
         if self.computes_accuracy:
             self.eval_metrics = ("accuracy",)
 
@@ -34,15 +39,22 @@ class NextToken(Stage):
         with_accuracy = self.computes_accuracy and not model.training
         smoothing = self.label_smoothing
         weights_N = batch.token_numbers.get(WEIGHT)
-        if weights_N is None:
+        if weights_N is None and self.token_loss is None:
             total, correct, _ = read_nll(
                 model, batch, label_smoothing=smoothing, with_accuracy=with_accuracy
             )
         else:
-            logps_N, correct_N, _ = read_logps(
-                model, batch, label_smoothing=smoothing, with_accuracy=with_accuracy
+            logps_N, correct_N, entropy_N = read_logps(
+                model,
+                batch,
+                label_smoothing=smoothing,
+                with_accuracy=with_accuracy,
+                entropy_of=0 if self.token_loss is None else self.token_loss.entropy_of,
             )
-            total = -(weights_N * logps_N).sum()
+            weighted_N = logps_N if weights_N is None else weights_N * logps_N
+            if self.token_loss is not None:
+                weighted_N = self.token_loss.weigh(self.knobs, logps_N, entropy_N) * weighted_N
+            total = -weighted_N.sum()
             correct = None if correct_N is None else correct_N.sum()
         if correct is None:
             return Loss(total)

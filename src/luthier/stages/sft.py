@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from luthier.arguments.record import Arguments
 from luthier.data.catalog import FORMATS, Reading
 from luthier.data.encode import UNLEARNED, Outcome
 from luthier.data.formats.detect import detect_format
@@ -13,6 +14,7 @@ from luthier.data.formats.fields import refuse_media
 from luthier.data.pack import RowPacker
 from luthier.data.report import Counts
 from luthier.data.road import Encoding
+from luthier.losses.tokens import TOKEN_LOSSES
 from luthier.records import Conversation, Origin
 from luthier.stages.conversing import Conversing
 from luthier.stages.next_token import NextToken
@@ -31,6 +33,13 @@ class SupervisedFineTuning(Conversing, NextToken):
     """Learns the answers of conversations; with `packing` several of them share an example."""
 
     record = Conversation
+
+    def __init__(self, arguments: Arguments) -> None:
+        super().__init__(arguments)
+        if self.knobs.use_dft_loss:
+            self.token_loss = TOKEN_LOSSES["dft"]
+        elif self.knobs.use_eaft_loss:
+            self.token_loss = TOKEN_LOSSES["eaft"]
 
     def settings(self) -> dict[str, Any]:
         options = asdict(self.options) | {"packing": bool(self.data.packing)}
