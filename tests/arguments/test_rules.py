@@ -18,6 +18,7 @@ BROKEN = [
     ),
     ({"stage": "dpo", "pref_loss": "orpo", "ref_model": "r"}, "takes no reference"),
     ({"stage": "dpo", "pref_loss": "simpo", "ref_model_adapters": "r"}, "takes no reference"),
+    ({"stage": "dpo", "pref_loss": "sft,orpo", "precompute_ref": True}, "takes no reference"),
     ({"stage": "ppo"}, "not part of this program"),
     ({"use_dft_loss": True, "use_eaft_loss": True}, "different losses"),
     ({"use_dft_loss": True, "stage": "pt"}, "goes with stage: sft, not pt"),

@@ -135,7 +135,7 @@ class FinetuningArguments(Section):
     20 likeliest tokens (EAFT). By default each counts once."""
     eaft_alpha: float = knob(1.0, stages=("sft",), ge=0.0)
     """For `use_eaft_loss`: the power of that entropy. By default 1."""
-    compute_accuracy: bool = free(False)
+    compute_accuracy: bool = free(False, stages=("sft", "pt"))
     """Whether evaluation counts how many learned tokens are predicted right. By default only the
     loss is taken."""
     disable_shuffling: bool = knob(False)

@@ -317,9 +317,14 @@ def _pairs(arguments: Arguments) -> Iterator[str]:
             f"one of {those_with('diverges')}."
         )
     reads_reference = any(each.needs_reference for each in losses) or finetuning.pref_bco_weight
-    if (finetuning.ref_model or finetuning.ref_model_adapters) and not reads_reference:
-        name = "ref_model" if finetuning.ref_model else "ref_model_adapters"
-        yield f"{name}: pref_loss: {said} takes no reference; leave {name} out."
+    asked = {
+        "ref_model": finetuning.ref_model,
+        "ref_model_adapters": finetuning.ref_model_adapters,
+        "precompute_ref": finetuning.precompute_ref is True,
+    }
+    for name in asked:
+        if asked[name] and not reads_reference:
+            yield f"{name}: pref_loss: {said} takes no reference; leave {name} out."
 
 
 def _precision(arguments: Arguments) -> Iterator[str]:

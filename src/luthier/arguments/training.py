@@ -209,7 +209,7 @@ class TrainingArguments(Section):
     """The optimizer. By default AdamW in torch's fused form."""
     optim_args: str | None = knob(None, resume="fixed")
     """Settings of the optimizer, as `name=value,name=value`. By default its own."""
-    label_smoothing_factor: float = knob(0.0, ge=0.0, lt=1.0)
+    label_smoothing_factor: float = knob(0.0, stages=("sft", "pt"), ge=0.0, lt=1.0)
     """The share of the target that is spread evenly over the vocabulary. By default none."""
     neftune_noise_alpha: float | None = knob(None, ge=0.0)
     """NEFTune: the strength of the noise on the embeddings in training (5 to 15 is usual). By
