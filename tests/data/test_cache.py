@@ -48,7 +48,7 @@ def must_not_build(store: Store) -> dict[str, Any]:
 
 
 def contents(found: cache.Published) -> list[str]:
-    return [file.read_text() for file in found.files]
+    return [(found.folder / one.name).read_text() for one in found.shards]
 
 
 WHOLE = ["rows 0", "rows 1", "rows 2"]

@@ -121,34 +121,23 @@ class Store:
             journal.flush()
             os.fsync(journal.fileno())
 
-    def publish(self, report: Mapping[str, Any]) -> Published:
-        """Writes the manifest; from now on the folder is whole."""
-        shards = [self.shards[number] for number in sorted(self.shards)]
-        content = {"report": dict(report), "shards": [vars(shard) for shard in shards]}
-        _write_whole(self.folder / MANIFEST, json.dumps(content))
-        return Published(self.folder, shards, dict(report))
-
 
 @dataclass(frozen=True)
 class Published:
     """An encoded data set that is whole."""
 
-    folder: Path  # where it is
+    folder: Path
     shards: list[Shard]  # its files, in order
     report: dict[str, Any]  # what became of its rows
     was_there: bool = False  # whether it was found, not made
-
-    @property
-    def files(self) -> list[Path]:
-        """The shards' paths, in order."""
-        return [self.folder / shard.name for shard in self.shards]
 
     def open(self, key: str) -> datasets.Dataset:
         """The rows of all shards, on disk, under the hash of all that they were made from."""
         import datasets
         from datasets.table import MemoryMappedTable, concat_tables
 
-        tables = [MemoryMappedTable.from_file(str(file)) for file in self.files]
+        files = [str(self.folder / shard.name) for shard in self.shards]
+        tables = [MemoryMappedTable.from_file(file) for file in files]
         return datasets.Dataset(concat_tables(tables), fingerprint=key[:32])
 
 
@@ -214,7 +203,11 @@ def get_or_build(
         for path in folder.iterdir() if overwrite else ():
             path.unlink(missing_ok=True)
         store = _take_up(folder)
-        return store.publish(build(store))
+        report = dict(build(store))
+        shards = [store.shards[number] for number in sorted(store.shards)]
+        content = {"report": report, "shards": [vars(shard) for shard in shards]}
+        _write_whole(folder / MANIFEST, json.dumps(content))  # from now on the folder is whole
+        return Published(folder, shards, report)
     except OSError as error:
         raise DataError(
             f"the cache folder {folder} cannot be written: {error.strerror or error}. What is "
@@ -251,11 +244,10 @@ def _is_whole(folder: Path, shard: Shard, *, check_all: bool) -> bool:
         stat = (folder / shard.name).stat()
     except OSError:
         return False
-    if stat.st_size != shard.size:
-        return False
-    if stat.st_mtime_ns == shard.changed_ns and not check_all:
-        return True
-    return _checksum(folder / shard.name) == shard.checksum
+    is_known = stat.st_mtime_ns == shard.changed_ns and not check_all
+    return stat.st_size == shard.size and (
+        is_known or _checksum(folder / shard.name) == shard.checksum
+    )
 
 
 def _take_up(folder: Path) -> Store:

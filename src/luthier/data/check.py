@@ -45,25 +45,15 @@ class RowError(DataError):
 
 @dataclass(frozen=True, slots=True)
 class RowProblem:
-    """A row that is left out, where it stands and why.
+    """A row that is left out, where it stands and why."""
 
-    Attributes:
-        origin: the file and the line on which the row starts.
-        field: the column, or a path into it; empty for the whole row.
-        reason: what was found, in words that do not depend on the row.
-        fix: what to do.
-        found: the row's own part of the reason.
-        position: the character of the line at which it is wrong, from 1; 0 where there is none.
-        excerpt: the wrong value, or the row, in at most `EXCERPT_LENGTH` characters.
-    """
-
-    origin: str
-    field: str
-    reason: str
-    fix: str
-    found: str = ""
-    position: int = 0
-    excerpt: str = ""
+    origin: str  # the file and the line on which the row starts
+    field: str  # the column, or a path into it; empty for the whole row
+    reason: str  # what was found, in words that do not depend on the row
+    fix: str  # what to do
+    found: str = ""  # the row's own part of the reason
+    position: int = 0  # the character of the line at which it is wrong, from 1; 0 for none
+    excerpt: str = ""  # the wrong value, or the row, in at most `EXCERPT_LENGTH` characters
 
     @classmethod
     def of(cls, origin: Origin | None, error: RowError, values: Any = UNKNOWN) -> RowProblem:

@@ -47,16 +47,9 @@ _NO_CONTENT = ("train", "weight")
 
 
 def draw_rows(num_rows: int, num_samples: int, max_samples: int | None, seed: int) -> Any:
-    """The numbers of the rows that `num_samples` draws.
+    """The numbers of `num_samples` rows in random order, each once before any is drawn again.
 
-    Args:
-        num_rows: how many rows there are.
-        num_samples: how many to draw in random order, each once before any is drawn again.
-        max_samples: the most of them to keep, from the start; None for all.
-        seed: where the drawing starts.
-
-    Returns:
-        An int64 array.
+    Only the first `max_samples` of them are kept.
     """
     import numpy
 
@@ -71,9 +64,8 @@ def draw_rows(num_rows: int, num_samples: int, max_samples: int | None, seed: in
 def place_drawn(rows: Any, drawn: Any) -> Any:
     """Where in a data set the drawn rows stand, in the order in which they were drawn.
 
-    Args:
-        rows: the row number of each example, ascending; several where a row was split.
-        drawn: the numbers that were drawn; those that gave no example have no place.
+    `rows` are the row numbers of its examples, ascending; several where a row was split. Rows that
+    gave no example have no place.
     """
     import numpy
 
@@ -85,16 +77,9 @@ def place_drawn(rows: Any, drawn: Any) -> Any:
 
 
 def mix(lengths: Sequence[int], strategy: str, shares: Sequence[float], seed: int) -> Any:
-    """The order of several data sets' rows in one.
+    """The order of several data sets' rows in one: places where the sets stand one after the other.
 
-    Args:
-        lengths: of the data sets, at least one.
-        strategy: the value of `mix_strategy`.
-        shares: how often each is drawn from when interleaving; empty for taking turns.
-        seed: where the drawing starts.
-
-    Returns:
-        An int64 array: where each row stands when the sets stand one after the other.
+    `strategy` and `shares` are `mix_strategy` and `interleave_probs`.
 
     Raises:
         DataError: if shares are not one for each set, or do not make a distribution.
@@ -133,9 +118,6 @@ def split(rows: Any, val_size: float, seed: int) -> tuple[Any, Any]:
         val_size: a share below 1 of the different rows, else a number of them.
         seed: where the shuffling starts.
 
-    Returns:
-        Two int64 arrays of places.
-
     Raises:
         DataError: if one of the two would be empty.
     """
@@ -163,32 +145,20 @@ def column_of(dataset: datasets.Dataset, name: str) -> Any:
 
 
 class Drawn(NamedTuple):
-    """A row on its way.
+    """A row on its way."""
 
-    Attributes:
-        number: of its data set.
-        raw: the row.
-        is_again: whether it was drawn before, as rows of later passes are.
-    """
-
-    number: int
+    number: int  # of its data set
     raw: RawRow
-    is_again: bool
+    is_again: bool  # whether it was drawn before, as rows of later passes are
 
 
 @dataclass
 class _Reader:
-    """Where one data set stands.
-
-    Attributes:
-        source: its rows.
-        limit: rows of a pass; None for all there are.
-        is_filled: whether a pass of fewer rows begins again until it has `limit`.
-    """
+    """Where one data set stands."""
 
     source: Source
-    limit: int | None = None
-    is_filled: bool = False
+    limit: int | None = None  # rows of a pass; None for all there are
+    is_filled: bool = False  # whether a pass of fewer rows begins again until it has `limit`
     num_taken: int = 0
     position: Position = None
     is_again: bool = False
@@ -214,7 +184,6 @@ class _Reader:
         self.num_taken, self.position, self.is_done, self._reading = 0, None, False, None
 
     def next(self) -> Drawn | None:
-        """The next row of the pass; None at its end. The number is for the mixer to set."""
         if self.limit is not None and self.num_taken >= self.limit:
             return None
         if self._reading is None:
@@ -232,15 +201,15 @@ class _Reader:
 
 
 class Mixture:
-    """Draws rows of several data sets, one epoch after the other.
+    """Draws rows of several data sets, none of them empty, one epoch after the other.
 
     Args:
-        sources: the rows of each, none of them empty.
+        sources: the rows of each.
         strategy: the value of `mix_strategy`.
         shares: how often each is drawn from when interleaving; empty for taking turns.
         seed: where drawing starts.
-        limits: rows of a pass over each; None for all.
-        filled: whether such a pass begins again where there are fewer rows.
+        asked: the `num_samples` of each: a pass begins again where there are fewer rows.
+        most: `max_samples` of a pass.
     """
 
     def __init__(
@@ -249,12 +218,12 @@ class Mixture:
         strategy: str,
         shares: Sequence[float],
         seed: int,
-        limits: Sequence[int | None],
-        filled: Sequence[bool],
+        asked: Sequence[int | None],
+        most: int | None,
     ) -> None:
         self.readers = [
-            _Reader(source, limit, is_filled)
-            for source, limit, is_filled in zip(sources, limits, filled, strict=True)
+            _Reader(source, most if n is None else min(n, most or n), is_filled=n is not None)
+            for source, n in zip(sources, asked, strict=True)
         ]
         self.strategy, self.shares, self.seed = strategy, list(shares), seed
         self.epoch = self.num_draws = 0
@@ -275,7 +244,6 @@ class Mixture:
             reader.restore(one)
 
     def begin_next_epoch(self) -> None:
-        """All data sets from their start."""
         self.epoch, self.num_draws = self.epoch + 1, 0
         for reader in self.readers:
             reader.begin()
@@ -302,7 +270,6 @@ class Mixture:
         return None
 
     def _choose(self) -> int:
-        """The data set that the next row is drawn from."""
         readers = self.readers
         if self.strategy == "interleave_over":
             open_ones = list(range(len(readers)))
@@ -340,11 +307,6 @@ class Windows:
     """The mixture, epoch after epoch, in windows.
 
     The first window of every epoch but the first is shorter by chance, so that rows meet others.
-
-    Args:
-        mixture: draws the rows.
-        buffer_size: the most rows of a window.
-        is_shuffled: whether the rows of a window change places.
     """
 
     def __init__(self, mixture: Mixture, buffer_size: int, *, is_shuffled: bool) -> None:
@@ -392,16 +354,11 @@ class HeldOut:
 
     A row is known by what is read of it: numbers and other columns that nobody reads do not make
     it another one, so that the same conversation is never trained and evaluated on.
-
-    Attributes:
-        columns: those that are read of each data set.
-        share: of all contents.
-        contents: those that are held out beside.
     """
 
-    columns: tuple[tuple[str, ...], ...]
-    share: float = 0.0
-    contents: frozenset[int] = frozenset()
+    columns: tuple[tuple[str, ...], ...]  # those that are read of each data set
+    share: float = 0.0  # of all contents
+    contents: frozenset[int] = frozenset()  # those that are held out beside
 
     def holds(self, number: int, values: Any) -> bool:
         """Whether a row of the data set of that number is kept for evaluation."""

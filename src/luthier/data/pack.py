@@ -50,22 +50,16 @@ class Packer:
 
 @dataclass(frozen=True)
 class DocumentPacker(Packer):
-    """Documents in the order of the data set, cut where a block ends.
+    """Documents in the order of the data set, cut where a block ends."""
 
-    Attributes:
-        size: `cutoff_len`.
-        is_packed: whether documents share blocks; otherwise each begins one of its own.
-        is_isolated: whether each document, or part of one, is a sequence of its own, with
-            positions from 0 on. Otherwise a block is one stretch of the stream of all documents.
-        overlap: how many tokens before the cut a later part (or block of the stream) repeats.
-            They are context there and not learned again.
-        bos: the token that every sequence begins with; None where the tokenizer wants none.
-    """
-
-    is_packed: bool = True
+    is_packed: bool = True  # whether documents share blocks; otherwise each begins one of its own
     is_isolated: bool = True
+    """Whether each document, or part of one, is a sequence of its own, with positions from 0 on.
+    Otherwise a block is one stretch of the stream of all documents."""
     overlap: int = 0
-    bos: int | None = None
+    """How many tokens before the cut a later part (or block of the stream) repeats. They are
+    context there and not learned again."""
+    bos: int | None = None  # what every sequence begins with; None where the tokenizer wants none
 
     def __post_init__(self) -> None:
         least = self.overlap + (self.bos is not None) + 1
@@ -256,20 +250,17 @@ class _Growing:
     def __init__(self, packer: DocumentPacker) -> None:
         import numpy
 
-        self.size_of_block = packer.size
+        self.packer = packer
         self.bos = numpy.array([] if packer.bos is None else [packer.bos], numpy.int32)
-        self._clear()
-
-    def _clear(self) -> None:
         self.pieces: list[tuple[Tokens, bool]] = []
         self.lengths: list[int] = []
-        self.size = 0
         self.origins: list[str] = []
+        self.size = 0
 
     @property
     def room(self) -> int:
         """How many more tokens the block takes."""
-        return self.size_of_block - self.size
+        return self.packer.size - self.size
 
     def begin(self, origin: str) -> None:
         """Begins a sequence, with BOS where the tokenizer wants it."""
@@ -302,7 +293,7 @@ class _Growing:
             is_packed=True,
             origin=join_origins(self.origins),
         )
-        self._clear()
+        self.pieces, self.lengths, self.origins, self.size = [], [], [], 0
         return block
 
 

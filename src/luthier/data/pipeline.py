@@ -204,14 +204,12 @@ class _Loader:
             or training.train_sampling_strategy == "sequential"
         )
         asked, most = [one.num_samples for one in descriptions], data.max_samples
-        limits = [most if n is None else min(n, most or n) for n in asked]
 
         def begin() -> Windows:
             return Windows(mixture(), data.buffer_size, is_shuffled=is_shuffled)
 
         def mixture() -> Mixture:
-            filled = [n is not None for n in asked]
-            return Mixture(sources, data.mix_strategy, data.interleave_probs, seed, limits, filled)
+            return Mixture(sources, data.mix_strategy, data.interleave_probs, seed, asked, most)
 
         def encoding(purpose: Purpose, **given: Any) -> MixedEncoding:
             readings = map(road.reading, descriptions)
@@ -527,7 +525,7 @@ def _load_catalog(data_args: DataArguments) -> Catalog:
 def _join(sets: Sequence[datasets.Dataset]) -> datasets.Dataset:
     import datasets
 
-    return sets[0] if len(sets) == 1 else datasets.concatenate_datasets(list(sets))
+    return sets[0] if len(sets) == 1 else datasets.concatenate_datasets([*sets])
 
 
 def _rows(kept: _Kept) -> Any:

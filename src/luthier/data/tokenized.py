@@ -14,7 +14,7 @@ from luthier import console
 from luthier.arguments.record import facts
 from luthier.data.report import DataReport, Packing, SetReport
 from luthier.errors import DataError
-from luthier.example import ExampleSet
+from luthier.example import ExampleSet, count_learned, read_examples
 
 if TYPE_CHECKING:
     import datasets
@@ -211,8 +211,6 @@ def _count(dataset: datasets.Dataset, place: Path, vocabulary: int) -> ExampleSe
     """The columns that training needs, counted from ids and labels."""
     import numpy
 
-    from luthier.records import IGNORE_INDEX
-
     missing = {"input_ids", "labels"} - {*dataset.column_names}
     if missing:
         raise DataError(
@@ -220,19 +218,17 @@ def _count(dataset: datasets.Dataset, place: Path, vocabulary: int) -> ExampleSe
             f"{' and no '.join(sorted(missing))}; there are {', '.join(dataset.column_names)}."
         )
     num_tokens, num_learned, highest = [], [], 0
-    for table in dataset.select_columns(["input_ids", "labels"]).with_format("arrow").iter(1000):
-        for ids, labels in zip(table["input_ids"], table["labels"], strict=True):
-            tokens = numpy.asarray(ids.values)
-            highest = max(highest, int(tokens.max(initial=0)))
-            num_tokens.append(len(tokens))
-            learned = numpy.asarray(labels.values)[1:] != IGNORE_INDEX
-            num_learned.append(int(learned.sum()))
+    counted = dataset.select_columns(["input_ids", "labels"])
+    for table in counted.with_format("arrow").iter(1000):
+        for example in read_examples(table):
+            highest = max(highest, int(example.input_ids.max(initial=0)))
+            num_tokens.append(len(example.input_ids))
+            num_learned.append(count_learned(example.labels))
     if highest >= vocabulary:
         raise DataError(
             f"tokenized_path {place.parent}: it holds the token {highest:,}, and this tokenizer "
             f"has {vocabulary:,}: it was made with another one."
         )
-    counted = dataset.select_columns(["input_ids", "labels"])
     counted = counted.add_column("num_tokens", numpy.array(num_tokens, numpy.int32))
     counted = counted.add_column("num_units", numpy.array(num_learned, numpy.int32))
     origins = [f"{place}:{n}" for n in range(1, len(dataset) + 1)]
