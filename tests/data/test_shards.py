@@ -11,7 +11,7 @@ import pytest
 from luthier.arguments.parse import parse_dict
 from luthier.data.cache import Store
 from luthier.data.catalog import Columns, DatasetDescription
-from luthier.data.reader import Parsed, Row, RowChunk
+from luthier.data.reader import Parsed, Row
 from luthier.data.report import Counts
 from luthier.data.road import Encoding, read_records
 from luthier.data.shards import Task, make_shards
@@ -42,7 +42,7 @@ def row(number: int, *marks: Any, **columns: Any) -> Row:
 
 def tasks(rows: list[Row], size: int = 5) -> list[Task]:
     return [
-        Task(number, start, RowChunk(tuple(Parsed(one, 1) for one in rows[start : start + size])))
+        Task(number, start, tuple(Parsed(one, 1) for one in rows[start : start + size]))
         for number, start in enumerate(range(0, len(rows), size))
     ]
 
@@ -125,8 +125,8 @@ def test_weights_are_a_column_only_where_a_row_has_some(tiny_tokenizer, tmp_path
     assert [len(weights[at]) for at in (4, 6)] == [table["num_tokens"][at].as_py() for at in (4, 6)]
 
 
-class Deadly(RowChunk):
-    def rows(self) -> Any:
+class Deadly(tuple):
+    def __iter__(self) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -137,7 +137,7 @@ def test_a_killed_worker_is_one_sentence_and_whole_shards_stay(tiny_tokenizer, t
     make_shards(given, tasks(rows)[:1], store, 1)
 
     with pytest.raises(DataError, match="fewer preprocessing_num_workers"):
-        make_shards(given, [*tasks(rows), Task(2, 10, Deadly(()))], store, 2)
+        make_shards(given, [*tasks(rows), Task(2, 10, Deadly())], store, 2)
 
     assert 0 in store.shards
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from luthier.data.catalog import check_readable, load_catalog
+from luthier.data.catalog import Reading, check_readable, load_catalog
 from luthier.data.check import RowError, RowProblem
 from luthier.data.encode import LeftOut
 from luthier.data.pipeline import load_datasets
-from luthier.data.reading import Reading
 from luthier.data.report import Counts
 from luthier.data.road import Encoding
 from luthier.errors import DataError

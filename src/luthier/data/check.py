@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,44 +115,9 @@ def is_over_budget(num_bad: int, num_rows: int, max_bad_rows: float) -> bool:
     return num_bad > (max_bad_rows * num_rows if max_bad_rows < 1 else max_bad_rows)
 
 
-def check_budget(
-    name: str, num_rows: int, reasons: dict[str, int], listed: Sequence[str], max_bad_rows: float
-) -> None:
-    """Ends the run when more rows are wrong than the budget allows.
-
-    Args:
-        name: the data set.
-        num_rows: its rows, the wrong ones included.
-        reasons: how many rows each reason costs.
-        listed: the first wrong rows as text.
-        max_bad_rows: a share of the rows below 1, else a number of rows.
-
-    Raises:
-        DataError: with the first rows and the counts.
-    """
-    num_bad = sum(reasons.values())
-    if not is_over_budget(num_bad, num_rows, max_bad_rows):
-        return
-    shown = "\n".join(f"  {text}" for text in listed[:NUM_LISTED])
-    counts = "\n".join(f"  {count:,} x {reason}" for reason, count in reasons.items())
-    budget = f"{max_bad_rows:.3g} of them" if max_bad_rows < 1 else f"{max_bad_rows:,.0f}"
-    raise DataError(
-        f"data set {name!r}: {num_bad:,} of {num_rows:,} rows cannot be used; max_bad_rows allows "
-        f"{budget}.\n{shown}\nCounts:\n{counts}\nMend the rows, or raise max_bad_rows."
-    )
-
-
-def refuse_weights(name: str, option: str) -> None:
-    """Ends the run for a data set whose weights cannot reach the loss with an option.
-
-    Args:
-        name: the data set.
-        option: `streaming` or `packing`.
-
-    Raises:
-        DataError: always.
-    """
-    raise DataError(
+def refuse_weights(name: str, option: str) -> DataError:
+    """Of a data set whose weights cannot reach the loss with an option, streaming or packing."""
+    return DataError(
         f"data set {name!r}: some rows or messages have a weight that is neither 0 nor 1, and with "
         f"{option} such weights do not reach the loss. Set {option}: false, or write 0 or 1; if "
         'a column means something else, take "weight" out of "columns" in dataset_info.json.'

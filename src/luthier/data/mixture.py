@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from luthier.data.catalog import DatasetDescription
-from luthier.data.reader import Position, RawRow, RawRows, Row
+from luthier.data.reader import Parsed, Position, RawRow, RawRows, Row, RowOrProblem
 from luthier.errors import DataError
 
 if TYPE_CHECKING:
@@ -360,19 +360,19 @@ class HeldOut:
     share: float = 0.0  # of all contents
     contents: frozenset[int] = frozenset()  # those that are held out beside
 
-    def holds(self, number: int, values: Any) -> bool:
+    def content(self, number: int, row: RowOrProblem) -> int | None:
+        """A hash of what is read of a row, below 2**64; None where it is no object."""
+        if not isinstance(row, Row) or not isinstance(row.values, Mapping):
+            return None
+        values = {name: row.values.get(name) for name in self.columns[number]}
+        content = {name: value for name, value in values.items() if value not in (None, "")}
+        text = json.dumps(content, sort_keys=True, default=str)
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+    def holds(self, number: int, row: RowOrProblem) -> bool:
         """Whether a row of the data set of that number is kept for evaluation."""
-        content = content_of(values, self.columns[number])
+        content = self.content(number, row)
         return content is not None and (content < self.share * 2**64 or content in self.contents)
-
-
-def content_of(values: Any, columns: Sequence[str]) -> int | None:
-    """A hash of what a row holds in these columns, from 0 to 2**64; None where it is no object."""
-    if not isinstance(values, Mapping):
-        return None
-    content = {name: values[name] for name in columns if values.get(name) not in (None, "")}
-    text = json.dumps(content, sort_keys=True, default=str)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def hold_out(
@@ -400,10 +400,9 @@ def hold_out(
             break
         num_read += 1
         row = drawn.raw.row()
-        if isinstance(row, Row) and (size >= 1 or rule.holds(drawn.number, row.values)):
-            content = content_of(row.values, columns[drawn.number])
-            if content is not None:
-                kept.setdefault(content, drawn._replace(raw=drawn.raw.to_send()))
+        content = rule.content(drawn.number, row)
+        if content is not None and (size >= 1 or rule.holds(drawn.number, row)):
+            kept.setdefault(content, drawn._replace(raw=Parsed(row, drawn.raw.size)))
     if size < 1:
         if not kept:
             raise DataError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,14 +18,10 @@ from luthier.data.cache import (
 )
 from luthier.data.catalog import (
     Catalog,
-    DatasetDescription,
-    check_readable,
     load_catalog,
     metric_names,
 )
-from luthier.data.check import check_budget, refuse_weights
-from luthier.data.encode import OVERLONG
-from luthier.data.formats.detect import NUM_LOOKED_AT
+from luthier.data.check import refuse_weights
 from luthier.data.mixture import (
     Drawn,
     Mixture,
@@ -39,11 +34,11 @@ from luthier.data.mixture import (
     split,
 )
 from luthier.data.pack import pack
-from luthier.data.reader import Row
+from luthier.data.reading import DatasetReader
 from luthier.data.report import DataReport, SetReport, nothing_left
 from luthier.data.road import Encoding, Purpose, Road
 from luthier.data.shards import Task, make_shards
-from luthier.data.sources import HubAccess, Source
+from luthier.data.sources import Source
 from luthier.data.stream import MixedEncoding, Stream
 from luthier.data.tokenized import Tokenized, is_written
 from luthier.errors import DataError
@@ -194,9 +189,9 @@ class _Loader:
         arguments, data, road = self.arguments, self.data, self.road
         training = arguments.training
         opened = [self._open(name, "learn", in_place=True) for name in data.dataset]
-        descriptions = [description for description, _, _ in opened]
-        sources = [source for _, source, _ in opened]
-        reports = [report for _, _, report in opened]
+        descriptions = [reader.description for reader, _ in opened]
+        sources = [reader.source for reader, _ in opened]
+        reports = [report for _, report in opened]
         self.report.sets += reports
         seed = (training.seed if training.data_seed is None else training.data_seed) % 2**64
         is_shuffled = not (
@@ -351,7 +346,7 @@ class _Loader:
             return ExampleSet(dataset)
         for one in kept:
             if WEIGHTS in one.examples.column_names:
-                refuse_weights(one.report.name, "packing")
+                raise refuse_weights(one.report.name, "packing")
         key = hash_of(
             {
                 "sets": [one.report.key for one in kept],
@@ -397,25 +392,20 @@ class _Loader:
         return ExampleSet(chosen)
 
     def _open(
-        self, name: str, purpose: Purpose, *, in_place: bool = False, is_asked: bool = False
-    ) -> tuple[DatasetDescription, Source, SetReport]:
-        """A data set: what is known of its rows, where they are, and an empty report."""
-        description = self.catalog.describe(name)
-        check_readable(description, self.road.record, self.road.predicted if is_asked else ())
-        access = HubAccess.of(self.arguments.model, self.data.preprocessing_num_workers)
-        source, called = Source(description, access, in_place=in_place), masked(name)
+        self, name: str, purpose: Purpose, *, in_place: bool = False, is_evaluated: bool = False
+    ) -> tuple[DatasetReader, SetReport]:
+        """A data set whose first rows were looked at, and an empty report."""
+        reader = DatasetReader(
+            self.arguments, self.catalog, name, self.road, is_evaluated, in_place=in_place
+        )
+        called, source = masked(name), reader.source
         if source.told:
             console.once(f"data set {called!r}: {source.told}")
-        report = SetReport(name=called, purpose=purpose, hashes=source.hashes())
-        first = list(islice(source.rows(), NUM_LOOKED_AT))
-        if not first:
-            raise DataError(
-                f"data set {called!r}: there are no rows in {', '.join(report.hashes)}."
-            )
-        values = [row.values for row in first if isinstance(row, Row)]
-        description, report.detected = self.road.detect(description, values)
-        report.format = description.formatting or ""
-        return description, source, report
+        report = SetReport(
+            name=called, purpose=purpose, detected=reader.detect(), hashes=source.hashes()
+        )
+        report.format = reader.description.formatting or ""
+        return reader, report
 
     def _encode(self, name: str, purpose: Purpose, allow_prompts: bool = False) -> _Kept:
         """One data set, from the cache or built, its report said and its budget checked."""
@@ -423,8 +413,8 @@ class _Loader:
         if asked in self._kept:
             return self._kept[asked]
         data, model = self.data, self.arguments.model
-        description, source, report = self._open(name, purpose, is_asked=allow_prompts)
-        given = source.description
+        reader, report = self._open(name, purpose, is_evaluated=allow_prompts)
+        source, given = reader.source, reader.source.description
         report.key = hash_of(
             {
                 "description": asdict(replace(given, name="", location="", home=None)),
@@ -437,8 +427,7 @@ class _Loader:
         )
 
         def build(store: Store) -> dict[str, Any]:
-            reading = self.road.reading(description, needs_answer=not allow_prompts)
-            encoding = Encoding(self.road, reading, purpose)
+            encoding = Encoding(self.road, reader.reading, purpose)
             tasks = self._tasks(source, report)
             make_shards(encoding, tasks, store, data.preprocessing_num_workers or 1)
             for number in sorted(store.shards):
@@ -451,33 +440,9 @@ class _Loader:
         found = published.report | {"name": report.name, "was_cached": published.was_there}
         report = SetReport(**found)
         self.report.sets.append(report)
-        self._say(report)
+        report.say(data)
         self._kept[asked] = _Kept(published.open(report.key), report)
         return self._kept[asked]
-
-    def _say(self, report: SetReport) -> None:
-        """Tells what became of the rows, and ends the run where it says so."""
-        for line in report.lines():
-            console.info(line)
-        data, name = self.data, report.name
-        check_budget(name, report.num_read, report.skipped, report.problems, data.max_bad_rows)
-        if report.purpose == "learn":
-            for warning in report.warnings():
-                console.warn(warning)
-        if data.on_overlong == "error" and OVERLONG in report.left_out:
-            raise DataError(
-                f"data set {name!r}: {report.left_out[OVERLONG]:,} rows are longer than cutoff_len "
-                f"{data.cutoff_len:,}, the longest has {report.longest:,} tokens; on_overlong: "
-                "error allows none. Raise cutoff_len, or set on_overlong to truncate, drop or "
-                "split."
-            )
-        if data.on_overlong in ("truncate", "split") and OVERLONG in report.left_out:
-            console.warn(
-                f"data set {name!r}: {report.left_out[OVERLONG]:,} rows are left out: their system "
-                f"text, tools and headers, which are not cut, are longer than cutoff_len "
-                f"{data.cutoff_len:,}. Raise cutoff_len; the longest row has {report.longest:,} "
-                "tokens."
-            )
 
     def _tasks(self, source: Source, report: SetReport) -> Iterator[Task]:
         """The chunks of the rows that are used, by `num_samples` and `max_samples`."""
@@ -489,7 +454,7 @@ class _Loader:
         if num_samples is None:
             wanted: Any = range(most or 0)
         else:
-            report.num_in_files = sum(1 for chunk in source.chunks() for _ in chunk.rows())
+            report.num_in_files = sum(1 for chunk in source.chunks() for _ in chunk)
             drawn = draw_rows(report.num_in_files, num_samples, most, self.seed)
             report.num_drawn = len(drawn)
             wanted = sorted({*drawn.tolist()})
@@ -497,7 +462,7 @@ class _Loader:
         for chunk in source.chunks():
             if not wanted or first > wanted[-1]:
                 return
-            count = sum(1 for _ in chunk.rows())
+            count = sum(1 for _ in chunk)
             if isinstance(wanted, range):
                 here: Any = range(min(count, len(wanted) - first))
             else:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import codecs
 import hashlib
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 
 from luthier.data.check import RowProblem
 from luthier.records import Origin
@@ -54,20 +54,6 @@ class Row:
 RowOrProblem: TypeAlias = Row | RowProblem
 
 
-class RawRow(Protocol):
-    """A row on its way: where it stands is known, what it says need not be."""
-
-    @property
-    def size(self) -> int:
-        """About its bytes."""
-
-    def row(self) -> RowOrProblem:
-        """What it says."""
-
-    def to_send(self) -> RawRow:
-        """What another process is given."""
-
-
 @dataclass(frozen=True, slots=True)
 class Line:
     """A line of a file that is not parsed yet."""
@@ -78,13 +64,12 @@ class Line:
 
     @property
     def size(self) -> int:
+        """Its bytes."""
         return len(self.text)
 
     def row(self) -> RowOrProblem:
+        """What it says."""
         return self.parse(self.text, self.origin)
-
-    def to_send(self) -> Line:
-        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +80,13 @@ class Parsed:
     size: int
 
     def row(self) -> RowOrProblem:
+        """What it says."""
         return self.content
-
-    def to_send(self) -> Parsed:
-        return self
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A row of an Arrow batch."""
+    """A row of an Arrow batch; to another process it goes without the batch."""
 
     batch: pyarrow.RecordBatch
     at: int
@@ -111,10 +94,15 @@ class Cell:
     size: int
 
     def row(self) -> Row:
+        """What it says."""
         return Row(without_nulls(self.batch.slice(self.at, 1).to_pylist()[0]), self.origin)
 
-    def to_send(self) -> Parsed:
-        return Parsed(self.row(), self.size)
+    def __reduce__(self) -> tuple[type[Parsed], tuple[Row, int]]:
+        return Parsed, (self.row(), self.size)
+
+
+RawRow: TypeAlias = Line | Parsed | Cell
+"""A row on its way: where it stands and about how large it is are known, what it says need not."""
 
 
 def parse(raw_rows: Sequence[RawRow]) -> list[RowOrProblem]:
@@ -163,11 +151,8 @@ RawRows: TypeAlias = Iterator[tuple[RawRow, Position]]
 """Rows, each with the position behind it."""
 
 
-class Chunk(Protocol):
-    """Rows that follow each other in a file, to be encoded by one process."""
-
-    def rows(self) -> Iterator[RawRow]:
-        """They, in order."""
+Chunk: TypeAlias = Iterable[RawRow]
+"""Rows that follow each other in a file, to be encoded by one process; it is gone over again."""
 
 
 class Reader:
@@ -192,18 +177,11 @@ READERS: Registry[type[Reader]] = Registry("kind of file", "luthier.data.readers
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file that rows are read from.
+    """A file that rows are read from."""
 
-    Attributes:
-        place: a path here, or a URL that fsspec knows.
-        name: how messages call it.
-        token: a login of the hub, for `hf://`.
-        sample_by: what of a text file is a row.
-    """
-
-    place: Path | str
-    name: str
-    token: str | None = None
+    place: Path | str  # a path here, or a URL that fsspec knows
+    name: str  # how messages call it
+    token: str | None = None  # a login of the hub, for `hf://`
     sample_by: SampleBy = "line"
 
     @property
@@ -237,17 +215,6 @@ class DataFile:
 
 
 @dataclass(frozen=True)
-class RowChunk:
-    """Rows that were read already."""
-
-    content: tuple[RawRow, ...]
-
-    def rows(self) -> Iterator[RawRow]:
-        """They."""
-        return iter(self.content)
-
-
-@dataclass(frozen=True)
 class ByteRange:
     """Whole lines of a file, from a byte and a line on, read when they are asked for."""
 
@@ -256,18 +223,17 @@ class ByteRange:
     end: int
     line: int
 
-    def rows(self) -> Iterator[RawRow]:
-        """Those that begin before the end."""
+    def __iter__(self) -> Iterator[RawRow]:
         for row, (behind, _) in self.file.rows([self.start, self.line]):
             if behind - row.size >= self.end:
                 return
             yield row
 
 
-def gather(rows: Iterator[RawRow]) -> Iterator[RowChunk]:
+def gather(rows: Iterator[RawRow]) -> Iterator[Chunk]:
     """Rows in chunks of `NUM_TOGETHER`."""
     while together := tuple(islice(rows, NUM_TOGETHER)):
-        yield RowChunk(together)
+        yield together
 
 
 def read_lines(
@@ -304,11 +270,7 @@ def cut_lines(file: DataFile) -> Iterator[ByteRange]:
 
 
 class TextLines(Iterator[str]):
-    """Lines as text with their ends, from a byte on.
-
-    Attributes:
-        byte: the one behind the last line that was given.
-    """
+    """Lines as text with their ends, from a byte on; `byte` is behind the last that was given."""
 
     def __init__(self, stream: IO[bytes], byte: int) -> None:
         stream.seek(byte)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,7 @@ from luthier.data.cache import Shard, Store, write_shard
 from luthier.data.reader import Chunk, RawRow, parse
 from luthier.data.report import Counts
 from luthier.data.road import Encoding
-from luthier.data.workers import start_pool
-from luthier.errors import DataError
+from luthier.data.workers import Workers
 from luthier.example import schema
 
 NUM_WAITING = 2
@@ -25,29 +25,20 @@ MOST_BYTES = 8_000_000
 
 @dataclass(frozen=True)
 class Task:
-    """A chunk that becomes a shard.
+    """A chunk that becomes a shard."""
 
-    Attributes:
-        number: of the shard.
-        first_row: the number of its first row among those of the data set.
-        chunk: the rows.
-        picked: those that are used, counted from 0; None for all.
-    """
-
-    number: int
-    first_row: int
+    number: int  # of the shard
+    first_row: int  # the number of its first row among those of the data set
     chunk: Chunk
-    picked: Container[int] | None = None
+    picked: Container[int] | None = None  # the rows that are used, from 0; None for all
 
     def rows(self) -> Iterator[RawRow]:
         """The rows that are used."""
-        if self.picked is None:
-            return self.chunk.rows()
         picked = self.picked
-        return (row for at, row in enumerate(self.chunk.rows()) if at in picked)
+        return (row for at, row in enumerate(self.chunk) if picked is None or at in picked)
 
 
-def make_shard(encoding: Encoding, task: Task, folder: Path) -> Shard:
+def make_shard(encoding: Encoding, folder: Path, task: Task) -> Shard:
     """Encodes a chunk and publishes its shard."""
     import pyarrow
 
@@ -85,57 +76,21 @@ def _batches(rows: Iterator[RawRow], most: int) -> Iterator[list[RawRow]]:
 
 
 def make_shards(encoding: Encoding, tasks: Iterable[Task], store: Store, num_workers: int) -> None:
-    """Makes the shards that `store` does not have.
+    """Makes the shards of all chunks of a data set that `store` does not have.
 
-    Args:
-        encoding: how.
-        tasks: all chunks of the data set; they are asked for as workers become free.
-        store: where to.
-        num_workers: processes; the result does not depend on it.
+    Chunks are asked for as workers become free; the result does not depend on how many there are.
 
     Raises:
         DataError: if a worker was killed.
     """
-    from concurrent.futures import FIRST_COMPLETED, Future, wait
-    from concurrent.futures.process import BrokenProcessPool
-
     missing = (task for task in tasks if task.number not in store.shards)
     first = list(islice(missing, 2))
-    if num_workers <= 1 or len(first) < 2:
-        for task in chain(first, missing):
-            store.add(make_shard(encoding, task, store.folder))
-        return
-    pool = start_pool(num_workers, _keep, encoding)
-    waiting: set[Future[Shard]] = set()
+    is_shared = num_workers > 1 and len(first) == 2
+    make = partial(make_shard, encoding, store.folder)
+    workers = Workers(make, num_workers if is_shared else 0)
+    fewer = f"preprocessing_num_workers than {num_workers}; the shards that are done are kept"
     try:
-        for task in chain(first, missing):
-            if len(waiting) >= NUM_WAITING * num_workers:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for one in done:
-                    store.add(one.result())
-            waiting.add(pool.submit(_make, task, store.folder))
-        while waiting:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for one in done:
-                store.add(one.result())
-    except BrokenProcessPool as error:
-        raise DataError(
-            "a process that encoded data was killed, most often because memory ran out. Start "
-            f"again with fewer preprocessing_num_workers than {num_workers}; the "
-            f"{len(store.shards):,} shards that are done are kept."
-        ) from error
+        for _, shard in workers.results(chain(first, missing), NUM_WAITING, fewer):
+            store.add(shard)
     finally:
-        pool.shutdown(cancel_futures=True)
-
-
-_encoding: Encoding | None = None
-
-
-def _keep(encoding: Encoding) -> None:
-    global _encoding
-    _encoding = encoding
-
-
-def _make(task: Task, folder: Path) -> Shard:
-    assert _encoding is not None
-    return make_shard(_encoding, task, folder)
+        workers.close()

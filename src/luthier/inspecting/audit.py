@@ -247,7 +247,6 @@ class _Look:
             found.num_rows += len(batch.rows)
             self.look_at_values(batch)
             self.look_at_records(batch)
-        assert reader.reading is not None
         found.remarks = dict(reader.reading.remarks)
         self.tell_columns()
 
