@@ -100,6 +100,11 @@ def show_value(values: Any, field: str = "", most: int = EXCERPT_LENGTH) -> str:
         return shorten(f"{type(at).__name__} of {len(at):,}" if isinstance(at, list) else "{...}")
 
 
+def show_setting(value: Any) -> str:
+    """What an argument was set to, for those that compare two runs."""
+    return "unset" if value is None or value == [] else str(value)
+
+
 def shorten(text: str, position: int = 0, most: int = EXCERPT_LENGTH) -> str:
     """At most so many printable characters around `position`."""
     start = max(0, min(position - most // 2, len(text) - most))

@@ -3,7 +3,8 @@
 Rows that are kept are numbers, of which all are known: `draw_rows`, `mix` and `split`. Rows that
 are streamed come one after the other: a `Mixture` draws them by `mix_strategy`, and `Windows` of
 `buffer_size` rows, each in an order of its own, so that to go on inside of one it takes no more
-than to read that window again.
+than to read that window again. Neither way to draw can take the other's place: the order of kept
+rows is that of `datasets` and of accelerate's samplers, and to draw it all rows have to be known.
 """
 
 from __future__ import annotations

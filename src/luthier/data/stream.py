@@ -18,7 +18,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from luthier import console
-from luthier.data.check import refuse_weights
+from luthier.data.check import refuse_weights, show_setting
 from luthier.data.mixture import Drawn, HeldOut, Windows
 from luthier.data.reader import parse
 from luthier.data.report import Counts, SetReport, nothing_left
@@ -172,7 +172,7 @@ class Stream(ExampleSet):
         if state is not None:
             were = state["settings"]
             differing = [
-                f"\n  {name} {_shown(were.get(name))}, now {_shown(value)}"
+                f"\n  {name} {show_setting(were.get(name))}, now {show_setting(value)}"
                 for name, value in self.settings.items()
                 if were.get(name) != value
             ]
@@ -326,10 +326,6 @@ class Stream(ExampleSet):
             report.check_budget(self.data)
         self.epoch = self._chunk.window["mixture"]["epoch"] + 1
         console.info(f"pass {self.epoch:,} over the data is done; rows come in another order now")
-
-
-def _shown(value: Any) -> str:
-    return "unset" if value is None or value == [] else str(value)
 
 
 def _encode(encoding: MixedEncoding, chunk: _Chunk) -> tuple[Any, dict[int, Counts]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier import console
 from luthier.arguments.record import facts
+from luthier.data.check import show_setting
 from luthier.data.report import DataReport, Packing, SetReport
 from luthier.errors import DataError
 from luthier.example import ExampleSet, count_learned, read_examples
@@ -154,7 +155,7 @@ class Tokenized:
             elif name in drawing and not self.ingredients["dataset"]:
                 continue
             else:
-                differing.append(f"{name} {_shown(other)}, now {_shown(mine)}")
+                differing.append(f"{name} {show_setting(other)}, now {show_setting(mine)}")
         if differing:
             listed = "".join(f"\n  {one}" for one in differing)
             raise DataError(
@@ -201,10 +202,6 @@ def _difference(mine: list[Any], theirs: list[Any]) -> str:
     )
     what = "content" if mine[number][0] != theirs[number][0] else "description"
     return f"another {what} of data set {number + 1}"
-
-
-def _shown(value: Any) -> str:
-    return "unset" if value is None or value == [] else str(value)
 
 
 def _count(dataset: datasets.Dataset, place: Path, vocabulary: int) -> ExampleSet:
