@@ -13,9 +13,11 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import Embedding, Linear
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from luthier import console
 from luthier.errors import ModelError
+from luthier.modeling.heads import has_score
 from luthier.modeling.vocabulary import is_tied
 
 FILE = "adapter_model.safetensors"
@@ -120,6 +122,9 @@ def read_back(model: PeftModel, folder: Path) -> None:
         ModelError: when peft cannot load it, or misses a weight.
     """
     base: Any = model.get_base_model()
+    if has_score(base) and is_deepspeed_zero3_enabled():
+        console.info(f"{folder} was not read back: all ranks would have to, in parts")
+        return
     kind = type(base).__bases__[1] if isinstance(base, FSDPModule) else type(base)
     try:
         with torch.device("meta"):
