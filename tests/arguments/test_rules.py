@@ -6,6 +6,11 @@ from luthier.errors import ArgumentsError
 RUN = {"model_name_or_path": "m", "output_dir": "o", "do_train": True, "dataset": "d"}
 
 BROKEN = [
+    ({"stage": "kto", "ref_model_adapters": "adapter"}, "merged into ref_model, which is unset"),
+    (
+        {"stage": "kto", "precompute_ref": True, "streaming": True, "max_steps": 5},
+        "precompute_ref reads all rows before training",
+    ),
     ({"stage": "dpo", "pref_loss": "sigmod"}, "Did you mean 'sigmoid'"),
     ({"stage": "dpo", "pref_loss": ""}, "names no loss"),
     ({"stage": "dpo", "pref_loss": "ipo,sft", "pref_loss_weights": "1"}, "has 1 numbers"),

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from luthier.arguments.choices import ADAPTERS, OPTIMIZERS, PAIR_LOSSES, SCHEDULES, STAGES
+from luthier.arguments.finetuning import FinetuningArguments
 from luthier.arguments.record import Arguments, facts
 from luthier.arguments.resolve import WHOLE_ANSWERS
 from luthier.arguments.training import ACCELERATOR, CHECKPOINTING
@@ -218,6 +219,26 @@ def _streams_have_a_length(arguments: Arguments) -> Iterator[str]:
         )
 
 
+def _reference(arguments: Arguments) -> Iterator[str]:
+    finetuning = arguments.finetuning
+    if not _reads_reference(finetuning):
+        return
+    if finetuning.ref_model_adapters and finetuning.ref_model is None:
+        yield "ref_model_adapters are merged into ref_model, which is unset; name it, too."
+    if finetuning.precompute_ref is True and arguments.data.streaming:
+        yield (
+            "precompute_ref reads all rows before training, and streaming reads them as it goes; "
+            "leave precompute_ref out, which then reads the reference with every step."
+        )
+
+
+def _reads_reference(finetuning: FinetuningArguments) -> bool:
+    if finetuning.stage != "dpo":
+        return finetuning.stage == "kto"
+    known = [PAIR_LOSSES.get(name) for name in finetuning.pref_loss if name in PAIR_LOSSES]
+    return finetuning.pref_bco_weight > 0 or any(each.needs_reference for each in known)
+
+
 def _streaming(arguments: Arguments) -> Iterator[str]:
     if not arguments.data.streaming:
         return
@@ -316,14 +337,13 @@ def _pairs(arguments: Arguments) -> Iterator[str]:
             f"f_divergence_type: pref_loss: {said} has reverse_kl alone; leave it out, or choose "
             f"one of {those_with('diverges')}."
         )
-    reads_reference = any(each.needs_reference for each in losses) or finetuning.pref_bco_weight
     asked = {
         "ref_model": finetuning.ref_model,
         "ref_model_adapters": finetuning.ref_model_adapters,
         "precompute_ref": finetuning.precompute_ref is True,
     }
     for name in asked:
-        if asked[name] and not reads_reference:
+        if asked[name] and not _reads_reference(finetuning):
             yield f"{name}: pref_loss: {said} takes no reference; leave {name} out."
 
 
@@ -478,6 +498,7 @@ RULES: tuple[Check, ...] = (
     _texts,
     _answers,
     _streaming,
+    _reference,
     _method,
     _tokens,
     _pairs,
