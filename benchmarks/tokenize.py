@@ -123,7 +123,7 @@ def encode(rows: str, tokenizer: str, workers: int, cache: str) -> dict[str, Any
     load_datasets(arguments, stage)
     warm = clock.value()["wall"]
     assert found is not None
-    return value | {"rows": len(found), "warm": warm, "ids": hash_of(found["input_ids"])}
+    return value | {"rows": len(found), "warm": warm, "ids": hash_of(found.table["input_ids"])}
 
 
 def encode_by_map(rows: str, tokenizer: str, workers: int, cache: str) -> dict[str, Any]:
