@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import chain, count
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
-from luthier.modeling import device
+from luthier.modeling import counts, device
 from luthier.modeling.counts import measure_products, peak_flops, sheet_flops
 from luthier.modeling.device import free_memory
 
@@ -71,3 +72,12 @@ def test_the_limit_of_a_container_counts(tmp_path: Path):
     assert limited == 450
     assert device._left(tmp_path, *names) is None
     assert device._left(tmp_path / "absent", *names) is None
+
+
+def test_a_first_product_that_waits_for_a_core_does_not_decide(monkeypatch: pytest.MonkeyPatch):
+    times = chain([0.0, 0.0, 10.0], count(10.001, 0.001))
+    monkeypatch.setattr(counts.time, "perf_counter", lambda: next(times))
+
+    measured = counts.measure_products.__wrapped__(torch.float32)
+
+    assert measured == pytest.approx(2 * counts.MEASURED_SIZES[0] ** 3 / 0.001, rel=1e-6)
