@@ -115,7 +115,7 @@ def train_plainly(
             report_to=[],
         ),
         train_dataset=datasets.Dataset.from_dict(
-            {name: start.dataset[name] for name in ("input_ids", "labels")}
+            {name: start.dataset.table[name] for name in ("input_ids", "labels")}
         ),
         data_collator=DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8),
     )
