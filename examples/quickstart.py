@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from luthier.arguments.parse import parse_file
+from luthier.arguments.parse import parse_command_line
 from luthier.records import Message
 from luthier.serving.engine import load_engine
 
@@ -34,7 +34,7 @@ def main() -> None:
 def ask(when: str, *overrides: str) -> None:
     """Prints the questions with the model's likeliest answers, each in a talk of its own."""
     settings = ("do_sample=false", "max_new_tokens=60", *overrides)
-    engine = load_engine(parse_file(CONFIG, settings, purpose="chat"))
+    engine = load_engine(parse_command_line([str(CONFIG), *settings], purpose="chat"))
     print(f"\n--- {when} ---")
     for question in QUESTIONS:
         print(f"\n> {question}")
