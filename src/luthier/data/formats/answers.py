@@ -10,12 +10,12 @@ from typing import Any
 
 from luthier.data.catalog import FORMATS, Columns, DatasetDescription, Reading
 from luthier.data.check import RowError
-from luthier.data.formats.detect import find_alpaca, find_messages
+from luthier.data.formats.detect import MESSAGES, find_alpaca, find_columns, find_messages
 from luthier.data.formats.fields import as_list, kind_of
 from luthier.errors import DataError
 from luthier.records import Conversation, Feedback, Origin, Pair
 
-PROMPTS = ("messages", "conversations", "conversation", "dialogue", "prompt")
+PROMPTS = (*MESSAGES, "prompt")
 """Columns that hold what the answers answer, where these are messages."""
 
 MARKS = ("kto_tag", "label")
@@ -30,8 +30,7 @@ def detect_pairs(
     Raises:
         DataError: if they hold no pairs.
     """
-    objects = [row for row in rows if isinstance(row, Mapping)]
-    keys = list(dict.fromkeys(str(key) for row in objects for key in row))
+    objects, keys = find_columns(rows)
     if not {"chosen", "rejected"} <= {*keys}:
         listed = ", ".join(keys[:12]) or "no objects at all"
         raise DataError(
@@ -68,8 +67,7 @@ def detect_marked(
     Raises:
         DataError: if rows hold neither.
     """
-    objects = [row for row in rows if isinstance(row, Mapping)]
-    keys = list(dict.fromkeys(str(key) for row in objects for key in row))
+    objects, keys = find_columns(rows)
     if {"chosen", "rejected"} <= {*keys}:
         detected, line = detect_pairs(description, rows)
         return detected, f"{line}; each gives a wanted and an unwanted answer"

@@ -15,7 +15,7 @@ NUM_LOOKED_AT = 20
 
 _QUESTIONS = ("instruction", "prompt", "question", "query", "input")
 _ANSWERS = ("output", "response", "answer", "completion", "target")
-_MESSAGES = ("messages", "conversations", "conversation", "dialogue")
+MESSAGES = ("messages", "conversations", "conversation", "dialogue")
 
 
 def detect_format(
@@ -26,8 +26,7 @@ def detect_format(
     Raises:
         DataError: if they are like no formatting.
     """
-    objects = [row for row in rows if isinstance(row, Mapping)]
-    keys = list(dict.fromkeys(str(key) for row in objects for key in row))
+    objects, keys = find_columns(rows)
     if "chosen" in keys and "rejected" in keys:
         raise DataError(
             f"data set {description.name!r}: its rows hold a chosen and a rejected answer; stage "
@@ -62,11 +61,17 @@ def detect_format(
     return detected, f"{formatting} rows detected: {shown}"
 
 
+def find_columns(rows: Sequence[Any]) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """The rows that are objects, and the names of their columns in order."""
+    objects = [row for row in rows if isinstance(row, Mapping)]
+    return objects, list(dict.fromkeys(str(key) for row in objects for key in row))
+
+
 def find_messages(
     rows: Sequence[Mapping[str, Any]], keys: Sequence[str]
 ) -> tuple[str, Columns, Tags, dict[str, str]] | None:
     """Formatting, columns and tags of messages, and what was taken from where; None without."""
-    for column in _MESSAGES:
+    for column in MESSAGES:
         messages = [
             message
             for row in rows
