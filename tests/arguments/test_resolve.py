@@ -101,6 +101,14 @@ def test_knobs_of_another_stage_are_said_to_be_idle():
     assert "stage is sft: pref_beta, kto_loss have no effect" in arguments.notes
 
 
+def test_an_idle_knob_is_told_once():
+    given = {"packing": True, "mask_history": True, "label_smoothing_factor": 0.1}
+    arguments = parse_dict({**RUN, "stage": "dpo", **given})
+
+    told = [note for note in arguments.notes if "no effect" in note]
+    assert all(sum(name in note for note in told) == 1 for name in given)
+
+
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.999, 1.0])
 @pytest.mark.parametrize("max_steps", [1, 7, 100, 117])
 def test_the_ratio_of_warmup_is_rounded_up(ratio, max_steps):

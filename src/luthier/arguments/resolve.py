@@ -15,14 +15,7 @@ LONGEST_TIMEOUT_S = 1800
 WHOLE_ANSWERS = ("dpo", "kto", "rm")
 """Stages that compare or weigh whole answers."""
 
-OF_TURNS = (
-    "packing",
-    "neat_packing",
-    "train_on_prompt",
-    "mask_history",
-    "label_smoothing_factor",
-    "compute_accuracy",
-)
+OF_TURNS = ("packing", "neat_packing", "train_on_prompt", "mask_history")
 """What changes nothing there, as with LLaMA-Factory."""
 
 
