@@ -106,6 +106,7 @@ def whole(config: dict[str, Any]) -> list[dict[str, float]]:
     evaluated = found[-1]["eval_rewards/margins"]
     assert evaluated != 0
     if config["stage"] == "kto":
+        assert "kl" in found[0]
         assert found[-1]["eval_kl"] > 0
     return found
 
@@ -178,3 +179,37 @@ def test_two_ranks_learn_what_one_learns(config, whole, tmp_path: Path):
 
     for found in ranks[0]:
         assert_alike(found, whole)
+
+
+def in_parts(config: dict[str, Any], settings: list[dict[str, Any]]) -> list[Any]:
+    from luthier.errors import LuthierError
+
+    found: list[Any] = []
+    for each in settings:
+        try:
+            found.append(lines(luthier.train(config | each)))
+        except LuthierError as problem:
+            found.append(str(problem))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["kto"], indirect=True)
+@pytest.mark.parametrize(
+    "way", [{"fsdp": "full_shard"}, {"deepspeed": {"zero_optimization": {"stage": 3}}}]
+)
+def test_weights_in_parts_learn_the_same_or_say_why_not(
+    way: dict[str, Any], config, whole, tmp_path: Path
+):
+    """Of DeepSpeed, which makes one run a process, the adapter alone."""
+    here = config | way | {"output_dir": str(tmp_path / "two"), "gradient_accumulation_steps": 1}
+    full = {"finetuning_type": "full", "learning_rate": 5e-3}
+    read_before = full | {"kto_loss": "apo_zero_unpaired"}
+    settings = [{}, full, read_before][: 3 if "fsdp" in way else 1]
+    learned, *others = values_of_ranks(in_parts, 2, here, settings)[0]
+
+    assert_alike(learned, whole)
+    if others:
+        refused, kept = others
+        assert "no copy of the first weights is held" in refused
+        assert_alike(kept, lines(luthier.train(config | read_before)))
