@@ -12,7 +12,14 @@ from luthier.errors import TemplateError
 from luthier.records import BEHIND, Conversation, Message, Piece, Turn
 from luthier.templates.template import Template
 from luthier.templates.thinking import COMMON_WORDS, split_thought, spoken
-from luthier.templates.tool_format import TOOL_CALL_WORDS, parse_tools, read_calls, split_calls
+from luthier.templates.tool_format import (
+    TOOL_CALL_WORDS,
+    FunctionCall,
+    dump,
+    parse_tools,
+    read_calls,
+    split_calls,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -124,6 +131,8 @@ class ChatTemplate:
     """Always; where a chat template leaves it out, that is an error."""
     content_words: tuple[str, ...] = (*COMMON_WORDS, *TOOL_CALL_WORDS)
     """What surrounds thoughts and calls in the contents of answers."""
+    thought_words: tuple[str, str] = COMMON_WORDS
+    """What surrounds a thought, as the chat template writes one where it does."""
     _opens_after_answers: bool = dataclasses.field(default=False, init=False, repr=False)
     _thought_key: str | None = dataclasses.field(default=None, init=False, repr=False)
 
@@ -139,6 +148,11 @@ class ChatTemplate:
                 continue
             if "the-thought" in shown:
                 object.__setattr__(self, "_thought_key", key)
+                before, _, after = shown.rpartition("the-thought")
+                around = (before.split()[-1:], after.partition("the-answer")[0].split()[:1])
+                if all(around):
+                    words_found = (around[0][0], around[1][0])
+                    object.__setattr__(self, "thought_words", words_found)
                 break
         try:
             answered = render_chat(tokenizer, [question, answer])
@@ -226,6 +240,25 @@ class ChatTemplate:
         if answer is not None:
             return self.turn(conversation, answer).prompt
         return (Piece(self._render(conversation, len(conversation.messages), is_prompt=True)),)
+
+    def written_calls(self, calls: Sequence[FunctionCall]) -> str:
+        """The text of an answer that only calls tools, without what ends it.
+
+        Raises:
+            TemplateError: if the chat template refuses it, or shows the question otherwise then.
+        """
+        names = dict.fromkeys(call.name for call in calls)
+        described = [{"name": name, "description": name, "parameters": {}} for name in names]
+        content = dump([{"name": call.name, "arguments": call.arguments} for call in calls])
+        messages = (Message("user", "the-question"), Message("function", content))
+        tools = dump([{"type": "function", "function": each} for each in described])
+        asked = Conversation(messages, tools=tools)
+        prompt, whole = self._render(asked, 1, is_prompt=True), self._render(asked, 2)
+        _check_prompt(prompt, whole, 1)
+        text = whole[len(prompt) :]
+        for word in (*self.stop_words, self.tokenizer.eos_token):
+            text = text.partition(word)[0] if word else text
+        return text
 
     def fingerprint(self) -> str:
         """Text that changes with the chat template and with what it is given."""

@@ -16,6 +16,7 @@ from luthier.templates.thinking import COMMON_WORDS, Thinking, shape_thought, sp
 from luthier.templates.tool_format import (
     TOOL_CALL_WORDS,
     TOOL_FORMATS,
+    FunctionCall,
     ToolFormat,
     read_calls,
     split_calls,
@@ -132,10 +133,14 @@ class Template:
     @property
     def around_calls(self) -> tuple[str, str]:
         """What surrounds the calls behind an answer's text: their markers, or a line's end."""
+        return self._call_marks or (self.tools.after_text, "")
+
+    @property
+    def _call_marks(self) -> tuple[str, str] | None:
         marked = next(slot for slot in self.function if isinstance(slot, str) and CONTENT in slot)
         before, _, after = marked.partition(CONTENT)
         is_marked = before.strip() and self.function != self.assistant
-        return (before, after) if is_marked else (self.tools.after_text, "")
+        return (before, after) if is_marked else None
 
     def turns(self, conversation: Conversation, *, is_history_masked: bool = False) -> list[Turn]:
         """Each question with its answer, for training.
@@ -194,6 +199,11 @@ class Template:
         decides on the empty thought.
         """
         return self.turn(conversation, answer or Message("assistant", "")).prompt
+
+    def written_calls(self, calls: Sequence[FunctionCall]) -> str:
+        """The text of an answer that only calls tools, without what ends it."""
+        before, after = self._call_marks or ("", "")
+        return before + self.tools.render_calls(calls) + after
 
     def fingerprint(self) -> str:
         """Text that changes with every field, and with the code that renders them."""
