@@ -14,6 +14,7 @@ FLOORS = (
     {"__main__"},
     {"cli"},
     {"commands", "__init__"},
+    {"exporting"},
     {"inspecting", "training", "serving"},
     {"checkpoints"},
     {"distributed"},
@@ -29,6 +30,7 @@ FLOORS = (
 """The rooms from the roof down. A room knows only rooms of lower floors, none of its own."""
 
 EDGE = {
+    "exporting": {"commands"},
     "fused": {"training/run.py"},
     "inspecting": {"commands"},
     "suggestions": {"training/run.py"},

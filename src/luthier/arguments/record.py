@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from luthier.arguments.data import DataArguments
+from luthier.arguments.exporting import ExportingArguments
 from luthier.arguments.finetuning import FinetuningArguments
 from luthier.arguments.generating import GeneratingArguments
 from luthier.arguments.knob import Facts, Section
@@ -30,6 +31,7 @@ SECTIONS: dict[str, type[Section]] = {
     "finetuning": FinetuningArguments,
     "training": TrainingArguments,
     "generating": GeneratingArguments,
+    "exporting": ExportingArguments,
 }
 
 
@@ -77,6 +79,7 @@ class Arguments:
     finetuning: FinetuningArguments
     training: TrainingArguments
     generating: GeneratingArguments
+    exporting: ExportingArguments = field(default_factory=ExportingArguments)
     passed_through: Mapping[str, Any] = field(default_factory=dict)
     """Names that only the installed transformers knows, for its own `TrainingArguments`."""
     origins: Mapping[str, str] = field(default_factory=dict)

@@ -17,7 +17,7 @@ from luthier.arguments.training import ACCELERATOR, CHECKPOINTING
 from luthier.arguments.wording import expectation, members
 from luthier.errors import suggest
 
-Purpose: TypeAlias = Literal["train", "chat", "data"]
+Purpose: TypeAlias = Literal["train", "chat", "data", "export"]
 """What the arguments are for: a run needs more of them than a chat, or a look at the data."""
 
 TASKS = frozenset({"do_train", "do_eval", "do_predict", "predict_with_generate"})
@@ -58,6 +58,8 @@ def missing_names(arguments: Arguments, purpose: Purpose) -> list[str]:
         names.append("dataset")
     if purpose != "data" and not arguments.model.model_name_or_path:
         names.append("model_name_or_path")
+    if purpose == "export" and not arguments.exporting.export_dir:
+        names.append("export_dir")
     if purpose == "train":
         if not training.output_dir:
             names.append("output_dir")

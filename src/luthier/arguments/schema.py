@@ -18,6 +18,7 @@ TITLES = {
     "finetuning": "Method",
     "training": "Training",
     "generating": "Generation",
+    "exporting": "Export",
 }
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"

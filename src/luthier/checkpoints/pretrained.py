@@ -36,10 +36,12 @@ class PretrainedFiles:
         tokenizer: PreTrainedTokenizerBase,
         folder: Path,
         state_dict: dict[str, Tensor] | None = None,
+        shard_size: str | None = None,
     ) -> None:
         """Writes all of it to a folder, of an adapter only its own.
 
-        `state_dict` has the weights where the model does not hold them whole.
+        `state_dict` has the weights where the model does not hold them whole; `shard_size` is the
+        most of one file, such as `5GB`, by default as transformers has it.
         """
         if isinstance(model, PeftModel):
             weights = model.state_dict() if state_dict is None else state_dict
@@ -48,7 +50,8 @@ class PretrainedFiles:
                 # peft's default adds the frozen originals of embeddings that have grown
                 model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
         else:
-            model.save_pretrained(str(folder), state_dict=state_dict)
+            options = {} if shard_size is None else {"max_shard_size": shard_size}
+            model.save_pretrained(str(folder), state_dict=state_dict, **options)
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         if has_score(base):
             weights = model.state_dict() if state_dict is None else state_dict

@@ -11,6 +11,7 @@ from luthier import console
 from luthier.arguments.files import is_config
 from luthier.arguments.parse import Check, parse_command_line
 from luthier.arguments.record import Arguments
+from luthier.arguments.rules import Purpose
 from luthier.errors import MissingArguments
 
 SUMMARY = "talk to a model, or to what a run trained"
@@ -42,17 +43,26 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def read_arguments(argv: list[str], *, check: Check | None = None) -> Arguments:
-    """What to load and how to answer; a folder in the first place stands for its run."""
+def read_arguments(
+    argv: list[str],
+    *,
+    check: Check | None = None,
+    purpose: Purpose = "chat",
+    absent: str = f"luthier chat needs to know which model to talk to.\n{USAGE}",
+) -> Arguments:
+    """What to load, and what to do with it; a folder in the first place stands for its run.
+
+    `absent` is said where there are no words.
+    """
     if not argv:
-        raise MissingArguments([f"luthier chat needs to know which model to talk to.\n{USAGE}"])
+        raise MissingArguments([absent])
     words = list(argv)
     folder = Path(words[0]).expanduser()
     if folder.is_dir() or not (is_config(words[0]) or "=" in words[0] or words[0].startswith("-")):
         from luthier.serving.run_folder import arguments_of
 
         words[:1] = _as_words(arguments_of(folder))
-    return parse_command_line(words, purpose="chat", check=check, look_for_args_file=False)
+    return parse_command_line(words, purpose=purpose, check=check, look_for_args_file=False)
 
 
 def _as_words(values: Mapping[str, Any]) -> Iterator[str]:

@@ -86,7 +86,6 @@ INSTEAD = {
     "api": "serve output_dir with `vllm serve` or `sglang`; `luthier chat` answers in the terminal",
     "eval": "run lm-evaluation-harness on output_dir; `luthier train` with do_eval: true gives the "
     "loss on rows of one's own",
-    "export": "merge an adapter with peft's `merge_and_unload`, and push_to_hub: true uploads",
     "webchat": "`luthier chat` answers in the terminal",
     "webui": "write a configuration (examples/ has some) and start `luthier train CONFIG.yaml`",
 }

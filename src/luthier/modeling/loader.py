@@ -67,6 +67,7 @@ def load_model(
     is_trainable: bool,
     scores: bool = False,
     checkpoint: Path | None = None,
+    adapts: bool = True,
 ) -> Any:
     """The model of a run.
 
@@ -81,6 +82,7 @@ def load_model(
         scores: whether it says one number of a sequence, see `heads.py`; otherwise what comes next.
         checkpoint: that a run goes on from, which will put its trained weights in. What PiSSA has
             taken from the frozen ones is in it, too.
+        adapts: whether the method and the adapters are applied; otherwise the caller does that.
 
     Returns:
         A `PreTrainedModel`, or the `PeftModel` around it.
@@ -145,7 +147,9 @@ def load_model(
             added = f"{', '.join(names)}{' as well' if asked else ''}"
             console.info(f"additional_target = {added} (the vocabulary has new tokens)")
         arguments = arguments.changed(additional_target=(*asked, *names))
-    model = method.prepare(base, arguments, is_trainable=is_trainable, checkpoint=checkpoint)
+    model: Any = base
+    if adapts:
+        model = method.prepare(base, arguments, is_trainable=is_trainable, checkpoint=checkpoint)
     if is_trainable:
         if is_grown and isinstance(model, PeftModel):
             check_rows_learn(model)
@@ -192,6 +196,15 @@ def load_config(model_args: ModelArguments) -> PreTrainedConfig:
     return config
 
 
+def model_kind(config: PreTrainedConfig, *, scores: bool) -> Any:
+    """The library's class that loads a configuration: one that scores, or one that says tokens."""
+    if scores:
+        return AutoModelForSequenceClassification
+    if type(config) in AutoModelForImageTextToText._model_mapping:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
+
+
 def _load_weights(
     source: ModelSource,
     config: PreTrainedConfig,
@@ -202,11 +215,7 @@ def _load_weights(
     scores: bool,
     draws_score: bool,
 ) -> PreTrainedModel:
-    kind: Any = AutoModelForCausalLM
-    if scores:
-        kind = AutoModelForSequenceClassification
-    elif type(config) in AutoModelForImageTextToText._model_mapping:
-        kind = AutoModelForImageTextToText
+    kind = model_kind(config, scores=scores)
     options: dict[str, Any] = {"dtype": dtype}
     try:
         if model_args.train_from_scratch:

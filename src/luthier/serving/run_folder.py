@@ -25,7 +25,7 @@ def arguments_of(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise ModelError(f"{folder}: there is no such folder. The folder here is {Path.cwd()}.")
-    record = _record_of(folder)
+    record = record_of(folder)
     values = _given(record) if record else {}
     adapter = folder / ADAPTER_CONFIG
     if adapter.exists():
@@ -47,7 +47,8 @@ def arguments_of(folder: Path) -> dict[str, Any]:
     return values
 
 
-def _record_of(folder: Path) -> dict[str, Any] | None:
+def record_of(folder: Path) -> dict[str, Any] | None:
+    """`run.json` of a run's folder, or of the run that a checkpoint is of; None without any."""
     for place in (folder, folder.resolve().parent):
         if (place / RUN_RECORD).is_file():
             record: dict[str, Any] = json.loads((place / RUN_RECORD).read_text(encoding="utf-8"))

@@ -19,6 +19,7 @@ from luthier.arguments.choices import ADAPTERS
 from luthier.arguments.record import Arguments, facts, public_value
 from luthier.checkpoints.files import write_json, write_whole
 from luthier.checkpoints.fingerprint import versions
+from luthier.modeling.source import fingerprint_weights
 from luthier.secrecy import masked, masked_throughout
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def write_run_record(
         "platform": machine(),
         "engine": None if engine is None else dict(engine),
         "data": None if data is None else data.as_dict(),
+        "base": fingerprint_weights(str(arguments.model.model_name_or_path)),
     }
     path = folder / RUN_RECORD
     return write_json(path, masked_throughout(record)) if console.is_main_process() else path
@@ -127,7 +129,7 @@ def write_model_card(
         f"# {folder.resolve().name}",
         f"`{base}`, fine-tuned with luthier "
         f"({arguments.finetuning.stage}, {method}) on {trained_on}.",
-        *([_use_of_scores(method)] if scores else []),
+        *([use_of_scores(method)] if scores else []),
         "## Settings\n\n" + _table(("setting", "value"), _settings(arguments)),
     ]
     rows = [(name, _number(metrics[name])) for name in sorted(metrics) if not COST.search(name)]
@@ -142,7 +144,8 @@ def write_model_card(
     return write_whole(path, [masked("\n\n".join(sections)), "\n"])
 
 
-def _use_of_scores(method: str) -> str:
+def use_of_scores(method: str) -> str:
+    """How a model that scores, trained by a method, is loaded and asked, as a section of a card."""
     kind, package, others = "AutoModelForSequenceClassification", "transformers", ""
     if ADAPTERS.get(method).needs:  # the base model's own configuration says neither
         kind, package = "AutoPeftModelForSequenceClassification", ADAPTERS.get(method).needs

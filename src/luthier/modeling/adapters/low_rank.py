@@ -5,10 +5,12 @@ With rsLoRA (Kalajdzievski 2023), DoRA (Liu et al. 2024) and PiSSA (Meng et al. 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import (
     LoraConfig,
     PeftConfig,
@@ -18,6 +20,7 @@ from peft import (
     load_peft_weights,
     set_peft_model_state_dict,
 )
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -73,17 +76,17 @@ def prepare_lora(
         raise ModelError(_cannot_merge(why, adapters[0]))
     unmerged = adapters[-1:] if why or (is_trainable and not is_new) else []
     for number, adapter in enumerate(adapters[: len(adapters) - len(unmerged)], start=1):
-        loaded = _load(model, adapter, arguments)
+        loaded = load_adapter(model, adapter, arguments)
         if adapts_tied(loaded):
             if number < len(adapters) or is_trainable:
                 raise ModelError(_cannot_merge("the one matrix of embeddings and head", adapter))
             console.info(f"adapter {adapter}: beside the weights (embeddings and head are one)")
             return loaded
-        model = loaded.merge_and_unload(safe_merge=True)
+        model = merge_adapter(loaded)
         console.info(f"adapter {adapter}: merged")
     if unmerged:
         linear = linear_names(model)
-        loaded = _load(model, unmerged[0], arguments, is_trainable=is_trainable)
+        loaded = load_adapter(model, unmerged[0], arguments, is_trainable=is_trainable)
         doing = "trained on" if is_trainable else "beside the weights"
         console.info(f"adapter {unmerged[0]}: {doing}")
         if is_trainable:
@@ -126,9 +129,10 @@ def _tell_what_stays(
         )
 
 
-def _load(
+def load_adapter(
     model: PreTrainedModel, adapter: str, arguments: Arguments, *, is_trainable: bool = False
 ) -> PeftModel:
+    """A saved adapter beside the weights of a model; a ModelError where it does not fit it."""
     options = hub_options(arguments.model)
     del options["trust_remote_code"]
     if arguments.model.adapter_folder:
@@ -177,6 +181,35 @@ def _beside_score(
     own = {f"base_model.model.{SCORE}.{name}": each for name, each in score.items()}
     set_peft_model_state_dict(loaded, weights | own)
     return loaded
+
+
+def merge_adapter(loaded: PeftModel) -> PreTrainedModel:
+    """The plain model with its adapter added to the weights, in place, a layer at a time.
+
+    Weights in half precision are added to in float32 and rounded once. What is merged is looked at
+    for numbers that are none.
+
+    Raises:
+        ModelError: if it has any.
+    """
+    for name, module in loaded.named_modules():
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        weights = list(module.get_base_layer().parameters(recurse=False))
+        dtypes = [each.dtype for each in weights]
+        for each in weights:
+            if each.dtype in (torch.bfloat16, torch.float16):
+                each.data = each.data.float()
+        try:
+            module.merge(safe_merge=True)
+        except ValueError as problem:
+            raise ModelError(
+                f"the adapter cannot be merged: {name}: {problem}. Take an earlier checkpoint."
+            ) from problem
+        for each, dtype in zip(weights, dtypes, strict=True):
+            each.data = each.data.to(dtype)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        return loaded.merge_and_unload()  # of what is merged only the layers are put back
 
 
 def _redrawn(adapter: str, started: str) -> str:

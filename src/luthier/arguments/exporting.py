@@ -1,0 +1,27 @@
+"""What becomes of a trained model that leaves, and where it goes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from luthier.arguments.knob import Section, free
+
+
+class ExportingArguments(Section):
+    """Knobs of `luthier export`; every other command says that they have no effect there."""
+
+    export_dir: str | None = free(None)
+    """The folder that the exported model becomes: one that is not there yet, or empty. Required for
+    `luthier export`."""
+    export_size: int = free(5, ge=1)
+    """The most gigabytes (10^9 bytes) of one file of weights; a larger model is cut into several.
+    By default 5."""
+    export_device: Literal["cpu", "auto"] = free("cpu")
+    """Where adapters are merged and the proof is computed: `cpu` (the default), or `auto`, a GPU
+    where there is one."""
+    export_dtype: Literal["auto", "float32", "bfloat16", "float16"] = free("auto")
+    """The dtype of the exported weights. By default that of `infer_dtype`, and without it the one
+    that the base model is saved in."""
+    export_hub_model_id: str | None = free(None)
+    """The repository on the Hugging Face hub that the published folder is uploaded to, with
+    `hf_hub_token`; private if it has to be made. By default nothing is uploaded."""

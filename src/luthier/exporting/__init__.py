@@ -1,0 +1,1 @@
+"""A trained model as other programs load it: merged, proven, published whole."""
