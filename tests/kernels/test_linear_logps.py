@@ -171,7 +171,7 @@ def test_accuracy_and_entropy_come_from_the_same_chunks():
     }
 
     total, correct, summed = linear_nll(hidden, weight, targets, **options)
-    _, correct_N, entropy_N = linear_logps(hidden, weight, targets, **options)
+    _, correct_N, entropy_N, _ = linear_logps(hidden, weight, targets, **options)
 
     assert correct.item() == likeliest.sum().item() >= 4
     assert correct_N.tolist() == likeliest.tolist()

@@ -116,13 +116,14 @@ class FinetuningArguments(Section):
     """For stage rm: the weight of the squared sum of both scores, which keeps them near 0. By
     default they are where they are."""
     ref_model: str | None = knob(
-        None, stages=("dpo", "kto"), on_card=True, reads=True, resume="path"
+        None, stages=("dpo", "kto", "sft"), on_card=True, reads=True, resume="path"
     )
-    """For stages dpo and kto: the reference, a folder or hub name of a model of the same
-    vocabulary. By default the model as it was when the run began."""
-    ref_model_adapters: CommaList = knob((), stages=("dpo", "kto"), reads=True, resume="path")
-    """For stages dpo and kto: adapters that are merged into `ref_model`, a comma list. None by
-    default."""
+    """For stages dpo and kto, and sft with `use_asft_loss`: the reference, a folder or hub name of
+    a model of the same vocabulary. By default the model as it was when the run began."""
+    ref_model_adapters: CommaList = knob(
+        (), stages=("dpo", "kto", "sft"), reads=True, resume="path"
+    )
+    """Adapters that are merged into `ref_model`, a comma list. None by default."""
     precompute_ref: bool | Literal["auto"] = free("auto", stages=("dpo", "kto"))
     """For stages dpo and kto: whether the reference is read once before training and kept in the
     data cache, so that no step pays for it. By default (auto) where rows are kept, and not where
@@ -130,6 +131,12 @@ class FinetuningArguments(Section):
     use_dft_loss: bool = knob(False, stages=("sft",), on_card=True)
     """For stage sft: whether the loss of a token is multiplied by the probability that the model
     gives it (DFT). By default each counts once."""
+    use_asft_loss: bool = knob(False, stages=("sft",), on_card=True)
+    """For stage sft: whether it is that of `use_dft_loss` and the model is held to its reference by
+    a KL divergence over the vocabulary (ASFT). By default each counts once."""
+    asft_alpha: float = knob(0.1, stages=("sft",), on_card=True, ge=0.0)
+    """For `use_asft_loss`: the weight of the divergence; the larger, the nearer the model stays. By
+    default 0.1."""
     use_eaft_loss: bool = knob(False, stages=("sft",), on_card=True)
     """For stage sft: whether it is multiplied by how uncertain the model is, by the entropy of the
     20 likeliest tokens (EAFT). By default each counts once."""

@@ -96,6 +96,10 @@ def _idle(arguments: Arguments) -> Iterator[str]:
         ],
         f"stage is {stage}": [n for n, k in known.items() if k.stages and stage not in k.stages],
     }
+    if stage == "sft" and not arguments.finetuning.use_asft_loss:
+        of_others["stage is sft without use_asft_loss"] = [
+            name for name in ("ref_model", "ref_model_adapters") if name in arguments.origins
+        ]
     if stage in WHOLE_ANSWERS:
         of_others[f"stage is {stage}, which learns from whole answers"] = [
             name for name in OF_TURNS if name in arguments.origins and arguments.flat()[name]

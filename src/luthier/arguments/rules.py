@@ -23,6 +23,9 @@ Purpose: TypeAlias = Literal["train", "chat", "data", "export"]
 TASKS = frozenset({"do_train", "do_eval", "do_predict", "predict_with_generate"})
 """What a run can be told to do."""
 
+TOKEN_LOSSES = ("use_dft_loss", "use_asft_loss", "use_eaft_loss")
+"""Each asks for a row of `losses/tokens.py`."""
+
 CHOICE_OF = {"lr_scheduler_kwargs": "lr_scheduler_type", "optim_args": "optim"}
 """Settings of what another knob chooses."""
 
@@ -236,7 +239,7 @@ def _reference(arguments: Arguments) -> Iterator[str]:
 
 def _reads_reference(finetuning: FinetuningArguments) -> bool:
     if finetuning.stage != "dpo":
-        return finetuning.stage == "kto"
+        return finetuning.stage == "kto" or finetuning.use_asft_loss
     known = [PAIR_LOSSES.get(name) for name in finetuning.pref_loss if name in PAIR_LOSSES]
     return finetuning.pref_bco_weight > 0 or any(each.needs_reference for each in known)
 
@@ -293,7 +296,7 @@ def _method(arguments: Arguments) -> Iterator[str]:
 
 def _tokens(arguments: Arguments) -> Iterator[str]:
     finetuning = arguments.finetuning
-    asked = [name for name in ("use_dft_loss", "use_eaft_loss") if getattr(finetuning, name)]
+    asked = [name for name in TOKEN_LOSSES if getattr(finetuning, name)]
     if len(asked) > 1:
         yield f"{' and '.join(asked)} are different losses; keep one of them."
     for name in asked:

@@ -55,6 +55,7 @@ class MicroBatch:
     sequence_numbers: Mapping[str, Tensor] = field(default_factory=dict)  # by name (S,) float32
     step_numbers: Mapping[str, float] = field(default_factory=dict)
     """By name a mean over the whole step, where its stage has read it first."""
+    against: Any = None  # distributions of the reads by a reference, where its stage asks for them
 
     @property
     def num_computed(self) -> int:

@@ -41,6 +41,8 @@ class Settings:
     with_correct: bool = False  # whether the target was the likeliest token is told
     entropy_of: int = 0
     """Of how many of the likeliest tokens, taken as all there are, entropies are told."""
+    against: Any = None
+    """The distribution that divergences are told from; `read_products` alone tells them."""
 
     def rows_of_chunk(self, num_reads: int, bytes_of_row: int, device: torch.device) -> int:
         """Rows of equal chunks within the byte budget; at least one where there are any."""
@@ -58,6 +60,7 @@ class Figures(NamedTuple):
     nll_N: Tensor  # (N,) negative log-likelihoods; float32, or float64 where the logits are
     correct_N: Tensor | None  # (N,) bool; None if not asked for
     entropy_N: Tensor | None  # (N,), in nats; None if not asked for
+    divergence_N: Tensor | None = None  # (N,) with gradient, in nats; None if not asked for
 
 
 class Nll(NamedTuple):
@@ -71,7 +74,7 @@ class Nll(NamedTuple):
     @classmethod
     def sum_of(cls, figures: Figures) -> Nll:
         """The sums of what is told of each read."""
-        nll_N, correct_N, entropy_N = figures
+        nll_N, correct_N, entropy_N, _ = figures
         return cls(
             nll_N.sum(),
             None if correct_N is None else correct_N.sum(),
@@ -88,6 +91,8 @@ class Logps(NamedTuple):
     correct: Tensor | None
     """(N,) bool, whether the target was the likeliest token; None if not asked for."""
     entropy: Tensor | None  # (N,) without gradient, in nats; None if not asked for
+    divergence: Tensor | None = None
+    """(N,) with gradient, KL(q || p) from the distribution q that is asked against, in nats."""
 
 
 def linear_nll(
@@ -143,21 +148,36 @@ def linear_logps(
     minus what the read costs there. The logits of each chunk are made again in the backward pass.
     """
     inputs = _inputs(hidden_NH, weight_VH, bias_V, targets_N, settings)
-    nll_N, correct_N, entropy_N = _RecomputedNll.apply(*inputs)  # type: ignore[no-untyped-call]
+    nll_N, correct_N, entropy_N, _ = _RecomputedNll.apply(*inputs)  # type: ignore[no-untyped-call]
     return Logps(-nll_N, correct_N, entropy_N)
 
 
-def read_products(products_NV: Tensor, targets_N: Tensor, settings: Settings) -> Figures:
-    """The same figures of a head's products that exist, by plain operations with a gradient."""
+def read_products(
+    products_NV: Tensor, targets_N: Tensor, settings: Settings, against_NV: Tensor | None = None
+) -> Figures:
+    """The same figures of a head's products that exist, by plain operations with a gradient.
+
+    With log-probabilities `against_NV`, without gradient, divergences from them too.
+    """
+    logps_NV = log_probabilities(products_NV, settings)
+    with torch.no_grad():
+        correct_N = logps_NV.argmax(1) == targets_N if settings.with_correct else None
+        entropy_N = _entropy(logps_NV, settings) if settings.entropy_of else None
+    nll_N = _nll(logps_NV, targets_N, settings)
+    if against_NV is None:
+        return Figures(nll_N, correct_N, entropy_N)
+    least = torch.finfo(logps_NV.dtype).min  # a token that both rule out (-inf) adds 0
+    apart_NV = against_NV.clamp(min=least) - logps_NV.clamp(min=least)
+    return Figures(nll_N, correct_N, entropy_N, (against_NV.exp() * apart_NV).sum(1))
+
+
+def log_probabilities(products_NV: Tensor, settings: Settings) -> Tensor:
+    """(N, V) in float32 or wider, of a head's products."""
     exact = torch.promote_types(products_NV.dtype, torch.float32)
     logits_NV = products_NV.to(exact) * settings.scale
     if settings.softcap is not None:
         logits_NV = torch.tanh(logits_NV / settings.softcap) * settings.softcap
-    logps_NV = logits_NV.log_softmax(1)
-    with torch.no_grad():
-        correct_N = logps_NV.argmax(1) == targets_N if settings.with_correct else None
-        entropy_N = _entropy(logps_NV, settings) if settings.entropy_of else None
-    return Figures(_nll(logps_NV, targets_N, settings), correct_N, entropy_N)
+    return logits_NV.log_softmax(1)
 
 
 def _inputs(

@@ -8,6 +8,7 @@ called with the hidden states of all positions, of which only the sources are ga
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from transformers import PreTrainedModel
 
 from luthier import console
 from luthier.batching.batch import MicroBatch
+from luthier.errors import ModelError
 from luthier.kernels.linear_logps import (
     Figures,
     Logps,
@@ -34,18 +36,19 @@ from luthier.kernels.linear_logps import (
     Settings,
     linear_logps,
     linear_nll,
+    log_probabilities,
     read_products,
 )
 from luthier.modeling.attention.interface import tree_arguments
 from luthier.modeling.dtypes import autocasting
 from luthier.modeling.heads import has_score
-from luthier.modeling.sharded import gathering
+from luthier.modeling.sharded import gathering, has_shards
 from luthier.processes.ranks import gather_objects, share_fate
 
 Answer: TypeAlias = Callable[[nn.Module, Tensor], Tensor]
 """Head and its input (..., H) -> what it returns in the place of logits."""
 
-Reading = TypeVar("Reading", Nll, Logps)
+Reading = TypeVar("Reading", Nll, Logps, "Distribution")
 
 FORM = "_luthier_logit_form"
 PLAIN_FORWARD = "_luthier_plain_forward"
@@ -102,12 +105,66 @@ def read_logps(
     label_smoothing: float = 0.0,
     with_accuracy: bool = False,
     entropy_of: int = 0,
+    against: Distribution | None = None,
 ) -> Logps:
-    """The log-probability of each target; arguments as those of `read_nll`."""
+    """The log-probability of each target; arguments as those of `read_nll`.
+
+    With `against`, of the same reads by another model, also how far the model is from that.
+    """
     settings = Settings(
-        label_smoothing=label_smoothing, with_correct=with_accuracy, entropy_of=entropy_of
+        label_smoothing=label_smoothing,
+        with_correct=with_accuracy,
+        entropy_of=entropy_of,
+        against=against,
     )
     return _read(model, batch, settings, partial(_logps_of, batch.targets))
+
+
+class Distribution(NamedTuple):
+    """What a model says of the next token at each read: hidden states, made logits in chunks."""
+
+    hidden_NH: Tensor
+    products: Callable[[Tensor], Tensor]  # (1, n, H) -> (1, n, V), with the weights it had then
+    settings: Settings  # how these become logits
+
+    def logps(self, start: int, end: int) -> Tensor:
+        """(n, V) log-probabilities at the reads from `start` to `end`, without gradient."""
+        with torch.no_grad():
+            products_1nV = self.products(self.hidden_NH[None, start:end])
+            return log_probabilities(products_1nV[0], self.settings)
+
+
+def read_distribution(model: Any, batch: MicroBatch) -> Distribution:
+    """The whole distributions of a micro-batch's reads; nothing (reads x vocabulary) is made.
+
+    What it gives computes with the weights that the model has now, whatever it learns since.
+
+    Raises:
+        ModelError: when ranks hold the weights in parts, and there is an adapter of the head.
+    """
+    is_in_parts = has_shards(model) or any(isinstance(m, FSDPModule) for m in model.modules())
+
+    def read(
+        head: nn.Module, hidden_NH: Tensor, num_logits: int, settings: Settings
+    ) -> Distribution:
+        if not is_in_parts or isinstance(head, nn.Identity):
+            return Distribution(hidden_NH, plain_forward(_as_now(head)), settings)
+        if len(_heads(_base(model))) > 1 or not is_plain_linear(head):
+            raise ModelError(
+                "the distributions of the reference are taken with the head of the model, which "
+                "ranks hold in parts and which has an adapter. Leave the head out of lora_target "
+                "and additional_target, or let each rank hold the whole model."
+            )
+        return Distribution(hidden_NH, plain_forward(head), settings)
+
+    return _read(model, batch, Settings(), read)
+
+
+def _as_now(module: nn.Module) -> nn.Module:
+    held = copy.copy(module)
+    held._parameters = dict(module._parameters)
+    held._modules = {n: each and _as_now(each) for n, each in module._modules.items()}
+    return held
 
 
 class SequenceLogps(NamedTuple):
@@ -166,7 +223,7 @@ def _bounds(batch: MicroBatch) -> Tensor:
 def _logps_of(
     targets_N: Tensor, head: nn.Module, hidden_NH: Tensor, num_logits: int, settings: Settings
 ) -> Logps:
-    if is_plain_linear(head):
+    if is_plain_linear(head) and settings.against is None:
         return linear_logps(hidden_NH, head.weight, targets_N, head.bias, settings)
     nll_N, *others = _head_figures(head, hidden_NH, targets_N, num_logits, settings)
     return Logps(-nll_N, *others)
@@ -267,25 +324,29 @@ def _head_figures(
     head: nn.Module, hidden_NH: Tensor, targets_N: Tensor, num_logits: int, settings: Settings
 ) -> Figures:
     """Figures of a head of any kind: its own forward, made again for each chunk's gradient."""
-    bytes_of_row = num_logits * torch.float32.itemsize * COPIES_OF_LOGITS
+    against: Distribution | None = settings.against
+    copies = COPIES_OF_LOGITS * (1 if against is None else 2)
+    bytes_of_row = num_logits * torch.float32.itemsize * copies
     rows = settings.rows_of_chunk(len(targets_N), bytes_of_row, hidden_NH.device)
 
-    def figures(hidden_nH: Tensor, targets_n: Tensor) -> Figures:
+    def figures(hidden_nH: Tensor, targets_n: Tensor, start: int) -> Figures:
         products_1nV = plain_forward(head)(hidden_nH.unsqueeze(0))
-        return read_products(products_1nV.squeeze(0), targets_n, settings)
+        against_nV = None if against is None else against.logps(start, start + len(targets_n))
+        return read_products(products_1nV.squeeze(0), targets_n, settings, against_nV)
 
     chunks: list[Figures] = [
-        checkpoint(figures, hidden_nH, targets_n, use_reentrant=False)
-        for hidden_nH, targets_n in zip(
-            torch.split(hidden_NH, max(rows, 1)), torch.split(targets_N, max(rows, 1)), strict=True
+        checkpoint(figures, hidden_nH, targets_n, number * max(rows, 1), use_reentrant=False)
+        for number, (hidden_nH, targets_n) in enumerate(
+            zip(
+                torch.split(hidden_NH, max(rows, 1)),
+                torch.split(targets_N, max(rows, 1)),
+                strict=True,
+            )
         )
     ]
-    nll, correct, entropy = zip(*chunks, strict=True)
-    return Figures(
-        torch.cat(nll),
-        torch.cat(correct) if settings.with_correct else None,
-        torch.cat(entropy) if settings.entropy_of else None,
-    )
+    nll, *others = zip(*chunks, strict=True)
+    told = (None if each[0] is None else torch.cat(each) for each in others)
+    return Figures(torch.cat(nll), *told)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ class NextToken(Stage):
     A learned token is one unit whatever its weight, so the other tokens of a step learn the same
     beside it: a weight of 0.5 halves the gradient of its own tokens only. Accuracy counts tokens;
     it costs a pass over the logits, and is taken in evaluations only. A row of `losses/tokens.py`
-    may weigh tokens further.
+    may stand in the place of the loss of a token.
     """
 
     token_loss: TokenLoss | None = None
@@ -44,18 +44,19 @@ class NextToken(Stage):
                 model, batch, label_smoothing=smoothing, with_accuracy=with_accuracy
             )
         else:
-            logps_N, correct_N, entropy_N = read_logps(
+            read = read_logps(
                 model,
                 batch,
                 label_smoothing=smoothing,
                 with_accuracy=with_accuracy,
                 entropy_of=0 if self.token_loss is None else self.token_loss.entropy_of,
+                against=batch.against,
             )
-            weighted_N = logps_N if weights_N is None else weights_N * logps_N
+            losses_N = -read.logps_N
             if self.token_loss is not None:
-                weighted_N = self.token_loss.weigh(self.knobs, logps_N, entropy_N) * weighted_N
-            total = -weighted_N.sum()
-            correct = None if correct_N is None else correct_N.sum()
+                losses_N = self.token_loss.take(read, self.knobs)
+            total = (losses_N if weights_N is None else weights_N * losses_N).sum()
+            correct = None if read.correct is None else read.correct.sum()
         if correct is None:
             return Loss(total)
         return Loss(total, {"accuracy": (correct, batch.targets.numel())})

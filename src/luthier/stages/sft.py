@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from luthier.arguments.record import Arguments
@@ -23,6 +23,7 @@ from luthier.templates.fit import kind_of
 from luthier.templates.template import Template
 
 if TYPE_CHECKING:
+    from luthier.batching.batch import MicroBatch
     from luthier.data.catalog import DatasetDescription
 
 ONLY_ASKED = "no answer, only generated from"
@@ -36,10 +37,12 @@ class SupervisedFineTuning(Conversing, NextToken):
 
     def __init__(self, arguments: Arguments) -> None:
         super().__init__(arguments)
-        if self.knobs.use_dft_loss:
-            self.token_loss = TOKEN_LOSSES["dft"]
-        elif self.knobs.use_eaft_loss:
-            self.token_loss = TOKEN_LOSSES["eaft"]
+        for name, token_loss in TOKEN_LOSSES.items():
+            if getattr(self.knobs, f"use_{name}_loss"):
+                self.token_loss = token_loss
+        if self.token_loss is not None and self.token_loss.needs_reference:
+            self.needs_reference = True
+            self.keeps_reference = self.draws_dropout = False
 
     def settings(self) -> dict[str, Any]:
         options = asdict(self.options) | {"packing": bool(self.data.packing)}
@@ -73,6 +76,14 @@ class SupervisedFineTuning(Conversing, NextToken):
 
     def examples(self, records: Sequence[Conversation]) -> list[Outcome]:
         return self.encoder.learn(records)
+
+    def measure_reference(self, reference: Any, batch: MicroBatch) -> MicroBatch:
+        """With `use_asft_loss` whole distributions are asked for, too large to be kept."""
+        if self.keeps_reference:
+            return super().measure_reference(reference, batch)
+        from luthier.modeling.reads import read_distribution
+
+        return replace(batch, against=read_distribution(reference, batch))
 
     def prompts(self, records: Sequence[Conversation]) -> list[Outcome]:
         return self.encoder.ask(records)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from luthier.data.road import Road
@@ -159,15 +159,16 @@ class Stage(Road):
         """
         raise NotImplementedError
 
-    def measure_reference(self, reference: Any, batch: MicroBatch) -> Mapping[str, Tensor]:
-        """(N,) numbers of the learned tokens by the reference, without gradient.
+    def measure_reference(self, reference: Any, batch: MicroBatch) -> MicroBatch:
+        """The micro-batch with what the reference says of its learned tokens, without gradient.
 
-        They are among `batch.token_numbers` when the loss is taken. The reference is the model as
-        it was at first, in evaluation mode.
+        That is by default the token number `reference_logp`. The reference is the model as it was
+        at first, in evaluation mode.
         """
         from luthier.modeling.reads import read_logps
 
-        return {REFERENCE: read_logps(reference, batch).logps_N}
+        numbers = {REFERENCE: read_logps(reference, batch).logps_N}
+        return replace(batch, token_numbers={**batch.token_numbers, **numbers})
 
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
         """Further metrics that follow from means; `loss` is among those of an evaluation alone."""

@@ -76,7 +76,8 @@ def settle_reference(trainer: Trainer, arguments: Arguments, other: Any = None) 
         return
     is_free = reference.leaves_out or other is not None
     if is_trained and strategy.shards_parameters and not is_free:
-        remedy = "" if stage.mismatches_answers else ", or set precompute_ref: true"
+        is_kept = stage.keeps_reference and not stage.mismatches_answers
+        remedy = ", or set precompute_ref: true" if is_kept else ""
         raise ArgumentsError(
             f"stage: {finetuning.stage} reads its reference with every step, and with "
             f"{WORDS[strategy.name]} no copy of the first weights is held. Train a new adapter "
@@ -216,8 +217,8 @@ class Reading:
         model = self.trainer.model
         with self.reference.reading(model) as reference:
             here = batch.to(next(model.parameters()).device)
-            logps_N = self.trainer.stage.measure_reference(reference, here)[REFERENCE]
-        return batch.examples, logps_N.float().cpu().numpy()
+            read = self.trainer.stage.measure_reference(reference, here)
+        return batch.examples, read.token_numbers[REFERENCE].float().cpu().numpy()
 
     def _key(self, dataset: ExampleSet) -> str:
         table = dataset.table

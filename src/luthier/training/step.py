@@ -161,8 +161,7 @@ def ready(learner: Learner, micro_batch: MicroBatch, means: Mapping[str, float])
     if not stage.needs_reference or reference is None or REFERENCE in batch.token_numbers:
         return batch
     with torch.no_grad(), reference.reading(learner.model) as model:
-        numbers = stage.measure_reference(model, batch)
-    return replace(batch, token_numbers={**batch.token_numbers, **numbers})
+        return stage.measure_reference(model, batch)
 
 
 def loss_of(learner: Learner, micro_batch: MicroBatch) -> Tensor:
