@@ -41,6 +41,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "embeddings": {"lora_target": "embed_tokens,q_proj"},
 }
 
+TIED = ("lora", "dora", "new tokens", "embeddings")
+"""Those in which it matters whether embeddings and head are one matrix."""
+
 
 def model_of(kind: str, **values: Any) -> Any:
     torch.manual_seed(0)
@@ -66,8 +69,10 @@ def trained(run: Path, base: Path, tokens: int = 0) -> Any:
     return PeftModel.from_pretrained(model, run)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("is_tied", [False, True], ids=["own head", "tied"])
+@pytest.mark.parametrize(
+    ("method", "is_tied"),
+    [*((each, False) for each in METHODS), *((each, True) for each in TIED)],
+)
 def test_it_says_what_base_and_adapter_say(tmp_path: Path, method: str, is_tied: bool):
     base = tiny.save(tmp_path / "base", tiny.make_llama(tie_word_embeddings=is_tied))
     run = make_run(tmp_path / "run", base, **METHODS[method])

@@ -22,6 +22,12 @@ class ExportingArguments(Section):
     export_dtype: Literal["auto", "float32", "bfloat16", "float16"] = free("auto")
     """The dtype of the exported weights. By default that of `infer_dtype`, and without it the one
     that the base model is saved in."""
+    gguf: Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "q4_k_m"] | None = (
+        free(None, needs=("gguf",))
+    )
+    """Whether a GGUF file for llama.cpp and Ollama is written beside the safetensors, and of which
+    kind of numbers. `q4_k_m` needs llama.cpp's program `llama-quantize` on the PATH, the others
+    nothing. By default none is."""
     export_hub_model_id: str | None = free(None)
     """The repository on the Hugging Face hub that the published folder is uploaded to, with
     `hf_hub_token`; private if it has to be made. By default nothing is uploaded."""

@@ -17,16 +17,18 @@ adapter; CONFIG.yaml names model_name_or_path, adapter_name_or_path, template an
 Adapters are merged into the weights, the merged model is held against base and adapter, written,
 read back from the disk and held against itself. Only then does FOLDER get its name.
 
+--gguf q8_0 writes a file for llama.cpp and Ollama beside them (f32, f16, bf16, q8_0, q5_1, q5_0,
+q4_1, q4_0; q4_k_m with llama-quantize), which is read back and held against the model as well.
 export_dtype, export_size, export_device and export_hub_model_id are explained in docs/export.md."""
 
 
 def run(argv: list[str]) -> int:
     """Exports what the words name."""
-    from luthier.training.preflight import find_problems_of_a_chat
+    from luthier.training.preflight import find_problems_of_an_export
 
     arguments = read_arguments(
         argv,
-        check=find_problems_of_a_chat,
+        check=find_problems_of_an_export,
         purpose="export",
         absent=f"luthier export needs to know which model leaves.\n{USAGE}",
     )

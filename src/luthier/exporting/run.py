@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,6 +25,8 @@ from luthier.checkpoints.pretrained import PretrainedFiles
 from luthier.errors import ModelError
 from luthier.exporting.base import check_base, check_plain
 from luthier.exporting.card import write_card
+from luthier.exporting.gguf_file import check_gguf, estimate_bytes, write_gguf
+from luthier.exporting.gguf_file import read_back as read_gguf_back
 from luthier.exporting.place import check_target, free_bytes, staged
 from luthier.exporting.proof import (
     BOUNDS,
@@ -41,7 +44,7 @@ from luthier.modeling.adapters.low_rank import load_adapter, merge_adapter
 from luthier.modeling.heads import has_score, settle_score
 from luthier.modeling.loader import load_config, load_model, model_kind
 from luthier.modeling.safe_loading import reading_plain_data
-from luthier.modeling.source import fetch_model, hub_options
+from luthier.modeling.source import WEIGHTS, fetch_model, hub_options
 from luthier.modeling.tokenizer import load_tokenizer
 from luthier.modeling.vocabulary import is_tied
 from luthier.stages.stage import STAGES, Stage
@@ -90,6 +93,8 @@ def export(arguments: Arguments) -> Path:
         stored = _stored_dtype(arguments, config)
         dtype = _chosen_dtype(arguments, stored)
         stage = STAGES.get(arguments.finetuning.stage)(arguments)
+        if arguments.exporting.gguf is not None:
+            check_gguf(config, arguments.exporting.gguf, scores=stage.scores)
         needed = _show_sizes(arguments, config, dtype, folder, scores=stage.scores)
         tokenizer, fitted = _load_tokenizer(arguments, stage)
         with staged(folder, needed, _manifest(arguments)) as place:
@@ -97,6 +102,8 @@ def export(arguments: Arguments) -> Path:
             write_card(place, folder.name, arguments, scores=stage.scores)
             gc.collect()
             _read_back(merged, place, tokenizer)
+            if arguments.exporting.gguf is not None:
+                _add_gguf(place, folder.name, arguments.exporting.gguf, merged.probes)
     console.info(f"exported: {folder}")
     if arguments.exporting.export_hub_model_id is not None:
         _upload(arguments, folder)
@@ -145,12 +152,23 @@ def _show_sizes(
             _name(dtype),
             console.gibibytes(size),
         ),
-        ("free disk", "", console.gibibytes(free_bytes(folder))),
     ]
+    kind = arguments.exporting.gguf
+    if kind is not None:
+        ends = {id(end.weight): end.weight.numel() for end in _ends(twin)}
+        size_of_file = estimate_bytes(kind, numel, sum(ends.values()))
+        size += size_of_file
+        rows.append(("GGUF file", kind, console.gibibytes(size_of_file)))
+    rows.append(("free disk", "", console.gibibytes(free_bytes(folder))))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for what, kind, bytes_ in rows:
-        console.info(f"  {what:<{widths[0]}}  {kind:<{widths[1]}}  {bytes_:>{widths[2]}}")
+    for what, held, bytes_ in rows:
+        console.info(f"  {what:<{widths[0]}}  {held:<{widths[1]}}  {bytes_:>{widths[2]}}")
     return size + BESIDE_WEIGHTS
+
+
+def _ends(model: Any) -> Iterator[Any]:
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return (end for end in ends if end is not None)
 
 
 def _load_tokenizer(arguments: Arguments, stage: Stage) -> tuple[PreTrainedTokenizerBase, Fitted]:
@@ -221,6 +239,8 @@ def _write_merged(
     PretrainedFiles().write(
         model, tokenizer, place, shard_size=f"{arguments.exporting.export_size}GB"
     )
+    for file in place.glob(WEIGHTS[0]):  # which safetensors lets only its writer read
+        file.chmod((place / "config.json").stat().st_mode)
     attention = model.config._attn_implementation
     return Merged(type(model), attention, model.device, probes, readings)
 
@@ -298,6 +318,15 @@ def _read_back(merged: Merged, place: Path, tokenizer: PreTrainedTokenizerBase) 
     ids = AutoTokenizer.from_pretrained(place).get_vocab()
     if ids != tokenizer.get_vocab():
         raise ModelError("the tokenizer that was written reads otherwise. Nothing was published.")
+
+
+def _add_gguf(place: Path, name: str, kind: str, probes: Sequence[Probe]) -> None:
+    aside = place / "gguf"  # on its own: transformers would read what stands beside it
+    aside.mkdir()
+    file = write_gguf(place, aside / f"{name}-{kind}.gguf", kind)
+    read_gguf_back(place, file, kind, probes)
+    file.rename(place / file.name)
+    aside.rmdir()
 
 
 def _manifest(arguments: Arguments) -> Manifest:

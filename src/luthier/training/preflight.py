@@ -33,6 +33,11 @@ def find_problems_of_a_chat(arguments: Arguments) -> list[str]:
     return [*check_model(arguments.model), *_template(arguments), *_packages(arguments, "model")]
 
 
+def find_problems_of_an_export(arguments: Arguments) -> list[str]:
+    """The same for an export, which needs what writes its files, too."""
+    return [*find_problems_of_a_chat(arguments), *_packages(arguments, "exporting")]
+
+
 def find_problems_of_the_data(arguments: Arguments) -> list[str]:
     """The same for a look at the data, which reads no weights and perhaps no tokenizer."""
     problems = [*_data(arguments), *_template(arguments)]
