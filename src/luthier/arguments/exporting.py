@@ -28,6 +28,9 @@ class ExportingArguments(Section):
     """Whether a GGUF file for llama.cpp and Ollama is written beside the safetensors, and of which
     kind of numbers. `q4_k_m` needs llama.cpp's program `llama-quantize` on the PATH, the others
     nothing. By default none is."""
+    ollama: bool = free(False)
+    """Whether a Modelfile for Ollama is written: the template in its language, every stop, the
+    model's whole context. It takes the GGUF file where there is one. By default none is."""
     export_hub_model_id: str | None = free(None)
     """The repository on the Hugging Face hub that the published folder is uploaded to, with
     `hf_hub_token`; private if it has to be made. By default nothing is uploaded."""

@@ -123,9 +123,15 @@ def describe(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> Vocabulary:
         merges=[" ".join(pair) for pair in pairs],
         scores=[] if is_bytes else _scores(tokens, pairs),
         adds_space=str(tokenizer.convert_ids_to_tokens(plain[0])).startswith(SPACE),
-        adds_bos=letters[0] == tokenizer.bos_token_id != plain[0],
+        adds_bos=adds_bos(tokenizer),
         adds_eos=letters[-1] == tokenizer.eos_token_id != plain[-1],
     )
+
+
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer sets BOS before a text by itself."""
+    first: int = tokenizer("a", add_special_tokens=True)["input_ids"][0]
+    return first == int(-1 if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
 
 
 def _kind(token: str, added: dict[str, Any] | None, unknown: str | None, *, is_bytes: bool) -> int:

@@ -27,6 +27,7 @@ from luthier.exporting.base import check_base, check_plain
 from luthier.exporting.card import write_card
 from luthier.exporting.gguf_file import check_gguf, estimate_bytes, write_gguf
 from luthier.exporting.gguf_file import read_back as read_gguf_back
+from luthier.exporting.ollama import find_template, write_modelfile
 from luthier.exporting.place import check_target, free_bytes, staged
 from luthier.exporting.proof import (
     BOUNDS,
@@ -95,8 +96,11 @@ def export(arguments: Arguments) -> Path:
         stage = STAGES.get(arguments.finetuning.stage)(arguments)
         if arguments.exporting.gguf is not None:
             check_gguf(config, arguments.exporting.gguf, scores=stage.scores)
+        if arguments.exporting.ollama and stage.scores:
+            raise ModelError("ollama: a reward model says no tokens, so it answers nothing there.")
         needed = _show_sizes(arguments, config, dtype, folder, scores=stage.scores)
         tokenizer, fitted = _load_tokenizer(arguments, stage)
+        told = find_template(stage.template, tokenizer) if arguments.exporting.ollama else None
         with staged(folder, needed, _manifest(arguments)) as place:
             merged = _write_merged(arguments, stage, tokenizer, fitted, place, (stored, dtype))
             write_card(place, folder.name, arguments, scores=stage.scores)
@@ -104,6 +108,16 @@ def export(arguments: Arguments) -> Path:
             _read_back(merged, place, tokenizer)
             if arguments.exporting.gguf is not None:
                 _add_gguf(place, folder.name, arguments.exporting.gguf, merged.probes)
+            if told is not None:
+                gguf = next((f"./{file.name}" for file in place.glob("*.gguf")), ".")
+                write_modelfile(
+                    place,
+                    told,
+                    tokenizer,
+                    source=gguf,
+                    stops=tokenizer.convert_ids_to_tokens(list(fitted.stop_token_ids)),
+                    context=config.get_text_config().max_position_embeddings,
+                )
     console.info(f"exported: {folder}")
     if arguments.exporting.export_hub_model_id is not None:
         _upload(arguments, folder)

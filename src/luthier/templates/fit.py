@@ -182,6 +182,22 @@ def fit_chat_template(
     return f"the tokenizer's chat template is replaced by that of {template.name!r}{reason}"
 
 
+def find_alike(tokenizer: PreTrainedTokenizerBase) -> Template | None:
+    """A registered template that writes the prompts of the tokenizer's own chat template.
+
+    Several turns, a system text and none are compared; tools too, where any template is alike.
+    """
+    plain = ("", f"{_TURNS}, {_SYSTEM}")
+    alike = [
+        template
+        for template in (find_template(name) for name in TEMPLATES.names())
+        if not _find_difference(tokenizer, template, plain)
+    ]
+    tools = ("tools, a call of a tool",)
+    whole = [each for each in alike if not _find_difference(tokenizer, each, tools)]
+    return next(iter([*whole, *alike]), None)
+
+
 def find_other_ids(tokenizer: PreTrainedTokenizerBase, template: Template) -> str:
     """How a prompt's text departs from its pieces in tokens, or nothing.
 
