@@ -45,6 +45,19 @@ def test_suggestions_come_by_their_savings():
     assert all(" MiB" in line for line in text.splitlines()[1:])
 
 
+def test_a_reference_in_memory_may_be_read_before_instead():
+    found = find_suggestions(
+        tiny.make_llama(),
+        make_arguments(),
+        reference=2**40,
+        is_padded=False,
+        autocast=None,
+    )
+
+    assert found[0].change.startswith("precompute_ref: true")
+    assert found[0].saved == 2**40
+
+
 def test_what_is_so_already_is_not_suggested():
     model = tiny.make_llama()
     checkpoint_activations(model, use_reentrant=False)

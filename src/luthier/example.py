@@ -51,6 +51,8 @@ class Example:
     origin: str = ""  # where its row stands, `file:line`, or several where rows were packed
     row: int = -1  # the number of its row in the data set; -1 where that is not known
     num_cut: int = 0  # tokens that had no room
+    num_whole: int = 0
+    """The tokens of the longest of several sequences before any were cut."""
 
     @property
     def sequence_lengths(self) -> tuple[int, ...]:
@@ -141,8 +143,14 @@ class ExampleSet:
         return list(self.table["num_tokens"])
 
     def longest(self) -> int:
-        """The most tokens of an example."""
-        return max(self.lengths())
+        """The most tokens of a sequence."""
+        names = [n for n in ("num_tokens", "lengths", "packed") if n in self.table.column_names]
+        table = self.table.select_columns(names).with_format("arrow")[:]
+        several = [table[name].combine_chunks() for name in names[1:]]
+        is_alone = ~sum((each.is_valid().to_numpy(False) for each in several), False)
+        whole = table["num_tokens"].to_numpy()[is_alone]
+        parts = [each.flatten().to_numpy() for each in several]
+        return int(max(each.max() for each in (whole, *parts) if len(each)))
 
     def origins(self, rows: Sequence[int]) -> list[str]:
         """Where rows come from: `file:line`, or several of them where rows were packed."""

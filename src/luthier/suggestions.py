@@ -52,6 +52,7 @@ def find_suggestions(
     *,
     num_tokens: int = 0,
     longest: int = 0,
+    reference: int = 0,
     is_padded: bool,
     autocast: Autocast | None,
 ) -> list[Suggestion]:
@@ -61,7 +62,8 @@ def find_suggestions(
         model: ready to train.
         arguments: of the run.
         num_tokens: of the micro-batch; 0 where it is not known.
-        longest: tokens of its longest example; 0 where it is not known.
+        longest: tokens of its longest sequence; 0 where it is not known.
+        reference: bytes of a reference that might be read before training.
         is_padded: whether micro-batches are padded.
         autocast: makes the context that the run computes in; None where this rank cannot compute
             anything by itself, so that activations are reckoned, not measured.
@@ -76,7 +78,7 @@ def find_suggestions(
         activations = Activations(0.0, of_token, 0.0)
     else:
         activations = measure_activations(model, autocast, is_padded=is_padded)
-    found: list[Suggestion] = []
+    found = [Suggestion("precompute_ref: true (the result stays the same)", reference)]
 
     kept = activations.of(num_tokens, longest)
     if num_tokens > longest:

@@ -102,11 +102,19 @@ def test_knobs_of_another_stage_are_said_to_be_idle():
 
 
 def test_an_idle_knob_is_told_once():
-    given = {"packing": True, "mask_history": True, "label_smoothing_factor": 0.1}
+    given = {"compute_accuracy": True, "kto_loss": "kto", "label_smoothing_factor": 0.1}
     arguments = parse_dict({**RUN, "stage": "dpo", **given})
 
     told = [note for note in arguments.notes if "no effect" in note]
     assert all(sum(name in note for note in told) == 1 for name in given)
+
+
+def test_a_reference_that_sft_does_not_read_is_told():
+    notes = parse_dict({**RUN, "ref_model": "other"}).notes
+
+    assert "stage is sft without use_asft_loss: ref_model have no effect" in notes
+    asked = parse_dict({**RUN, "ref_model": "other", "use_asft_loss": True})
+    assert not any("no effect" in note for note in asked.notes)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.999, 1.0])

@@ -26,6 +26,8 @@ BROKEN = [
     ({"stage": "dpo", "pref_loss": "sft,orpo", "precompute_ref": True}, "takes no reference"),
     ({"stage": "ppo"}, "not part of this program"),
     ({"use_dft_loss": True, "use_eaft_loss": True}, "different losses"),
+    ({"use_dft_loss": True, "use_asft_loss": True}, "different losses"),
+    ({"use_asft_loss": True, "stage": "dpo"}, "goes with stage: sft, not dpo"),
     ({"use_dft_loss": True, "stage": "pt"}, "goes with stage: sft, not pt"),
     ({"use_eaft_loss": True, "label_smoothing_factor": 0.1}, "no label_smoothing_factor"),
     ({"finetuning_type": "oft"}, "not in this version yet"),

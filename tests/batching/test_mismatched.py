@@ -82,6 +82,8 @@ def test_only_what_has_room_follows_another_prompt():
 
     assert made.input_ids.tolist() == [100, 100, 201, 201, 201, 201]
     assert made.labels.tolist() == [-100, -100, 201, 201, 201, 201]
+    assert made.num_cut == 5
+    assert mismatch([example(0)], [example(1)], 60)[0].num_cut == 0
 
 
 def test_the_distance_is_the_first_at_which_fewest_prompts_meet_themselves():

@@ -3,16 +3,21 @@
 import os
 import signal
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import datasets
 import pytest
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader, RandomSampler
 
 from luthier.batching.order import LengthGroupedOrder, SequentialOrder, ShuffledOrder
-from luthier.batching.steps import StepBuilder, StepLoader, StepSampler, let_reader_go
+from luthier.batching.prefixes import MIN_SAVED
+from luthier.batching.steps import StepBuilder, StepLoader, StepLoaders, StepSampler, let_reader_go
 from luthier.example import ExampleSet
+from tests.stages.made import make_arguments
 
 
 def make_dataset(num_rows: int) -> datasets.Dataset:
@@ -255,6 +260,22 @@ def test_the_sequences_of_an_example_share_a_micro_batch(layout, share, world_si
             found += [each.row for each in batch.examples]
 
     assert sorted(found) == list(range(13))
+
+
+@pytest.mark.parametrize("budget", [1, 100])
+def test_the_largest_micro_batch_is_the_largest_that_is_built(budget: int):
+    dataset = ExampleSet(make_pairs(13))
+    for layout, share in (("padded", False), ("tree", False), ("tree", True)):
+        arguments = make_arguments("dpo", tokens_per_micro_batch=budget)
+        args: Any = SimpleNamespace(world_size=1, device=torch.device("cpu"))
+        loaders = StepLoaders(arguments, args, 0, layout, share)
+        builder = StepBuilder(dataset, 0, budget, layout=layout, share_prefixes=share)
+
+        size, longest = loaders.largest_micro_batch(dataset)
+
+        sizes = [each.num_computed for each in builder(range(13)).micro_batches]
+        assert longest == max(max(each.lengths) for each in dataset.take(13))
+        assert max(sizes) <= size <= max(budget, max(sizes) + MIN_SAVED * share)
 
 
 def test_a_pair_computes_its_prompt_once():

@@ -19,8 +19,10 @@ from luthier.errors import DataError
 from luthier.example import Example
 from luthier.records import Conversation, Feedback, Message, Origin, Pair
 from luthier.stages.marked import FROM_PAIRS, Marked
-from luthier.stages.pairs import Pairs
+from luthier.stages.pairs import UNUSED_MARGIN, Pairs
+from luthier.stages.rm import RewardModeling
 from luthier.templates.template import TEMPLATES
+from luthier.training.preflight import find_problems
 from tests import tiny
 from tests.stages.made import make_arguments, make_stage
 
@@ -316,7 +318,7 @@ def test_a_pair_in_a_stage_of_marks_gives_a_wanted_and_an_unwanted_answer():
         [Feedback(Conversation((*PROMPT.messages, TOLD.rejected), PROMPT.system), False, HERE)]
     )
     stage.passes_over(TOLD, Encoding(stage, stage.reading(None)), counts)
-    counts.keep([wanted, unwanted], is_asked=False)
+    counts.keep([wanted, unwanted])
 
     assert wanted.sequence_numbers["label"] == (1.0,)
     assert unwanted.sequence_numbers["label"] == alone.sequence_numbers["label"] == (0.0,)
@@ -327,6 +329,46 @@ def test_a_pair_in_a_stage_of_marks_gives_a_wanted_and_an_unwanted_answer():
     assert counts.num_learned == sum(
         label >= 0 for each in (wanted, unwanted) for label in each.labels
     )
+
+
+@pytest.mark.parametrize("kind", [Pairs, Marked])
+def test_a_margin_that_nothing_is_learned_with_is_told(kind: Any):
+    stage = fitted(kind)
+    counts, record = Counts(), replace(TOLD, margin=1.5)
+
+    assert not stage.passes_over(record, Encoding(stage, stage.reading(None)), counts)
+
+    assert counts.remarks[UNUSED_MARGIN] == 1
+    (outcome,) = stage.examples([record])
+    assert all("margin" not in each.sequence_numbers for each in outcome)
+
+
+@pytest.mark.parametrize("kind", [Pairs, Marked])
+def test_the_longest_sequence_of_a_pair_is_told_and_what_is_cut_once(kind: Any):
+    whole, cut = fitted(kind), fitted(kind, cutoff_len=30)
+    counts, of_cut = Counts(), Counts()
+    long = replace(TOLD, chosen=Message("assistant", "Spruce. " * 20))
+
+    for stage, into in ((whole, counts), (cut, of_cut)):
+        (outcome,) = stage.examples([long])
+        into.keep(outcome)
+
+    longest = max(max(each.sequence_lengths) for each in whole.examples([long])[0])
+    assert counts.longest == of_cut.longest == longest
+    assert of_cut.num_tokens + of_cut.num_tokens_cut == counts.num_tokens
+    assert (counts.num_rows_cut, of_cut.num_rows_cut) == (0, 1)
+
+
+@pytest.mark.parametrize("stage", ["dpo", "kto", "rm"])
+def test_what_is_about_turns_is_told_or_refused(stage: str, capsys: pytest.CaptureFixture[str]):
+    settings: dict[str, Any] = {"packing": True, "mask_history": True}
+    made = make_stage(stage, **settings)
+    made.fit(tiny.make_tokenizer(), TEMPLATES.get("chatml"))
+
+    told = capsys.readouterr().err
+    assert "whole answers are learned from: packing, mask_history have no effect" in told
+    split = find_problems(make_arguments(stage, on_overlong="split"))
+    assert any("learns from answers as they are" in problem for problem in split)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -345,11 +387,13 @@ def test_pairs_travel_from_a_file_to_a_set_mixed_held_out_and_streamed(
         "max_bad_rows": 1,
     }
 
-    data = load_datasets(make_arguments("sft", **settings), fitted(Pairs, **settings))
+    data = load_datasets(make_arguments("rm", **settings), fitted(RewardModeling, **settings))
 
     examples = data.train.take(9)
     if not streaming:
         examples += data.eval[""].take(9)
         margins = sorted(each.sequence_numbers["margin"][0] for each in examples)
         assert margins == [at / 2 for at in range(8)]
+        (report,) = data.report.sets
+        assert (report.num_kept, report.num_learned, report.remarks) == (8, 16, {})
     assert all(len(each.lengths) == 2 and each.num_units == 1 for each in examples)

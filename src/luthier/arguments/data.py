@@ -36,10 +36,10 @@ class DataArguments(Section):
     headers and a cut answer is not taught to end (`truncate`, the default); it is left out
     (`drop`), its turns make several examples (`split`), or the run ends (`error`). Where system
     text, tools and headers alone are longer, a row is left out. Every such row is counted."""
-    packing: bool | None = knob(None, resume="elsewhere")
+    packing: bool | None = knob(None, resume="elsewhere", of_turns=True)
     """Whether rows share examples of up to `cutoff_len` tokens, so that a step counts those. By
     default only texts do (stage `pt`). Nothing is padded either way."""
-    neat_packing: bool | None = knob(None, resume="elsewhere")
+    neat_packing: bool | None = knob(None, resume="elsewhere", of_turns=True)
     """Whether packed rows do not see each other, each with positions of its own (the default). With
     `false`, texts are one stream that is cut into blocks, and attention reaches across them;
     conversations never see each other. `true` turns `packing` on."""
@@ -49,9 +49,9 @@ class DataArguments(Section):
     sample_by: Literal["line", "paragraph", "document"] = knob("line", resume="elsewhere")
     """For stage `pt`: what of a .txt file is a text of its own, each line (the default), each
     paragraph up to a blank line, or the whole file (`document`)."""
-    train_on_prompt: bool = knob(False, resume="elsewhere")
+    train_on_prompt: bool = knob(False, resume="elsewhere", of_turns=True)
     """Whether prompts are learned too. By default only answers are."""
-    mask_history: bool = knob(False, resume="elsewhere")
+    mask_history: bool = knob(False, resume="elsewhere", of_turns=True)
     """Whether only the last answer is learned. By default every answer is."""
     mix_strategy: Literal["concat", "interleave_under", "interleave_over", "interleave_once"] = (
         knob("concat", draws=True, resume="elsewhere")

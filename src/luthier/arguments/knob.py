@@ -50,6 +50,7 @@ class Facts:
     half: str = ""  # the dtype that it asks for, where it is about half precision
     method: str = ""  # the `finetuning_type` that it is about; empty where it is about all
     stages: tuple[str, ...] = ()  # that it is about; empty where it is about all
+    of_turns: bool = False  # whether it has no effect where a stage judges whole answers
     is_strict: bool = False
     """Whether it is refused with another method, where others are told to be idle."""
     needs: ReadOnly[str, str] | tuple[str, ...] = ()

@@ -12,12 +12,6 @@ from luthier.arguments.training import TrainingArguments
 LONGEST_TIMEOUT_S = 1800
 """The longest `ddp_timeout` that is taken as it is."""
 
-WHOLE_ANSWERS = ("dpo", "kto", "rm")
-"""Stages that compare or weigh whole answers."""
-
-OF_TURNS = ("packing", "neat_packing", "train_on_prompt", "mask_history")
-"""What changes nothing there, as with LLaMA-Factory."""
-
 
 def resolve(arguments: Arguments) -> Arguments:
     """The same arguments with everything filled in that can be known without a model or data."""
@@ -99,10 +93,6 @@ def _idle(arguments: Arguments) -> Iterator[str]:
     if stage == "sft" and not arguments.finetuning.use_asft_loss:
         of_others["stage is sft without use_asft_loss"] = [
             name for name in ("ref_model", "ref_model_adapters") if name in arguments.origins
-        ]
-    if stage in WHOLE_ANSWERS:
-        of_others[f"stage is {stage}, which learns from whole answers"] = [
-            name for name in OF_TURNS if name in arguments.origins and arguments.flat()[name]
         ]
     for reason, names in of_others.items():
         if names:

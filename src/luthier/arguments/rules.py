@@ -12,7 +12,6 @@ from pydantic.fields import FieldInfo
 from luthier.arguments.choices import ADAPTERS, OPTIMIZERS, PAIR_LOSSES, SCHEDULES, STAGES
 from luthier.arguments.finetuning import FinetuningArguments
 from luthier.arguments.record import Arguments, facts
-from luthier.arguments.resolve import WHOLE_ANSWERS
 from luthier.arguments.training import ACCELERATOR, CHECKPOINTING
 from luthier.arguments.wording import expectation, members
 from luthier.errors import suggest
@@ -201,16 +200,6 @@ def _texts(arguments: Arguments) -> Iterator[str]:
         yield (
             f"document_overlap {overlap:,} repeats more than half of each example of cutoff_len "
             f"{room:,}; expected at most {room // 2:,}."
-        )
-
-
-def _answers(arguments: Arguments) -> Iterator[str]:
-    stage = arguments.finetuning.stage
-    if stage in WHOLE_ANSWERS and arguments.data.on_overlong == "split":
-        yield (
-            f"on_overlong: split makes several examples of a long row, and stage: {stage} learns "
-            "from answers as they are; truncate cuts the prompt and both answers alike, drop "
-            "leaves such rows out."
         )
 
 
@@ -501,7 +490,6 @@ RULES: tuple[Check, ...] = (
     _data,
     _mix,
     _texts,
-    _answers,
     _streaming,
     _reference,
     _method,

@@ -23,9 +23,12 @@ def mismatch(examples: Sequence[Example], others: Sequence[Example], most: int) 
     made = []
     for example, other in zip(examples, others, strict=True):
         start, begins = _start(example), _start(other)
-        ids_R = np.concatenate([example.input_ids[:start], other.input_ids[begins:]])[:most]
+        ids_R = np.concatenate([example.input_ids[:start], other.input_ids[begins:]])
+        num_cut, ids_R = max(len(ids_R) - most, 0), ids_R[:most]
         labels_R = np.concatenate([np.full(start, IGNORE_INDEX), other.labels[begins:]])[:most]
-        made.append(Example(ids_R, labels_R, origin=example.origin, row=example.row))
+        made.append(
+            Example(ids_R, labels_R, origin=example.origin, row=example.row, num_cut=num_cut)
+        )
     return made
 
 

@@ -9,6 +9,7 @@ from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 from transformers import TrainingArguments as LibraryArguments
@@ -17,6 +18,7 @@ from luthier.batching.batch import MicroBatch, Step
 from luthier.batching.mismatched import distance, mismatch, prompt_of
 from luthier.batching.order import LengthGroupedOrder, SequentialOrder, ShuffledOrder
 from luthier.batching.plan import plan_examples
+from luthier.batching.prefixes import find_group_prefixes
 from luthier.batching.split import build
 from luthier.errors import DataError
 from luthier.example import Example, ExampleSet
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 SATURATING_TOKENS = {"cpu": 2048, "cuda": 8192}
 """Computed tokens of a micro-batch beyond which a device gets no faster, by device type."""
+
+LARGEST = 1000
+"""Examples of the most tokens that are looked at for the largest micro-batch."""
 
 EVAL_GROUP = 16
 """Evaluation batches that are planned together, so that rows of like length are padded together."""
@@ -246,10 +251,25 @@ class StepLoaders:
         return min(batch_size * self.arguments.data.cutoff_len, saturating)
 
     def largest_micro_batch(self, dataset: ExampleSet) -> tuple[int, int]:
-        """The most tokens of a micro-batch of training, and those of the longest example."""
+        """The most tokens of a micro-batch of training, and those of the longest sequence."""
         longest = dataset.longest()
+        if dataset.num_examples is None:
+            largest = longest * len(dataset.take(1)[0].sequence_lengths)
+        else:
+            most = np.argsort(-np.asarray(dataset.lengths()), kind="stable")[:LARGEST]
+            parts = [part for each in dataset[most.tolist()] for part in each.apart()]
+            largest = max(map(self._size, parts))
         budget = self.token_budget(self.arguments.training.per_device_train_batch_size)
-        return max(longest, min(budget, longest * self.examples_per_step)), longest
+        return max(largest, min(budget, largest * self.examples_per_step)), longest
+
+    def _size(self, example: Example) -> int:
+        """The tokens that are computed of an example."""
+        lengths = example.sequence_lengths
+        if self.layout == "padded":
+            return max(lengths) * len(lengths)
+        if not self.shares_prefixes or len(lengths) == 1:
+            return sum(lengths)
+        return find_group_prefixes([example.sequences()])[1][0]
 
     def _loader(
         self,

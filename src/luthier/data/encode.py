@@ -210,7 +210,8 @@ class Encoder:
             labels += _ignored(len(source)) + target
             ends.append(len(source) + len(target))
         several = tuple(ends) if len(ends) > 1 else ()
-        return [Example(input_ids, labels, 1, several, num_cut=num_cut)]
+        whole = max(lengths)
+        return [Example(input_ids, labels, 1, several, num_cut=num_cut, num_whole=whole)]
 
     def _mark(self, conversation: Conversation) -> Conversation:
         """The same with marked special tokens, where those in contents are split."""

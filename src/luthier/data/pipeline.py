@@ -402,7 +402,11 @@ class _Loader:
         if source.told:
             console.once(f"data set {called!r}: {source.told}")
         report = SetReport(
-            name=called, purpose=purpose, detected=reader.detect(), hashes=source.hashes()
+            name=called,
+            purpose=purpose,
+            scores=self.road.scores,
+            detected=reader.detect(),
+            hashes=source.hashes(),
         )
         report.format = reader.description.formatting or ""
         return reader, report

@@ -37,8 +37,8 @@ class Counts:
     num_rows_cut: int = 0  # rows that lost tokens to cutoff_len
     num_tokens_cut: int = 0  # the tokens they lost
     num_tokens: int = 0  # tokens kept
-    num_learned: int = 0  # tokens that are learned
-    longest: int = 0  # the tokens of the longest row that was met, before anything was cut
+    num_learned: int = 0  # tokens that are learned, or sequences that are scored
+    longest: int = 0  # the tokens of the longest sequence that was met, before anything was cut
     kinds: dict[str, int] = field(default_factory=dict)
     """What conversations hold, as `templates.fit.kind_of` says it -> how many."""
 
@@ -67,12 +67,22 @@ class Counts:
         """Counts a row that is right and not used."""
         self.left_out[reason] = self.left_out.get(reason, 0) + count
 
-    def keep(self, examples: Sequence[Example], *, is_asked: bool) -> None:
-        """Counts what a row gave; `is_asked` where examples are prompts, their labels apart."""
+    def keep(
+        self, examples: Sequence[Example], *, is_asked: bool = False, is_scored: bool = False
+    ) -> None:
+        """Counts what a row gave.
+
+        Args:
+            examples: at least one.
+            is_asked: whether they are prompts, their labels apart.
+            is_scored: whether each sequence is learned from as a whole.
+        """
         num_cut = sum(each.num_cut for each in examples)
         num_tokens = sum(len(each.input_ids) for each in examples)
         num_learned = sum(
-            each.num_units
+            len(each.sequence_lengths)
+            if is_scored
+            else each.num_units
             if is_asked or each.labels is None  # of a text all is learned
             else count_learned(each.labels, each.lengths)
             for each in examples
@@ -87,7 +97,7 @@ class Counts:
             self.num_rows_split += 1
             self.num_parts += len(examples)
         num_all = num_tokens + num_cut + (num_learned if is_asked else 0)
-        self.longest = max(self.longest, num_all)
+        self.longest = max(self.longest, max(each.num_whole for each in examples) or num_all)
 
     @property
     def num_skipped(self) -> int:
@@ -104,6 +114,7 @@ class SetReport(Counts):
 
     name: str = ""  # as the user calls it
     purpose: str = "learn"  # or "answer" for prompts to generate from
+    scores: bool = False  # whether its answers are scored
     format: str = ""  # the formatting
     detected: str = ""  # what was detected, as a line; empty when it was described
     hashes: dict[str, str] = field(default_factory=dict)
@@ -116,7 +127,8 @@ class SetReport(Counts):
     @property
     def label(self) -> str:
         """What messages call it."""
-        return f"data set {self.name!r}" + (" (prompts)" if self.purpose == "answer" else "")
+        what = "" if self.purpose == "learn" else " (predicted)" if self.scores else " (prompts)"
+        return f"data set {self.name!r}{what}"
 
     def line(self) -> str:
         """How many rows were read, and what became of them."""
@@ -132,7 +144,7 @@ class SetReport(Counts):
             console.info(f"{label}: {self.detected}")
         console.info(
             f"{self.line()}; {self.num_tokens:,} tokens, {self.num_learned:,} "
-            f"{'learned' if is_learned else 'in answers'} "
+            f"{'answers to score' if self.scores else 'learned' if is_learned else 'in answers'} "
             f"({'from the cache' if self.was_cached else 'encoded'}, {self.key[:12]})"
         )
         for reason, count in self.left_out.items():
@@ -156,8 +168,8 @@ class SetReport(Counts):
             console.warn(
                 f"data set {self.name!r}: {self.left_out[OVERLONG]:,} rows are left out: their "
                 "system text, tools and headers, which are not cut, are longer than cutoff_len "
-                f"{data.cutoff_len:,}. Raise cutoff_len; the longest row has {self.longest:,} "
-                "tokens."
+                f"{data.cutoff_len:,}. Raise cutoff_len; the longest sequence has "
+                f"{self.longest:,} tokens."
             )
 
     def say_more(self, counts: Counts, data: DataArguments) -> None:
@@ -219,7 +231,7 @@ class SetReport(Counts):
             yield (
                 f"data set {self.name!r}: {self.num_rows_cut:,} rows are longer than cutoff_len "
                 f"and lost {self.num_tokens_cut:,} tokens ({share:.1%}). Raise cutoff_len to keep "
-                f"them; the longest row has {self.longest:,} tokens."
+                f"them; the longest sequence has {self.longest:,} tokens."
             )
 
 

@@ -37,6 +37,10 @@ class Road:
         keeps_order: whether the rows of a split stay in the order of the data: they are read
             together.
         predicted: what a row may be as well where it is only predicted.
+        judges: whether answers are compared or weighed as they are: none is packed or split, and
+            no prompt is learned.
+        scores: whether the model says one number of a sequence and no tokens, by a head of its own;
+            see `modeling/heads.py`.
         predicts: whether rows to evaluate are asked of as well, as `prompts` gives them.
         tool_turns: how calls and what tools answered are written.
         tokenizer: None before `fit`.
@@ -46,6 +50,8 @@ class Road:
     record: ClassVar[type[Record]]
     keeps_order: ClassVar[bool] = False
     predicted: ClassVar[tuple[type[Record], ...]] = ()
+    judges: ClassVar[bool] = False
+    scores: ClassVar[bool] = False
     tool_turns = ToolTurns()
     tokenizer: PreTrainedTokenizerBase | None = None
     template: Renders | None = None
@@ -148,7 +154,8 @@ class Encoding:
                 counts.leave_out(outcome.reason)
                 counts.longest = max(counts.longest, outcome.num_tokens)
             else:
-                counts.keep(outcome, is_asked=self.purpose == "answer")
+                is_scored, is_asked = self.road.scores, self.purpose == "answer"
+                counts.keep(outcome, is_asked=is_asked and not is_scored, is_scored=is_scored)
                 kept += outcome
                 origins += [str(record.origin or "")] * len(outcome)
                 numbers += [first + at] * len(outcome)

@@ -259,6 +259,11 @@ def read_each(model: Any, batch: MicroBatch) -> Tensor:
     return read_logps(model, batch).logps_N
 
 
+def name_of_reads(model: Any) -> str:
+    """What `read_each` gives of a model, in a user's word."""
+    return "scores" if has_score(_base(model)) else "log-probabilities"
+
+
 def read_alone(model: Any, ids_T: Tensor) -> Tensor:
     """(T - 1,) the same of one sequence, by the model's own forward on all of it."""
     arguments = {"input_ids": ids_T[None], "use_cache": False}

@@ -59,6 +59,12 @@ class Reference:
         size = console.gibibytes(sum(each.nbytes for each in learned))
         return f"a copy of what learns, as it is now ({size})"
 
+    @property
+    def num_bytes(self) -> int:
+        """What it holds in memory beside the model that learns."""
+        held = self._copies.values() if self.other is None else self.other.parameters()
+        return sum(each.nbytes for each in held)
+
     @contextmanager
     def reading(self, model: Any) -> Iterator[Any]:
         """The model as it was at first, in evaluation mode and without gradient."""

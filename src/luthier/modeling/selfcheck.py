@@ -27,7 +27,7 @@ from luthier.errors import ModelError
 from luthier.modeling.device import free_memory
 from luthier.modeling.dtypes import Autocast
 from luthier.modeling.memory import USABLE
-from luthier.modeling.reads import read_alone, read_each
+from luthier.modeling.reads import name_of_reads, read_alone, read_each
 from luthier.modeling.sharded import full_numel, full_shape, gathering, is_sharded, whole
 from luthier.processes.ranks import gather_objects
 
@@ -62,7 +62,7 @@ GRADIENT_NUMBERS = 2**28
 LARGEST_PROBED = 2**20
 """Numbers of the largest tensor among them; norms and adapters are smaller in every model."""
 
-FIGURES = "{:.1e} in log-probabilities, {:.1e} in gradients"
+FIGURES = "{:.1e} in {}, {:.1e} in gradients"
 
 NEGLIGIBLE = 1e-3
 """The share of the largest gradient's norm below which a gradient is mostly rounding."""
@@ -144,6 +144,7 @@ class SelfCheck:
         self, model: Any, sequences: Sequence[Tensor], autocast: Autocast, dtype: torch.dtype
     ) -> None:
         self.model, self.autocast, self.dtype = model, autocast, dtype
+        self.what = name_of_reads(model)
         # trained tensors from all depths of the model, not too large and together not too many
         trained = [
             each
@@ -163,7 +164,7 @@ class SelfCheck:
             self.plain = _distance(own, self.reference)
         if not self.reference.logps_N.isfinite().all():
             raise ModelError(
-                "the model's own forward gives log-probabilities that are no numbers. Look for "
+                f"the model's own forward gives {self.what} that are no numbers. Look for "
                 "weights that are none: a download that was cut, a merge or an earlier run that "
                 "went wrong."
             )
@@ -185,12 +186,12 @@ class SelfCheck:
             exact = _distance(self._probe_float32(forwards), self.reference)
         elif self.dtype in HALVES:
             size = max(own.medians) if math.isfinite(own.largest) else own.largest
-            figures = FIGURES.format(*own.medians)
+            figures = FIGURES.format(own.medians[0], self.what, own.medians[1])
             return Difference(size / COARSE, size > COARSE, figures), probe.num_idle > 0
         # of the structure, and of this way in the run's dtype
         tolerance = TOLERANCE.get(self.dtype, TOLERANCE[torch.float32])
         excess, is_far = exact.largest / tolerance, exact.largest > FAR
-        figures = FIGURES.format(exact.logps, max(exact.gradients_P, default=0.0))
+        figures = FIGURES.format(exact.logps, self.what, max(exact.gradients_P, default=0.0))
         if self.plain is not None and math.isfinite(self.plain.largest):
             rounded = more_rounded(own, self.plain, torch.finfo(self.dtype).eps)
             is_far |= rounded > 1 and not max(own.medians) <= FAR

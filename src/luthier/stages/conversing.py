@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from luthier.data.catalog import ToolTurns
+from luthier import console
+from luthier.arguments.record import facts
+from luthier.data.catalog import DatasetDescription, ToolTurns
 from luthier.data.encode import Encoder
+from luthier.data.formats.detect import detect_format
 from luthier.errors import TemplateError
 from luthier.records import Conversation, Message
 from luthier.stages.stage import Stage
@@ -20,12 +24,25 @@ class Conversing(Stage):
     """Reads conversations by a template, which is there once the stage is fitted."""
 
     encoder: Encoder
+    finds: Callable[..., tuple[DatasetDescription, str]] = staticmethod(detect_format)
+    """(description, first rows) -> what `detect` gives of a data set that is not described."""
 
     def fit(self, tokenizer: PreTrainedTokenizerBase, template: Renders | None) -> None:
         assert template is not None
         super().fit(tokenizer, template)
         self.encoder = Encoder(tokenizer, template, self.options)
         self.tool_turns = find_tool_turns(template)
+        of_turns = [name for name, each in facts().items() if each.of_turns]
+        idle = [name for name in of_turns if getattr(self.data, name)]
+        if self.judges and idle:
+            console.info(f"whole answers are learned from: {', '.join(idle)} have no effect")
+
+    def detect(
+        self, description: DatasetDescription, rows: Sequence[Any]
+    ) -> tuple[DatasetDescription, str]:
+        if description.formatting is not None or not rows:
+            return description, ""
+        return self.finds(description, rows)
 
     def fingerprint(self) -> dict[str, Any]:
         return super().fingerprint() | {"tool_turns": asdict(self.tool_turns)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from luthier.data.catalog import Reading
 from luthier.data.encode import UNLEARNED, Outcome
@@ -14,10 +14,7 @@ from luthier.data.report import Counts
 from luthier.data.road import Encoding
 from luthier.records import Conversation, Feedback, Message, Origin, Pair
 from luthier.stages.conversing import Conversing
-from luthier.stages.pairs import finish_pair
-
-if TYPE_CHECKING:
-    from luthier.data.catalog import DatasetDescription
+from luthier.stages.pairs import UNUSED_MARGIN, finish_pair
 
 LABEL = "label"
 """The number of a sequence that says whether it is wanted: 1 or 0."""
@@ -32,13 +29,8 @@ class Marked(Conversing):
     """
 
     record = Feedback
-
-    def detect(
-        self, description: DatasetDescription, rows: Sequence[Any]
-    ) -> tuple[DatasetDescription, str]:
-        if description.formatting is not None or not rows:
-            return description, ""
-        return detect_marked(description, rows)
+    judges = True
+    finds = staticmethod(detect_marked)
 
     def read(self, values: Mapping[str, Any], reading: Reading, origin: Origin) -> Feedback | Pair:
         refuse_media(values, reading.description)
@@ -51,6 +43,8 @@ class Marked(Conversing):
             return True
         if isinstance(record, Pair):
             counts.remarks[FROM_PAIRS] = counts.remarks.get(FROM_PAIRS, 0) + 1
+            if record.margin is not None:
+                counts.remarks[UNUSED_MARGIN] = counts.remarks.get(UNUSED_MARGIN, 0) + 1
         return False
 
     def examples(self, records: Sequence[Feedback | Pair]) -> list[Outcome]:
@@ -59,12 +53,14 @@ class Marked(Conversing):
         made: list[Outcome] = []
         for record, outcome, (_, _, labels) in zip(records, outcomes, rows, strict=True):
             if isinstance(record, Pair):
-                outcome = finish_pair(replace(record, margin=None), outcome)
+                outcome = finish_pair(record, outcome)
             if isinstance(outcome, list):
                 (example,) = outcome
                 outcome = [
-                    replace(each, num_units=1, sequence_numbers={LABEL: (label,)})
-                    for each, label in zip(example.each_sequence(), labels, strict=True)
+                    replace(each, num_units=1, sequence_numbers={LABEL: (label,)}, num_cut=cut)
+                    for each, label, cut in zip(
+                        example.each_sequence(), labels, (example.num_cut, 0), strict=False
+                    )
                 ]
             made.append(outcome)
         return made

@@ -41,7 +41,7 @@ class RewardModeling(Pairs):
     train_metrics = ("accuracy", "margin", "mean_reward", "min_reward", "max_reward")
     eval_metrics = train_metrics
     predicted = (Conversation,)
-    scores = True
+    scores = takes_margins = True
 
     def __init__(self, arguments: Arguments) -> None:
         super().__init__(arguments)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from luthier.arguments.record import Arguments
 from luthier.data.catalog import FORMATS, Reading
 from luthier.data.encode import UNLEARNED, Outcome
-from luthier.data.formats.detect import detect_format
 from luthier.data.formats.fields import refuse_media
 from luthier.data.pack import RowPacker
 from luthier.data.report import Counts
@@ -24,7 +23,6 @@ from luthier.templates.template import Template
 
 if TYPE_CHECKING:
     from luthier.batching.batch import MicroBatch
-    from luthier.data.catalog import DatasetDescription
 
 ONLY_ASKED = "no answer, only generated from"
 
@@ -49,13 +47,6 @@ class SupervisedFineTuning(Conversing, NextToken):
         switches = ("packing", "split_special_tokens")  # left out where they are off
         said = {name: value for name, value in options.items() if value or name not in switches}
         return {"template": self.encoder.template.fingerprint(), **said}
-
-    def detect(
-        self, description: DatasetDescription, rows: Sequence[Any]
-    ) -> tuple[DatasetDescription, str]:
-        if description.formatting is not None or not rows:
-            return description, ""
-        return detect_format(description, rows)
 
     def read(self, values: Mapping[str, Any], reading: Reading, origin: Origin) -> Conversation:
         refuse_media(values, reading.description)

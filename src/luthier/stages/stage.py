@@ -67,9 +67,6 @@ class Stage(Road):
     eval_metrics: tuple[str, ...] = ()  # those of an evaluation; a curve is drawn of each
     derived_metrics: tuple[str, ...] = ()
     """Those that `derive` adds to an evaluation, or to a logged line of training."""
-    scores = False
-    """Whether the model says one number of a sequence and no tokens, by a head of its own; see
-    `modeling/heads.py`."""
     measures_first = False
     """Whether `measure` goes over a step before its loss is taken; in an evaluation over the whole
     set."""

@@ -220,9 +220,16 @@ class Trainer:
             self.arguments,
             num_tokens=num_tokens,
             longest=longest,
+            reference=self.reference.num_bytes if self._may_read_before() else 0,
             is_padded=self.loaders.layout == "padded",
             autocast=self.accelerator.autocast if self.strategy.computes_alone else None,
         )
+
+    def _may_read_before(self) -> bool:
+        stage, asked = self.stage, self.arguments.finetuning.precompute_ref
+        is_kept = stage.keeps_reference and not stage.mismatches_answers and asked is not True
+        is_known = self.train_dataset is not None and self.train_dataset.num_examples is not None
+        return self.reference is not None and is_kept and is_known
 
     def get_train_dataloader(self) -> StepLoader:
         """A loader whose items are this rank's share of each optimizer step."""

@@ -77,6 +77,8 @@ class Work:
     computed: int = 0  # tokens that went through the model; padding counts, shared prefixes once
     learned: int = 0  # positions that predict a learned token
     micro_batches: int = 0  # forward passes of one rank
+    measured: int = 0  # prompts with other answers that were read before steps
+    measured_cut: int = 0  # those that had no room for the whole answer
 
     def add(self, step: Step) -> None:
         """Counts this rank's share of a step."""
@@ -86,12 +88,16 @@ class Work:
         self.computed += sum(each.num_computed for each in step.micro_batches)
         self.learned += sum(each.targets.numel() for each in step.micro_batches)
         self.micro_batches += len(step.micro_batches)
+        measured = [each for batch in step.measured for each in batch.examples]
+        self.measured += len(measured)
+        self.measured_cut += sum(each.num_cut > 0 for each in measured)
 
     def of_all_ranks(self) -> Work:
         """The same with the tokens of all ranks; every rank must call it."""
-        ranks = gather_objects((self.tokens, self.computed, self.learned))
-        tokens, computed, learned = map(sum, zip(*ranks, strict=True))
-        return replace(self, tokens=tokens, computed=computed, learned=learned)
+        names = ("tokens", "computed", "learned", "measured", "measured_cut")
+        ranks = gather_objects([getattr(self, name) for name in names])
+        sums = map(sum, zip(*ranks, strict=True))
+        return replace(self, **dict(zip(names, sums, strict=True)))
 
     def metrics(self) -> dict[str, float]:
         """The numbers under the names of train_results.json."""
@@ -106,10 +112,11 @@ class Work:
         """One line of what was done: `... 88 % of them computed, 12 % shared (tree)`."""
         share = self.computed / max(self.tokens, 1)
         rest = f"{1 - share:.0%} shared" if share <= 1 else f"{share - 1:.0%} padding"
+        cut = f"; of {self.measured:,} prompts with other answers {self.measured_cut:,} were cut"
         return (
             f"{self.tokens:,} real tokens, {self.learned:,} learned; {self.computed:,} computed "
             f"({share:.0%}, {rest}) in {self.micro_batches / max(self.steps, 1):.4g} "
-            f"micro-batches a step, layout {layout}"
+            f"micro-batches a step, layout {layout}{cut if self.measured_cut else ''}"
         ).replace("%", " %")
 
 

@@ -40,7 +40,7 @@ def find_problems_of_an_export(arguments: Arguments) -> list[str]:
 
 def find_problems_of_the_data(arguments: Arguments) -> list[str]:
     """The same for a look at the data, which reads no weights and perhaps no tokenizer."""
-    problems = [*_data(arguments), *_template(arguments)]
+    problems = [*_data(arguments), *_answers(arguments), *_template(arguments)]
     if arguments.model.model_name_or_path:
         problems += check_tokenizer(arguments.model)
     return problems
@@ -54,6 +54,16 @@ def _data(arguments: Arguments) -> Iterator[str]:
     kind = STAGES.get(stage)
     predicted = kind.predicted if kind(arguments).predicts else ()
     yield from check_datasets(arguments.data, kind.record, predicted)
+
+
+def _answers(arguments: Arguments) -> Iterator[str]:
+    stage = arguments.finetuning.stage
+    if stage in STAGES and STAGES.get(stage).judges and arguments.data.on_overlong == "split":
+        yield (
+            f"on_overlong: split makes several examples of a long row, and stage: {stage} learns "
+            "from answers as they are; truncate cuts the prompt and both answers alike, drop "
+            "leaves such rows out."
+        )
 
 
 def _template(arguments: Arguments) -> Iterator[str]:
@@ -132,6 +142,7 @@ def _rows_of_a_step(arguments: Arguments) -> Iterator[str]:
 CHECKS: tuple[Callable[[Arguments], Iterator[str]], ...] = (
     lambda arguments: check_model(arguments.model),
     _data,
+    _answers,
     _template,
     _packages,
     _parts,
