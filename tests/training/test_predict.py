@@ -6,16 +6,20 @@ from types import SimpleNamespace
 
 import datasets
 
+from luthier.arguments.generating import GeneratingArguments
 from luthier.example import ExampleSet
 from luthier.records import IGNORE_INDEX
 from luthier.training.predict import predict_with_generate, write_predictions
 from tests import tiny
-from tests.generating.test_generator import STOP, generating, make_prompts, one_by_one
+from tests.generating.test_generator import alone as answer_alone
+from tests.generating.test_generator import make_prompts
+
+STOP = (2,)
 
 
 def run_arguments(**overrides: object) -> SimpleNamespace:
     return SimpleNamespace(
-        generating=generating(**overrides),
+        generating=GeneratingArguments(**({"do_sample": False, "max_new_tokens": 12} | overrides)),
         training=SimpleNamespace(per_device_eval_batch_size=4),
         data=SimpleNamespace(eval_num_beams=None),
         model=SimpleNamespace(use_kv_cache=True),
@@ -25,7 +29,7 @@ def run_arguments(**overrides: object) -> SimpleNamespace:
 def test_files_and_metrics_follow_the_rows(tmp_path: Path, tiny_tokenizer) -> None:
     model = tiny.make_llama()
     prompts = make_prompts(9)
-    alone = one_by_one(model, prompts, max_new_tokens=12)
+    alone = [answer_alone(model, prompt, STOP) for prompt in prompts]
     dataset = datasets.Dataset.from_dict(
         {"input_ids": prompts, "labels": [[IGNORE_INDEX, *answer, 2] for answer in alone]}
     )
@@ -71,7 +75,7 @@ def test_named_sets_keep_their_own_files_and_metrics(tmp_path: Path, tiny_tokeni
 
 def test_stop_tokens_are_shown_only_when_special_tokens_are(tmp_path: Path, tiny_tokenizer) -> None:
     model = tiny.make_llama()
-    stop = (one_by_one(model, [[5, 6]], max_new_tokens=3)[0][1],)  # an ordinary token
+    stop = (answer_alone(model, [5, 6], STOP)[1],)  # an ordinary token
     word = tiny_tokenizer.decode(stop)
     dataset = datasets.Dataset.from_dict({"input_ids": [[5, 6]], "labels": [[7, 2]]})
 

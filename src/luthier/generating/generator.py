@@ -1,224 +1,367 @@
-"""Prompts -> a model's answers: many together in the prompts' order, or one as it comes."""
+"""Requests -> answers: many at once as memory allows, each as if it were alone."""
 
 from __future__ import annotations
 
-import itertools
-import queue
 import threading
-import time
-from collections import abc
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import GenerationConfig, PreTrainedTokenizerBase
-from transformers.generation import BaseStreamer
 
 from luthier import console
 from luthier.arguments.generating import GeneratingArguments
-from luthier.errors import OutOfMemory
-from luthier.modeling.device import RandomState, is_out_of_memory, release
+from luthier.errors import LuthierError, ModelError, OutOfMemory
+from luthier.generating.batches import RunningBatch, generate_padded
+from luthier.generating.request import BARE, Answer, Answering, Request, Token
+from luthier.generating.row import Row
+from luthier.generating.row_cache import sliding_windows
+from luthier.modeling.device import free_memory, is_out_of_memory, release
 from luthier.modeling.dtypes import autocasting
-from luthier.processes.ranks import gather_objects, num_ranks, rank
 
-SECONDS_BETWEEN_LINES = 30.0
-"""How often a long prediction says how far it is."""
+MAX_ROWS = {"cpu": 64}
+"""The most answers at once by kind of device; 256 on others."""
+
+USABLE = 0.5
+"""The share of the free memory that keys and values may fill."""
 
 
-@dataclass(frozen=True)
+NO_TOKEN = 2**31 - 1
+"""An id that no vocabulary has."""
+
+
 class Generator:
-    """Answers of a model as token ids, the stop token included when there is one."""
+    """Answers of a model, each by its own settings, seed, stops and adapter.
 
-    model: Any  # on its device; its training mode is as before after every answer
-    tokenizer: PreTrainedTokenizerBase  # fitted to the template; gives the padding token
-    stop_token_ids: Sequence[int]  # tokens that end an answer; the tokenizer's EOS when empty
-    use_cache: bool = True  # whether keys and values of earlier tokens are kept (`use_kv_cache`)
+    Sampled answers depend on their own seed, greedy ones on nothing; in float32 both are what the
+    request gets alone. In half precision the number of rows changes the rounding, and two nearly
+    equally likely tokens may change places.
 
-    def answer(
+    Where each layer of the model is plain attention, a finished answer gives its place to the next
+    request. Models that carry another state along a sequence, and beams, are answered in batches
+    that `generate` of transformers pads; which it is, is said once.
+
+    Args:
+        model: on its device; its training mode and its adapters are as before after every answer.
+        tokenizer: fitted to the template; gives the padding token, decodes for stop strings.
+        use_cache: whether keys and values of earlier tokens are kept (`use_kv_cache`).
+        max_rows: the most answers at once; by default `MAX_ROWS`, and what memory allows.
+        batch_size: how many are padded together where places are not given on.
+    """
+
+    def __init__(
         self,
-        prompts: Iterable[Sequence[int]],
-        generating: GeneratingArguments,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
         *,
-        batch_size: int,
-        num_beams: int | None = None,
-    ) -> list[list[int]]:
-        """The answer to each prompt, in the order of the prompts; ranks share them.
+        use_cache: bool = True,
+        max_rows: int | None = None,
+        batch_size: int = 8,
+    ) -> None:
+        self.model, self.tokenizer, self.use_cache = model, tokenizer, use_cache
+        self.max_rows = max_rows or MAX_ROWS.get(model.device.type, 256)
+        self.batch_size = batch_size
+        found = sliding_windows(model) if use_cache else "use_kv_cache is false"
+        self.windows = None if isinstance(found, str) else found
+        """The sliding window of each layer, None where it has none; None for other models."""
+        self._reason = found if isinstance(found, str) else ""
+        self._is_told = False
+        self._busy = threading.Lock()  # held while the model computes answers
+        self._guard = threading.Lock()  # of the two below
+        self._submitted: list[Row] = []
+        self._worker: threading.Thread | None = None
 
-        Prompts of like length are answered together, padded on the left; the longest come first, so
-        that memory runs out early or not at all. In float32 a greedy answer is the one that the
-        prompt gets alone; in half precision the padded width changes the rounding, and two nearly
-        equally likely tokens may change places.
+    def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
+        """Every request's number and answer, as they get done; the longest begin first.
 
-        Args:
-            prompts: token ids.
-            generating: how to choose tokens and how many.
-            batch_size: prompts that are answered together; fewer where memory has run out.
-            num_beams: wins over `generating.num_beams` (`eval_num_beams`).
+        Nothing else may use the model until the iterator ended, or was closed.
 
         Raises:
-            OutOfMemory: if memory is too small for a single prompt.
+            OutOfMemory: if memory is too small for a single request.
+            NonFiniteError: if the model gives no number.
         """
-        rows = [list(prompt) for prompt in prompts]
-        limits = [new_token_limit(generating, len(row), self.model) for row in rows]
-        full = limits.count(0)
-        if full:
-            console.warn(
-                f"{full:,} of {len(rows):,} prompts leave no room for an answer and get an empty "
-                "one. Raise max_length, or set max_new_tokens."
-            )
-        order = sorted(
-            (index for index, limit in enumerate(limits) if limit),
-            key=lambda index: (-limits[index], -len(rows[index])),
-        )
-        batches: list[list[int]] = []  # of like lengths, and the same room for each
-        for _, alike in itertools.groupby(order, key=lambda index: limits[index]):
-            indices = list(alike)
-            batches += [
-                indices[start : start + batch_size] for start in range(0, len(indices), batch_size)
-            ]
-        batches = batches[rank() :: num_ranks()]
+        rows = [self._row(Answering(request), n) for n, request in enumerate(requests)]
+        rows.sort(key=lambda row: -row.most)
+        with self._busy:
+            with self._running() as run:
+                done = run.add(rows)
+                while done or run.is_going:
+                    for row in done:
+                        if isinstance(row.end, LuthierError):
+                            raise row.end
+                        assert row.end is not None
+                        yield row.index, row.end
+                    done = run.step()
 
-        config = self._config(generating, num_beams)
-        answers: dict[int, list[int]] = {}
-        num_own = sum(map(len, batches))
-        begun = said = time.monotonic()
-        with answering(self.model), torch.no_grad():
-            for batch in batches:
-                config.max_new_tokens = limits[batch[0]]
-                new, batch_size = self._answer_batch(
-                    [rows[index] for index in batch], config, batch_size
+    def submit(
+        self,
+        request: Request,
+        hear: Callable[[Token | Answer | BaseException], None] | None = None,
+    ) -> Answering:
+        """Begins an answer beside those that are being made; any thread may call it.
+
+        For `hear` see `Answering`. A worker's thread computes while there is anything to answer.
+        """
+        answering = Answering(request, hear)
+        row = self._row(answering, 0)
+        with self._guard:
+            self._submitted.append(row)
+            if self._worker is None:
+                self._worker = threading.Thread(
+                    target=self._work, daemon=True, name="luthier-generate"
                 )
-                answers |= dict(zip(batch, new, strict=True))
-                now = time.monotonic()
-                if now - said >= SECONDS_BETWEEN_LINES and len(answers) < num_own:
-                    said, share = now, len(answers) / num_own
-                    left = timedelta(seconds=round((now - begun) * (1 - share) / share))
-                    console.info(
-                        f"predicted {int(share * len(rows)):,} of {len(rows):,} rows, {left} left"
-                    )
-        for part in gather_objects(answers):
-            answers |= part
-        return [answers.get(index, []) for index in range(len(rows))]
+                self._worker.start()
+        return answering
 
-    def stream(
-        self, prompt: Sequence[int], generating: GeneratingArguments
-    ) -> abc.Generator[int, None, None]:
-        """The tokens of one answer as the model makes them; closing the iterator stops it.
+    def _row(self, answering: Answering, index: int) -> Row:
+        request = answering.request
+        known = getattr(self.model, "peft_config", {})
+        if request.adapter and request.adapter not in known:
+            names = ", ".join(known) or "none"
+            raise ModelError(f"there is no adapter {request.adapter!r}. Known: {names}.")
+        context = context_length(self.model)
+        limit = request.sampling.max_new_tokens
+        if context is not None:
+            limit = min(limit, context - len(request.prompt))
+        return Row(answering, index, limit, self.tokenizer)
 
-        Beam search knows its answer only at the end. `new_token_limit` leaves room for an answer.
-        """
-        config = self._config(generating)
-        config.max_new_tokens = new_token_limit(generating, len(prompt), self.model)
-        tokens: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
-        stopped = threading.Event()
-
-        def is_stopped(input_ids: Tensor, scores: Tensor | None, **others: Any) -> Tensor:
-            return torch.full((len(input_ids),), stopped.is_set(), device=input_ids.device)
-
-        def generate() -> None:
-            try:
-                has_beams = config.num_beams > 1
-                streamer = None if has_beams else _Tap(tokens.put)
-                with answering(self.model), torch.no_grad():
-                    (new,) = self._generate(
-                        [prompt], config, streamer=streamer, stopping_criteria=[is_stopped]
-                    )
-                for token_id in new if has_beams else ():
-                    tokens.put(token_id)
-            except BaseException as problem:  # raised again where the tokens are read
-                tokens.put(problem)
-            tokens.put(None)
-
-        thread = threading.Thread(target=generate, daemon=True, name="luthier-generate")
-        thread.start()
+    def _work(self) -> None:
         try:
-            while (item := tokens.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
+            with self._busy:
+                with self._running() as run:
+                    while self._take_up(run):
+                        run.step()
+        except BaseException as problem:  # raised again where the answers are read
+            with self._guard:
+                waiting, self._submitted = self._submitted, []
+                self._worker = None
+            for row in waiting:
+                row.answering.end(problem)
+
+    @contextmanager
+    def _running(self) -> Iterator[_Run]:
+        """Answers in the making; afterwards the model is as before, and nobody waits."""
+        run = _Run(self)
+        try:
+            with evaluating(self.model):
+                yield run
+        except BaseException as problem:
+            for row in run.rows:
+                if row.end is None:
+                    row.answering.end(problem)
+            raise
         finally:
-            stopped.set()
-            thread.join()
+            run.end()
 
-    def _config(
-        self, generating: GeneratingArguments, num_beams: int | None = None
-    ) -> GenerationConfig:
-        """The generating arguments as transformers takes them, all but the length.
+    def _take_up(self, run: _Run) -> bool:
+        """Gives a run what was submitted; without anything to do the worker ends."""
+        with self._guard:
+            new, self._submitted = self._submitted, []
+            if not new and not run.is_going:
+                self._worker = None
+                return False
+        run.add(new)
+        return True
 
-        Every value is stated, because `generate` fills what is left open from the model's own
-        `generation_config.json`.
-        """
-        beams = generating.num_beams if num_beams is None else num_beams
-        sampling = generating.do_sample
-        return GenerationConfig(
-            do_sample=sampling,
-            temperature=generating.temperature if sampling else 1.0,
-            top_p=generating.top_p if sampling else 1.0,
-            top_k=max(generating.top_k, 0) if sampling else 50,
-            num_beams=beams,
-            length_penalty=generating.length_penalty if beams > 1 else 1.0,
-            early_stopping=False,
-            repetition_penalty=generating.repetition_penalty,
-            eos_token_id=list(self.stop_token_ids) or self.tokenizer.eos_token_id,
-            pad_token_id=self.tokenizer.pad_token_id,
-            use_cache=self.use_cache,
-        )
-
-    def _answer_batch(
-        self, prompts: list[list[int]], config: GenerationConfig, size: int
-    ) -> tuple[list[list[int]], int]:
-        """The answers, and how many prompts memory is known to hold together."""
-        stops = config.eos_token_id
-        stop_token_ids = set(stops if isinstance(stops, list) else [stops])
-        answers: list[list[int]] = []
-        while len(answers) < len(prompts):
-            part = prompts[len(answers) :][:size]
-            random = RandomState.take(self.model.device)
-            try:
-                for new in self._generate(part, config):
-                    end = next((i for i, token in enumerate(new) if token in stop_token_ids), None)
-                    answers.append(new if end is None else new[: end + 1])
-                continue
-            except (RuntimeError, MemoryError) as problem:
-                if not is_out_of_memory(problem):
-                    raise
-                said = str(problem).partition("\n")[0]
-            release(self.model.device)
-            where = (
-                f"memory has run out while {len(part):,} prompts of up to "
-                f"{max(map(len, part)):,} tokens were answered"
+    def tell(self, windows: Sequence[int | None] | None) -> None:
+        """Says once how answers are made."""
+        if self._is_told:
+            return
+        self._is_told = True
+        if windows is None:
+            why = self._reason or "beams are searched by transformers' generate"
+            console.info(
+                f"answers: {self.batch_size} at a time in padded batches, since {why}; a batch "
+                "waits for its longest answer"
             )
-            if len(part) == 1:
-                raise OutOfMemory(
-                    f"{where}. {said}\nLower max_new_tokens ({config.max_new_tokens:,} now), "
-                    "cutoff_len or num_beams, or set per_device_eval_batch_size: 1."
-                )
-            size = len(part) // 2
-            console.warn(f"{where}; from here on {size:,} at a time.", on_every_rank=True)
-            random.restore()
-        return answers, size
+        else:
+            console.info(
+                f"answers: up to {self.max_rows} at a time as memory allows; a finished one gives "
+                "its place to the next prompt"
+            )
 
-    def _generate(
-        self, prompts: Sequence[Sequence[int]], config: GenerationConfig, **options: Any
-    ) -> list[list[int]]:
-        width = max(map(len, prompts))
-        input_ids = torch.full((len(prompts), width), config.pad_token_id, dtype=torch.long)
-        attention_mask = torch.zeros_like(input_ids)
-        for row, prompt in enumerate(prompts):
-            input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            attention_mask[row, width - len(prompt) :] = 1
-        sequences = self.model.generate(
-            input_ids=input_ids.to(self.model.device),
-            attention_mask=attention_mask.to(self.model.device),
-            generation_config=config,
-            **options,
+
+class _Run:
+    """Answers that are being made: those that wait, and a batch for each adapter."""
+
+    def __init__(self, generator: Generator) -> None:
+        self._generator, self._model = generator, generator.model
+        self.rows: list[Row] = []  # those that have not ended, in the order in which they came
+        self._waiting: deque[Row] = deque()  # those of them that have not begun
+        self._batches: dict[str | None, RunningBatch] = {}
+        self._max_rows, self._batch_size = generator.max_rows, generator.batch_size
+        free = free_memory(generator.model.device)
+        self._bytes = None if free is None else int(free * USABLE)
+        self._autocast = autocasting(generator.model)
+        self._adapters = _Adapters(generator.model)
+        self._bytes_per_token = 0
+
+    @property
+    def is_going(self) -> bool:
+        """Whether there is anything left to do."""
+        return bool(self.rows)
+
+    def end(self) -> None:
+        """Gives the model its adapters back."""
+        self._adapters.restore()
+
+    def add(self, rows: Sequence[Row]) -> list[Row]:
+        """Has rows wait for their turn; gives those that end at once, for want of room."""
+        for row in rows:
+            if row.limit <= 0:
+                row.finish("length")
+        going = [row for row in rows if row.end is None]
+        self.rows += going
+        self._waiting.extend(going)
+        return [row for row in rows if row.end is not None]
+
+    def step(self) -> list[Row]:
+        """A token for every row that has its place, or a padded batch; gives what has ended."""
+        before = self.rows
+        for row in before:
+            if row.answering.is_cancelled:
+                row.finish("cancelled")
+        self._waiting = deque(row for row in self._waiting if row.end is None)
+        with torch.no_grad(), self._autocast:
+            padded = self._next_padded()
+            if padded:
+                self._pad(padded)
+            else:
+                self._admit()
+                for adapter, batch in [*self._batches.items()]:
+                    if batch.rows and adapter in self._batches:
+                        count = sum(len(each.rows) for each in self._batches.values())
+                        self._guarded(adapter, batch.step, count)
+        self.rows = [row for row in before if row.end is None]
+        return [row for row in before if row.end is not None]
+
+    def _admit(self) -> None:
+        """Lets rows begin that wait, in their order, while there is room.
+
+        What a token takes is known once a first row was read.
+        """
+        generator, joining = self._generator, dict[str | None, list[Row]]()
+        count = sum(row.end is None for batch in self._batches.values() for row in batch.rows)
+        while self._waiting and count < self._max_rows and not self._is_padded(self._waiting[0]):
+            adapter = self._waiting[0].request.adapter
+            if adapter not in self._batches:
+                assert generator.windows is not None
+                pad = generator.tokenizer.pad_token_id or 0
+                self._batches[adapter] = RunningBatch(self._model, generator.windows, pad)
+                generator.tell(generator.windows)
+            others = joining.setdefault(adapter, [])
+            others.append(self._waiting[0])
+            if count and not self._has_room(joining):
+                others.pop()
+                break
+            self._waiting.popleft()
+            count += 1
+        for adapter, rows in joining.items():
+            if rows and adapter in self._batches:  # all are gone where memory ran out
+                batch = self._batches[adapter]
+                self._guarded(adapter, partial(batch.admit, rows), count)
+        self._bytes_per_token = max(
+            (each.bytes_per_token for each in self._batches.values()), default=0
         )
-        new: list[list[int]] = sequences[:, width:].tolist()
-        return new
+
+    def _has_room(self, joining: Mapping[str | None, Sequence[Row]]) -> bool:
+        if self._bytes is None:
+            return True
+        room = sum(batch.room(joining.get(name, ())) for name, batch in self._batches.items())
+        return 0 < room * self._bytes_per_token <= self._bytes
+
+    def _guarded(self, adapter: str | None, compute: Callable[[], None], count: int) -> None:
+        """Computes with an adapter; where memory runs out all rows begin again, half as many."""
+        try:
+            self._adapters.use(adapter)
+            compute()
+            return
+        except (RuntimeError, MemoryError) as problem:
+            if not is_out_of_memory(problem):
+                raise
+            said = str(problem).partition("\n")[0]
+        self._batches.clear()
+        release(self._model.device)
+        self._max_rows = max(count // 2, 1)
+        self._begin_again(count, self._max_rows, said)
+
+    def _is_padded(self, row: Row) -> bool:
+        return self._generator.windows is None or row.request.sampling.num_beams > 1
+
+    def _next_padded(self) -> list[Row]:
+        """Rows that `generate` answers together, once no other has begun."""
+        if any(batch.rows for batch in self._batches.values()):
+            return []
+        if not self._waiting or not self._is_padded(self._waiting[0]):
+            return []
+        kind = _kind(self._waiting[0])
+        found = [row for row in self._waiting if self._is_padded(row) and _kind(row) == kind]
+        found = found[: self._batch_size]
+        self._waiting = deque(row for row in self._waiting if row not in found)
+        return found
+
+    def _pad(self, rows: list[Row]) -> None:
+        generator, request = self._generator, rows[0].request
+        generator.tell(None)
+        sampling = request.sampling
+        beams = sampling.num_beams
+        # every value is stated: what is left open, `generate` takes from the model's own settings
+        config = GenerationConfig(
+            do_sample=False,
+            temperature=1.0,
+            top_p=1.0,
+            top_k=50,
+            num_beams=beams,
+            length_penalty=sampling.length_penalty if beams > 1 else 1.0,
+            early_stopping=False,
+            repetition_penalty=sampling.repetition_penalty if beams > 1 else 1.0,
+            eos_token_id=list(request.stop_token_ids) if beams > 1 else [NO_TOKEN],
+            use_cache=generator.use_cache,
+        )
+        pad = generator.tokenizer.pad_token_id or 0
+        try:
+            self._adapters.use(request.adapter)
+            generate_padded(self._model, rows, config, pad)
+            return
+        except (RuntimeError, MemoryError) as problem:
+            if not is_out_of_memory(problem):
+                raise
+            said = str(problem).partition("\n")[0]
+        release(self._model.device)
+        self._batch_size = max(len(rows) // 2, 1)
+        self._begin_again(len(rows), self._batch_size, said)
+
+    def _begin_again(self, count: int, size: int, said: str) -> None:
+        """Has all rows wait; if memory did not hold one alone, it fails."""
+        left = [row for row in self.rows if row.end is None]
+        longest = max(len(row.ids) for row in left)
+        where = (
+            f"memory has run out while {count:,} prompts of up to {longest:,} tokens were answered"
+        )
+        if count > 1:
+            console.warn(f"{where}; from here on {size:,} at a time.", on_every_rank=True)
+        else:
+            left.pop(0).fail(
+                OutOfMemory(
+                    f"{where}. {said}\nLower max_new_tokens, cutoff_len or num_beams, or take a "
+                    "device with more memory."
+                )
+            )
+        self._waiting = deque(left)
+
+
+def _kind(row: Row) -> tuple[Any, ...]:
+    """What rows have in common that `generate` answers together."""
+    sampling = row.request.sampling
+    if sampling.num_beams == 1:
+        return (row.request.adapter,)
+    stops = tuple(row.request.stop_token_ids)
+    settings = (sampling.num_beams, sampling.length_penalty, sampling.repetition_penalty)
+    return (row.request.adapter, row.limit, stops, settings)
 
 
 def new_token_limit(generating: GeneratingArguments, prompt_length: int, model: Any) -> int:
@@ -241,34 +384,48 @@ def context_length(model: Any) -> int | None:
 
 
 @contextmanager
-def answering(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
     """Turns dropout and gradient checkpointing off inside, and each module back afterwards.
 
-    A model that was trained in mixed precision computes in it. Layers recompute activations only
-    while they are in training mode, so `eval` is enough to let them keep keys and values.
+    Layers recompute activations only while they are in training mode, so `eval` is enough to let
+    them keep keys and values.
     """
     in_training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with autocasting(model):
-            yield
+        yield
     finally:
         for module in in_training:
             module.training = True
 
 
-class _Tap(BaseStreamer):
-    """Hands each new token on; the first tensor is the prompt."""
+class _Adapters:
+    """Which of peft's adapters answer; what was active, and what learns, comes back in the end."""
 
-    def __init__(self, hand_on: Callable[[int], None]) -> None:
-        self._hand_on = hand_on
-        self._is_prompt = True
+    def __init__(self, model: Any) -> None:
+        self._tuner = model.base_model if hasattr(model, "peft_config") else None
+        self._used: str | None = None
+        if self._tuner is not None:
+            layers = (each for each in model.modules() if isinstance(each, BaseTunerLayer))
+            self._was_off = any(each.disable_adapters for each in layers)
+            self._before = list(self._tuner.active_adapters)
+            self._learned = [(each, each.requires_grad) for each in model.parameters()]
 
-    def put(self, value: Tensor) -> None:
-        if not self._is_prompt:
-            for token_id in value.flatten().tolist():
-                self._hand_on(token_id)
-        self._is_prompt = False
+    def use(self, name: str | None) -> None:
+        """Has an adapter answer, `BARE` none, and None what did before."""
+        if self._tuner is None or name == self._used:
+            return
+        self._used = name
+        if name == BARE or (name is None and self._was_off):
+            self._tuner.disable_adapter_layers()
+        else:
+            self._tuner.enable_adapter_layers()
+            self._tuner.set_adapter(self._before if name is None else [name])
 
-    def end(self) -> None:
-        pass
+    def restore(self) -> None:
+        """The model's adapters as they were."""
+        if self._used is None or self._tuner is None:
+            return
+        self.use(None)
+        for parameter, did in self._learned:
+            parameter.requires_grad = did

@@ -141,10 +141,14 @@ class Answering:
         """Whether the answer is whole, or failed."""
         return self._has_ended.is_set()
 
+    def wait(self) -> None:
+        """Returns once the model no longer computes it."""
+        self._has_ended.wait()
+
     @property
     def answer(self) -> Answer:
         """The whole answer; waits for it."""
-        self._has_ended.wait()
+        self.wait()
         if isinstance(self._end, Answer):
             return self._end
         assert self._end is not None

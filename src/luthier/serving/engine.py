@@ -6,7 +6,6 @@ import sys
 import threading
 from collections import abc
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -20,6 +19,7 @@ from luthier.arguments.record import Arguments
 from luthier.data.encode import Encoder, EncodingOptions
 from luthier.errors import LuthierError, TemplateError
 from luthier.generating.generator import Generator, context_length, new_token_limit
+from luthier.generating.request import Request, Sampling
 from luthier.generating.text_stream import TextStream
 from luthier.records import Conversation, Message
 from luthier.templates.chat_template import Renders
@@ -31,7 +31,7 @@ class ConversationTooLong(LuthierError):
 
 @dataclass(frozen=True)
 class Engine:
-    """Answers conversations, one at a time."""
+    """Answers conversations, any number at once."""
 
     model: Any  # on its device, adapter and all
     tokenizer: PreTrainedTokenizerBase  # fitted to the template
@@ -41,7 +41,7 @@ class Engine:
     use_cache: bool = True  # whether keys and values of earlier tokens are kept
     split_special_tokens: bool = False
     """Whether special tokens in messages are read as their letters."""
-    _busy: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _encoding: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def stream(
         self,
@@ -62,34 +62,46 @@ class Engine:
         """
         settings = generating or self.generating
         asked = Conversation(tuple(messages), system=system, tools=tools)
-        prompt = self._encode(asked)
-        if new_token_limit(settings, len(prompt), self.model) == 0:
+        prompt = self.encode(asked)
+        limit = new_token_limit(settings, len(prompt), self.model)
+        if limit == 0:
             raise ConversationTooLong(
                 f"The conversation has {len(prompt):,} tokens and leaves no room for an answer: "
                 f"the model reads {context_length(self.model) or 'any number of'} tokens, "
                 f"max_length is {self.generating.max_length:,}. Begin a new one, or raise "
                 "max_length."
             )
-        generator = Generator(
-            self.model, self.tokenizer, self.stop_token_ids, use_cache=self.use_cache
-        )
+        sampling = Sampling.of(settings, max_new_tokens=limit)
+        answering = self.generator.submit(Request(prompt, sampling, self.stop_token_ids))
         text = TextStream(self.tokenizer, settings.skip_special_tokens)
-        with self._busy, closing(generator.stream(prompt, settings)) as token_ids:
-            for token_id in token_ids:
-                if token_id not in self.stop_token_ids and (piece := text.push(token_id)):
+        try:
+            for token in answering:
+                if token.id not in self.stop_token_ids and (piece := text.push(token.id)):
                     yield piece
-        rest = text.end()
-        if rest:
+        finally:
+            answering.cancel()
+            answering.wait()
+        if rest := text.end():
             yield rest
+
+    @cached_property
+    def generator(self) -> Generator:
+        """What answers all conversations, those of several threads together."""
+        return Generator(self.model, self.tokenizer, use_cache=self.use_cache)
 
     @cached_property
     def _encoder(self) -> Encoder:
         options = EncodingOptions(sys.maxsize, split_special_tokens=self.split_special_tokens)
         return Encoder(self.tokenizer, self.template, options)
 
-    def _encode(self, asked: Conversation) -> list[int]:
+    def encode(self, asked: Conversation) -> list[int]:
+        """The token ids of a conversation up to where the model is to answer.
+
+        Raises:
+            TemplateError: if the template cannot render it.
+        """
         answered = replace(asked, messages=(*asked.messages, Message("assistant", "")))
-        with self._busy:
+        with self._encoding:
             (outcome,) = self._encoder.ask([answered])
         if not isinstance(outcome, list):
             raise TemplateError(str(outcome))

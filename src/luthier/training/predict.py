@@ -16,7 +16,9 @@ from luthier import console
 from luthier.arguments.record import Arguments
 from luthier.checkpoints.files import write_whole
 from luthier.example import ExampleSet
-from luthier.generating.generator import Generator
+from luthier.generating.generator import Generator, new_token_limit
+from luthier.generating.request import Request, Sampling
+from luthier.processes.ranks import gather_objects, num_ranks, rank
 from luthier.records import IGNORE_INDEX
 from luthier.training.scores import score_texts
 
@@ -38,7 +40,12 @@ def predict_with_generate(
     several named ones `generated_predictions_NAME.jsonl` and `predict_NAME_...`: BLEU-4 and ROUGE
     in percent, and the time it took. All ranks hold the same weights and share the rows.
     """
-    generator = Generator(model, tokenizer, stop_token_ids, use_cache=arguments.model.use_kv_cache)
+    generator = Generator(
+        model,
+        tokenizer,
+        use_cache=arguments.model.use_kv_cache,
+        batch_size=arguments.training.per_device_eval_batch_size,
+    )
 
     def decode(rows: Iterable[Sequence[int]], *, skip_special_tokens: bool) -> list[str]:
         # a stop word that is no special token goes with the special ones
@@ -54,12 +61,7 @@ def predict_with_generate(
         prompts = [each.input_ids.tolist() for each in examples]
         wanted = [each.labels.tolist() for each in examples]
         begun = time.monotonic()
-        answers = generator.answer(
-            prompts,
-            arguments.generating,
-            batch_size=arguments.training.per_device_eval_batch_size,
-            num_beams=arguments.data.eval_num_beams,
-        )
+        answers = _answers(generator, prompts, arguments, stop_token_ids)
         runtime = time.monotonic() - begun
         if console.is_main_process():
             texts = (
@@ -78,6 +80,34 @@ def predict_with_generate(
         scores |= speed(len(prompts), runtime)
         metrics |= {f"predict{suffix}_{key}": value for key, value in scores.items()}
     return metrics
+
+
+def _answers(
+    generator: Generator,
+    prompts: Sequence[Sequence[int]],
+    arguments: Arguments,
+    stop_token_ids: Sequence[int],
+) -> list[list[int]]:
+    """The answer to each prompt; ranks share them."""
+    generating, beams = arguments.generating, arguments.data.eval_num_beams
+    if beams is not None:
+        generating = generating.model_copy(update={"num_beams": beams})
+    requests = [
+        Request(
+            prompt,
+            Sampling.of(
+                generating,
+                max_new_tokens=new_token_limit(generating, len(prompt), generator.model),
+            ),
+            stop_token_ids or [generator.tokenizer.eos_token_id],
+        )
+        for prompt in prompts
+    ]
+    order = sorted(range(len(requests)), key=lambda n: -len(requests[n].prompt))
+    own = order[rank() :: num_ranks()]
+    found = {own[n]: answer.token_ids for n, answer in generator.answer([requests[n] for n in own])}
+    answers = {n: ids for part in gather_objects(found) for n, ids in part.items()}
+    return [answers[n] for n in range(len(requests))]
 
 
 def predict_scores(
