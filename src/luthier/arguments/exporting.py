@@ -31,6 +31,9 @@ class ExportingArguments(Section):
     ollama: bool = free(False)
     """Whether a Modelfile for Ollama is written: the template in its language, every stop, the
     model's whole context. It takes the GGUF file where there is one. By default none is."""
+    adapter: bool = free(False)
+    """Whether the adapter itself is exported, as a folder that vLLM's `--lora-modules` loads, and
+    nothing is merged. By default the merged model is."""
     export_hub_model_id: str | None = free(None)
     """The repository on the Hugging Face hub that the published folder is uploaded to, with
     `hf_hub_token`; private if it has to be made. By default nothing is uploaded."""

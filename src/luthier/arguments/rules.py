@@ -483,6 +483,17 @@ def _misfits(
             yield f"{argument}: {name} is {value!r}; expected {expected}."
 
 
+def _export(arguments: Arguments) -> Iterator[str]:
+    exporting = arguments.exporting
+    if exporting.adapter and (exporting.gguf or exporting.ollama):
+        yield (
+            "adapter exports no weights of the model, and gguf and ollama are made of them; export "
+            "twice, into two folders."
+        )
+    if exporting.adapter and exporting.export_dtype != "auto":
+        yield "export_dtype: adapter is written as it was trained; leave export_dtype out."
+
+
 Check: TypeAlias = Callable[[Arguments], Iterator[str]]
 
 RULES: tuple[Check, ...] = (
@@ -499,6 +510,7 @@ RULES: tuple[Check, ...] = (
     _layout,
     _steps,
     _prediction,
+    _export,
 )
 
 RULES_OF_RUNS: tuple[Check, ...] = (

@@ -20,6 +20,7 @@ read back from the disk and held against itself. Only then does FOLDER get its n
 --gguf q8_0 writes a file for llama.cpp and Ollama beside them (f32, f16, bf16, q8_0, q5_1, q5_0,
 q4_1, q4_0; q4_k_m with llama-quantize), which is read back and held against the model as well.
 --ollama writes a Modelfile: the template in Ollama's language, every stop, the whole context.
+--adapter merges nothing: it is the adapter as vLLM's --lora-modules loads it.
 export_dtype, export_size, export_device and export_hub_model_id are explained in docs/export.md."""
 
 

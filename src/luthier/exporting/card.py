@@ -16,10 +16,13 @@ from luthier.training.report import use_of_scores
 PLOT = "training_loss.png"
 
 
-def write_card(place: Path, name: str, arguments: Arguments, *, scores: bool) -> Path:
+def write_card(
+    place: Path, name: str, arguments: Arguments, *, scores: bool, serve: str = ""
+) -> Path:
     """Writes `README.md`, from the card beside the last adapter or the weights where there is one.
 
-    `name` is that of the folder when it is published; `scores` says that the model has a score.
+    `name` is that of the folder when it is published; `scores` says that the model has a score;
+    `serve` are the words that serve what stays an adapter.
     """
     base = str(arguments.model.model_name_or_path)
     adapters = arguments.model.adapter_name_or_path
@@ -32,16 +35,17 @@ def write_card(place: Path, name: str, arguments: Arguments, *, scores: bool) ->
             text = re.sub(r"^## Use\n.*?^```$", lambda _: use, text, flags=re.M | re.S)
         if (source / PLOT).is_file() and PLOT in text:
             shutil.copyfile(source / PLOT, place / PLOT)
-        card.data.library_name = "transformers"
-        card.data.tags = [tag for tag in card.data.tags or [] if tag != "peft"] or None
         front = card.data
     else:
         kind = "text-classification" if scores else "text-generation"
-        front = ModelCardData(library_name="transformers", pipeline_tag=kind, tags=["luthier"])
+        front = ModelCardData(pipeline_tag=kind, tags=["luthier"])
         merged = " and ".join(f"`{Path(each).name}`" for each in adapters)
         text = f"# {name}\n\n`{Path(base).name}`" + (
             f" with {merged} merged.\n" if merged else ".\n"
         )
+    front.library_name = "peft" if serve else "transformers"
+    if serve:
+        text = f"{text.rstrip()}\n\n## With vLLM\n\n```shell\n{serve}\n```\n"
     path = place / CARD
     path.write_text(masked(f"---\n{front.to_yaml()}\n---\n{text.rstrip()}\n"), encoding="utf-8")
     return path

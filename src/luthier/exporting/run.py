@@ -23,6 +23,7 @@ from luthier.checkpoints.fingerprint import versions
 from luthier.checkpoints.manifest import Manifest
 from luthier.checkpoints.pretrained import PretrainedFiles
 from luthier.errors import ModelError
+from luthier.exporting.adapter import find_adapter, write_adapter
 from luthier.exporting.base import check_base, check_plain
 from luthier.exporting.card import write_card
 from luthier.exporting.gguf_file import check_gguf, estimate_bytes, write_gguf
@@ -40,7 +41,7 @@ from luthier.exporting.proof import (
     judge_effect,
     read,
 )
-from luthier.modeling.adapters.file import adapts_tied
+from luthier.modeling.adapters.file import FILE, adapts_tied
 from luthier.modeling.adapters.low_rank import load_adapter, merge_adapter
 from luthier.modeling.heads import has_score, settle_score
 from luthier.modeling.loader import load_config, load_model, model_kind
@@ -91,37 +92,59 @@ def export(arguments: Arguments) -> Path:
     with reading_plain_data():
         config = load_config(arguments.model)
         check_plain(config, arguments.model)
-        stored = _stored_dtype(arguments, config)
-        dtype = _chosen_dtype(arguments, stored)
         stage = STAGES.get(arguments.finetuning.stage)(arguments)
-        if arguments.exporting.gguf is not None:
-            check_gguf(config, arguments.exporting.gguf, scores=stage.scores)
-        if arguments.exporting.ollama and stage.scores:
-            raise ModelError("ollama: a reward model says no tokens, so it answers nothing there.")
-        needed = _show_sizes(arguments, config, dtype, folder, scores=stage.scores)
-        tokenizer, fitted = _load_tokenizer(arguments, stage)
-        told = find_template(stage.template, tokenizer) if arguments.exporting.ollama else None
-        with staged(folder, needed, _manifest(arguments)) as place:
-            merged = _write_merged(arguments, stage, tokenizer, fitted, place, (stored, dtype))
-            write_card(place, folder.name, arguments, scores=stage.scores)
-            gc.collect()
-            _read_back(merged, place, tokenizer)
-            if arguments.exporting.gguf is not None:
-                _add_gguf(place, folder.name, arguments.exporting.gguf, merged.probes)
-            if told is not None:
-                gguf = next((f"./{file.name}" for file in place.glob("*.gguf")), ".")
-                write_modelfile(
-                    place,
-                    told,
-                    tokenizer,
-                    source=gguf,
-                    stops=tokenizer.convert_ids_to_tokens(list(fitted.stop_token_ids)),
-                    context=config.get_text_config().max_position_embeddings,
-                )
+        write = _export_adapter if arguments.exporting.adapter else _export_merged
+        write(arguments, config, stage, folder)
     console.info(f"exported: {folder}")
     if arguments.exporting.export_hub_model_id is not None:
         _upload(arguments, folder)
     return folder
+
+
+def _export_merged(
+    arguments: Arguments, config: PreTrainedConfig, stage: Stage, folder: Path
+) -> None:
+    asked = arguments.exporting
+    stored = _stored_dtype(arguments, config)
+    dtype = _chosen_dtype(arguments, stored)
+    if asked.gguf is not None:
+        check_gguf(config, asked.gguf, scores=stage.scores)
+    if asked.ollama and stage.scores:
+        raise ModelError("ollama: a reward model says no tokens, so it answers nothing there.")
+    needed = _show_sizes(arguments, config, dtype, folder, scores=stage.scores)
+    tokenizer, fitted = _load_tokenizer(arguments, stage)
+    told = find_template(stage.template, tokenizer) if asked.ollama else None
+    with staged(folder, needed, _manifest(arguments)) as place:
+        merged = _write_merged(arguments, stage, tokenizer, fitted, place, (stored, dtype))
+        write_card(place, folder.name, arguments, scores=stage.scores)
+        gc.collect()
+        _read_back(merged, place, tokenizer)
+        if asked.gguf is not None:
+            _add_gguf(place, folder.name, asked.gguf, merged.probes)
+        if told is not None:
+            write_modelfile(
+                place,
+                told,
+                tokenizer,
+                source=next((f"./{file.name}" for file in place.glob("*.gguf")), "."),
+                stops=tokenizer.convert_ids_to_tokens(list(fitted.stop_token_ids)),
+                context=config.get_text_config().max_position_embeddings,
+            )
+
+
+def _export_adapter(
+    arguments: Arguments, config: PreTrainedConfig, stage: Stage, folder: Path
+) -> None:
+    source = find_adapter(arguments)
+    size = (source / FILE).stat().st_size
+    free = console.gibibytes(free_bytes(folder))
+    console.info(f"  adapter of {console.gibibytes(size)}; free disk {free}")
+    tokenizer, _ = _load_tokenizer(arguments, stage)
+    with staged(folder, size + BESIDE_WEIGHTS, _manifest(arguments)) as place:
+        model = load_model(arguments, tokenizer, is_trainable=False, adapts=False)
+        probes = find_probes(arguments, stage)
+        words = write_adapter(arguments, source, place, folder.name, model, tokenizer, probes)
+        write_card(place, folder.name, arguments, scores=False, serve=words)
 
 
 def _stored_dtype(arguments: Arguments, config: PreTrainedConfig) -> torch.dtype:
