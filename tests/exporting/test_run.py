@@ -123,8 +123,12 @@ def test_weights_come_back_as_they_were(tmp_path: Path, kind: str):
     assert all(torch.equal(each, again.state_dict()[n]) for n, each in model.state_dict().items())
 
 
+@pytest.mark.parametrize("is_slow", [False, True])
 @pytest.mark.parametrize(("stored", "asked"), [("bfloat16", "auto"), ("float32", "float16")])
-def test_half_precision_is_rounded_once(tmp_path: Path, stored: str, asked: str):
+def test_half_precision_is_rounded_once(
+    tmp_path: Path, stored: str, asked: str, is_slow: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(exporting, "is_emulated", lambda dtype, use_cpu: is_slow)
     model = tiny.make_llama().to(getattr(torch, stored))
     base = tiny.save(tmp_path / "base", model)
     run = make_run(tmp_path / "run", base)

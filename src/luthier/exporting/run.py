@@ -43,6 +43,7 @@ from luthier.exporting.proof import (
 )
 from luthier.modeling.adapters.file import FILE, adapts_tied
 from luthier.modeling.adapters.low_rank import load_adapter, merge_adapter
+from luthier.modeling.dtypes import is_emulated
 from luthier.modeling.heads import has_score, settle_score
 from luthier.modeling.loader import load_config, load_model, model_kind
 from luthier.modeling.safe_loading import reading_plain_data
@@ -65,6 +66,7 @@ class Merged:
     kind: type[Any]  # its class
     attention: str  # its attention kernel
     device: torch.device  # where it was
+    is_slow: bool  # whether its dtype is none of the processor's
     probes: list[Probe]  # what it was asked
     readings: list[Reading]  # and said
 
@@ -243,7 +245,9 @@ def _write_merged(
 ) -> Merged:
     """Merges, proves and writes; what is returned lets the model go."""
     stored, dtype = dtypes
-    loaded = stored if stored == dtype else torch.float32
+    is_half = dtype in (torch.bfloat16, torch.float16)
+    is_slow = is_half and is_emulated(dtype, arguments.training.use_cpu)
+    loaded = dtype if stored == dtype and not is_slow else torch.float32
     arguments = arguments.changed(infer_dtype=_name(loaded))
     model = load_model(arguments, tokenizer, is_trainable=False, scores=stage.scores, adapts=False)
     apart = {name for name, each in model.named_parameters() if each.dtype != loaded}
@@ -265,7 +269,7 @@ def _write_merged(
         readings = read(model, probes)
     if dtype != loaded:
         _cast(model, dtype, set())
-        before, readings = readings, read(model, probes)
+        before, readings = readings, _read_fast(model, dtype, probes, is_slow=is_slow)
         judge(f"{_name(loaded)} -> {_name(dtype)}, apart", before, readings, dtype)
     _check_vocabulary(model, tokenizer)
     generation = getattr(model, "generation_config", None)
@@ -279,7 +283,19 @@ def _write_merged(
     for file in place.glob(WEIGHTS[0]):  # which safetensors lets only its writer read
         file.chmod((place / "config.json").stat().st_mode)
     attention = model.config._attn_implementation
-    return Merged(type(model), attention, model.device, probes, readings)
+    return Merged(type(model), attention, model.device, is_slow, probes, readings)
+
+
+def _read_fast(
+    model: Any, dtype: torch.dtype, probes: Sequence[Probe], *, is_slow: bool
+) -> list[Reading]:
+    """What a model of this dtype says; computed in float32 where the CPU has no such products."""
+    if is_slow:
+        _cast(model, torch.float32, set())
+    readings = read(model, probes)
+    if is_slow:
+        _cast(model, dtype, set())
+    return readings
 
 
 def _merge(adapted: PeftModel) -> Any:
@@ -345,7 +361,8 @@ def _read_back(merged: Merged, place: Path, tokenizer: PreTrainedTokenizerBase) 
     if has_score(model):
         settle_score(model, tokenizer, is_new=False, seed=0)
     model.to(merged.device).eval()
-    found = compare(merged.readings, read(model, merged.probes))
+    said = _read_fast(model, model.dtype, merged.probes, is_slow=merged.is_slow)
+    found = compare(merged.readings, said)
     console.info(f"read back from the disk: {found.largest:.2g} apart at most; bound 0")
     if found.largest > (0 if merged.device.type == "cpu" else BOUNDS[model.dtype]):
         raise ModelError(
