@@ -10,6 +10,10 @@ from luthier.errors import MissingPackage
 
 EXTRAS = {
     "deepspeed": "deepspeed",
+    "fastapi": "api",
+    "llguidance": "api",
+    "openai": "api",
+    "uvicorn": "api",
     "gguf": "gguf",
     "jieba": "metrics",
     "rouge_chinese": "metrics",

@@ -16,7 +16,7 @@ else:
     import tomli as tomllib
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-INSTALLED_EXTRAS = ("dev", "metrics", "gguf")
+INSTALLED_EXTRAS = ("api", "dev", "metrics", "gguf")
 
 
 def read_constraints() -> list[Requirement]:

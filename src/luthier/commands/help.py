@@ -83,7 +83,6 @@ def listing(folder: Path = FOLDER) -> list[str]:
 
 
 INSTEAD = {
-    "api": "serve output_dir with `vllm serve` or `sglang`; `luthier chat` answers in the terminal",
     "eval": "run lm-evaluation-harness on output_dir; `luthier train` with do_eval: true gives the "
     "loss on rows of one's own",
     "webchat": "`luthier chat` answers in the terminal",

@@ -65,7 +65,8 @@ class CallForm:
     after_name: str
     """What stands between name and arguments; the arguments' own names and values come next."""
     after_arguments: str  # closes a call, markers included
-    is_json: bool  # whether a call is an object of name and arguments, in this order
+    has_json: bool  # whether the arguments are a JSON object
+    is_json: bool  # whether the whole call is one of name and arguments, in this order
 
     @property
     def marker(self) -> str:
@@ -93,7 +94,7 @@ def call_form(template: Renders) -> CallForm | None:
             is_json = bool(is_whole and _HEAD.search(written))
             if not is_whole:
                 after_name, after = rest.partition("probe_key")[0], ""
-            return CallForm(tool_format, before, after_name, after, is_json)
+            return CallForm(tool_format, before, after_name, after, bool(is_whole), is_json)
     return None
 
 
@@ -156,6 +157,11 @@ class AnswerStream:
         self._at = 0  # in the text of calls, what was read
         self._value: _Value | None = None  # the arguments that are being written
         self._gap = ""  # the space before the calls
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether the answer is within a thought."""
+        return self._state == self._in_thought
 
     def push(self, text: str) -> list[Part]:
         """What became sure with more text."""

@@ -1,0 +1,316 @@
+"""The routes of the API, over one generator."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from openai.types import Model
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
+
+from luthier import __version__, console
+from luthier.errors import LuthierError
+from luthier.serving.admission import Doors, Limits
+from luthier.serving.answers import Asked, News, follow
+from luthier.serving.asking import Served, ask_chat, ask_completion
+from luthier.serving.completions import ChatWriter, CompletionWriter, Writes, written
+from luthier.serving.forms import ChatForm, CompletionForm, Sampled
+from luthier.serving.guard import App, Guard
+from luthier.serving.problems import Refused, of_validation
+
+Result = TypeVar("Result")
+
+ROUTES = (
+    *("/v1/models", "/v1/chat/completions", "/v1/completions"),
+    *("/health", "/metrics", "/openapi.json"),
+)
+"""Routes that are counted by their name."""
+
+
+def make_app(
+    models: Sequence[Served],
+    *,
+    limits: Limits | None = None,
+    token: str | None = None,
+    hosts: frozenset[str] | None = None,
+    root_path: str = "",
+) -> App:
+    """The server as an ASGI app.
+
+    Args:
+        models: by their names; all answer with the generator of the first one's engine.
+        limits: of requests and clients.
+        token: that every request must carry; None asks for none.
+        hosts: names that `Host` may have; None takes any.
+        root_path: under which a proxy offers the server.
+    """
+    doors = Doors(limits or Limits())
+    desk = Desk(models, doors)
+    app = FastAPI(
+        title="luthier",
+        version=__version__,
+        docs_url=None,  # its page loads programs from elsewhere
+        redoc_url=None,
+        root_path=root_path,
+        redirect_slashes=False,
+    )
+
+    @app.get("/v1/models")
+    async def list_models() -> JSONResponse:
+        return JSONResponse({"object": "list", "data": [_model(one) for one in models]})
+
+    @app.get("/v1/models/{name:path}")
+    async def get_model(name: str) -> JSONResponse:
+        return JSONResponse(_model(desk.find(name)))
+
+    @app.post("/v1/chat/completions")
+    async def chat(form: ChatForm, request: Request) -> Response:
+        served = desk.find(form.model)
+
+        def write(asked: Asked) -> Writes:
+            return ChatWriter(
+                form.model,
+                served.engine.tokenizer,
+                asked.count,
+                form.n,
+                form.logprobs,
+                _tells_usage(form),
+                form.metadata,
+            )
+
+        return await desk.serve(request, form.n, form.stream, lambda: ask_chat(form, served), write)
+
+    @app.post("/v1/completions")
+    async def complete(form: CompletionForm, request: Request) -> Response:
+        served = desk.find(form.model)
+
+        def write(asked: Asked) -> Writes:
+            return CompletionWriter(
+                form.model,
+                served.engine.tokenizer,
+                asked.count,
+                len(asked.requests),
+                form.logprobs is not None,
+                _tells_usage(form),
+            )
+
+        is_many = isinstance(form.prompt, list) and not isinstance(form.prompt[0], int)
+        num_answers = form.n * (len(form.prompt) if is_many else 1)
+        return await desk.serve(
+            request, num_answers, form.stream, lambda: ask_completion(form, served), write
+        )
+
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        if desk.problem:
+            raise Refused(desk.problem, status=503, code="unhealthy")
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/metrics")
+    async def metrics() -> PlainTextResponse:
+        return PlainTextResponse(doors.metrics(__version__), media_type="text/plain; version=0.0.4")
+
+    @app.exception_handler(Refused)
+    async def refuse(request: Request, problem: Refused) -> JSONResponse:
+        return JSONResponse(problem.body(), problem.status, problem.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse_form(request: Request, problem: RequestValidationError) -> JSONResponse:
+        return await refuse(request, of_validation(problem.errors(), problem.body))
+
+    @app.exception_handler(HTTPException)
+    async def refuse_route(request: Request, problem: HTTPException) -> JSONResponse:
+        where = f"{request.method} {request.url.path}"
+        found = Refused(f"{where}: {problem.detail}", status=problem.status_code)
+        found.headers = dict(problem.headers or {})
+        return await refuse(request, found)
+
+    names = frozenset(ROUTES)
+    return Guard(app, doors, token, hosts, names)
+
+
+class Desk:
+    """Takes requests, has them answered, and knows whether the model is well."""
+
+    def __init__(self, models: Sequence[Served], doors: Doors) -> None:
+        self._models = {one.name: one for one in models}
+        self._submit = models[0].engine.generator.submit
+        self._doors = doors
+        self.problem = ""
+        """Why the model cannot answer; empty while it can."""
+
+    def find(self, name: str) -> Served:
+        """The model of a name.
+
+        Raises:
+            Refused: with status 404, if there is none.
+        """
+        if name not in self._models:
+            known = ", ".join(self._models)
+            raise Refused(
+                f"there is no model {name!r} here; there are: {known}",
+                status=404,
+                param="model",
+                code="model_not_found",
+            )
+        return self._models[name]
+
+    async def serve(
+        self,
+        request: Request,
+        num_answers: int,
+        is_stream: bool,
+        ask: Callable[[], Asked],
+        write: Callable[[Asked], Writes],
+    ) -> Response:
+        """The reply to one request, whole or as a stream; a client that goes ends it.
+
+        Args:
+            request: of the client.
+            num_answers: that it wants.
+            is_stream: whether they are told as they come.
+            ask: makes the generator's requests, on another thread.
+            write: makes what writes the reply.
+        """
+        until = asyncio.get_running_loop().time() + self._doors.limits.deadline_s
+
+        async def begin() -> AsyncGenerator[Any, None]:
+            leave = await self._doors.enter(num_answers, until)
+            try:
+                asked = await _by(until, asyncio.to_thread(ask))
+                news = self._told(follow(asked, self._submit, until=until, leave=leave), asked)
+                writer = write(asked)
+                async with aclosing(news):
+                    if is_stream:
+                        async for event in writer.events(news):
+                            yield event
+                    else:
+                        yield await writer.whole(news)
+            finally:
+                leave()
+
+        reply = begin()
+        try:
+            first = await _unless_gone(request, anext(reply))
+        except BaseException:
+            await reply.aclose()
+            raise
+        if is_stream:
+            return EventStream(first, reply, self._doors.limits.deadline_s)
+        await reply.aclose()
+        return Response(written(first), media_type="application/json")
+
+    async def _told(
+        self, news: AsyncGenerator[News, None], asked: Asked
+    ) -> AsyncGenerator[News, None]:
+        """The same news; what goes wrong becomes a refusal, and tokens are counted."""
+        try:
+            async with aclosing(news):
+                async for one in news:
+                    yield one
+            self.problem = ""
+        except Refused:
+            raise
+        except Exception as problem:
+            is_told = isinstance(problem, LuthierError)
+            said = str(problem) if is_told else "the model failed; the server's log says more"
+            self.problem = said
+            self.problem = (
+                str(problem) if isinstance(problem, LuthierError) else type(problem).__name__
+            )
+            console.error(f"an answer failed: {type(problem).__name__}: {problem}")
+            raise Refused(said, status=500, code="model_error") from problem
+        finally:
+            self._doors.tokens["prompt"] += asked.count.prompt
+            self._doors.tokens["answer"] += asked.count.answer
+
+
+class EventStream(Response):
+    """Server-sent events; ends when the client goes, or takes one too slowly."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, first: str, rest: AsyncGenerator[Any, None], send_s: float) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._first, self._rest, self._send_s = first, rest, send_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the events."""
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+
+        async def put(data: str, more: bool = True) -> None:
+            body = f"data: {data}\n\n".encode()
+            message = {"type": "http.response.body", "body": body, "more_body": more}
+            await asyncio.wait_for(send(message), self._send_s)
+
+        async def tell() -> None:
+            await send(start)
+            await put(self._first)
+            try:
+                async for event in self._rest:
+                    await put(event)
+            except Refused as problem:
+                await put(json.dumps(problem.body()))
+            await put("[DONE]", more=False)
+
+        try:
+            with suppress(asyncio.TimeoutError, TimeoutError, OSError):
+                await _until_gone(receive, tell())
+        finally:
+            await self._rest.aclose()
+
+
+async def _unless_gone(request: Request, wanted: Awaitable[Result]) -> Result:
+    """What is wanted, unless the client goes before it is there; then nobody reads the reply."""
+    found: list[Result] = []
+
+    async def want() -> None:
+        found.append(await wanted)
+
+    await _until_gone(request.receive, want())
+    if not found:
+        raise Refused("the client has gone", status=499, code="client_gone")
+    return found[0]
+
+
+async def _until_gone(receive: Receive, work: Awaitable[None]) -> None:
+    """Works until the work is done or the client has gone."""
+
+    async def wait_for_end() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(wait_for_end())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    if not tasks[0].cancelled():
+        tasks[0].result()
+
+
+async def _by(until: float, work: Awaitable[Result]) -> Result:
+    left = until - asyncio.get_running_loop().time()
+    try:
+        return await asyncio.wait_for(work, max(left, 0))
+    except (asyncio.TimeoutError, TimeoutError):
+        raise Refused("the deadline of the request has come", status=504, code="deadline") from None
+
+
+def _tells_usage(form: Sampled) -> bool:
+    return form.stream_options is not None and form.stream_options.include_usage
+
+
+def _model(one: Served) -> dict[str, Any]:
+    model = Model(id=one.name, object="model", created=one.created, owned_by="luthier")
+    return model.model_dump()
