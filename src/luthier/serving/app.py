@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
@@ -21,14 +20,17 @@ from luthier.serving.admission import Doors, Limits
 from luthier.serving.answers import Asked, News, follow
 from luthier.serving.asking import Served, ask_chat, ask_completion
 from luthier.serving.completions import ChatWriter, CompletionWriter, Writes, written
-from luthier.serving.forms import ChatForm, CompletionForm, Sampled
+from luthier.serving.conversation import read_items
+from luthier.serving.forms import ChatForm, CompletionForm, ResponseForm, Sampled
 from luthier.serving.guard import App, Guard
 from luthier.serving.problems import Refused, of_validation
+from luthier.serving.responses import Kept, ResponseWriter, as_chat_form
 
 Result = TypeVar("Result")
 
 ROUTES = (
-    *("/v1/models", "/v1/chat/completions", "/v1/completions"),
+    *("/v1/models", "/v1/chat/completions", "/v1/completions", "/v1/responses"),
+    "/v1/score",
     *("/health", "/metrics", "/openapi.json"),
 )
 """Routes that are counted by their name."""
@@ -52,7 +54,7 @@ def make_app(
         root_path: under which a proxy offers the server.
     """
     doors = Doors(limits or Limits())
-    desk = Desk(models, doors)
+    desk, kept = Desk(models, doors), Kept()
     app = FastAPI(
         title="luthier",
         version=__version__,
@@ -105,6 +107,26 @@ def make_app(
         num_answers = form.n * (len(form.prompt) if is_many else 1)
         return await desk.serve(
             request, num_answers, form.stream, lambda: ask_completion(form, served), write
+        )
+
+    @app.post("/v1/responses")
+    async def respond(form: ResponseForm, request: Request) -> Response:
+        served = desk.find(form.model)
+        before = kept.find(form.previous_response_id) if form.previous_response_id else []
+        messages = [*before, *read_items(None, form.input)]
+        chat_form = as_chat_form(form, [*read_items(form.instructions, []), *messages])
+
+        def write(asked: Asked) -> Writes:
+            return ResponseWriter(form, asked.count, kept, messages)
+
+        return await desk.serve(request, 1, form.stream, lambda: ask_chat(chat_form, served), write)
+
+    @app.post("/v1/score")
+    async def score(request: Request) -> Response:
+        raise Refused(
+            "no reward model is served here, and the models that are predict tokens",
+            status=503,
+            code="no_reward_model",
         )
 
     @app.get("/health")
@@ -188,11 +210,17 @@ class Desk:
                 news = self._told(follow(asked, self._submit, until=until, leave=leave), asked)
                 writer = write(asked)
                 async with aclosing(news):
-                    if is_stream:
-                        async for event in writer.events(news):
+                    # what fails before the first token has a status of its own
+                    first = await anext(news, None)
+                    every = _chained(first, news)
+                    if not is_stream:
+                        yield await writer.whole(every)
+                        return
+                    try:
+                        async for event in writer.events(every):
                             yield event
-                    else:
-                        yield await writer.whole(news)
+                    except Refused as problem:
+                        yield writer.failure(problem)
             finally:
                 leave()
 
@@ -246,26 +274,29 @@ class EventStream(Response):
         """Sends the events."""
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
 
-        async def put(data: str, more: bool = True) -> None:
-            body = f"data: {data}\n\n".encode()
-            message = {"type": "http.response.body", "body": body, "more_body": more}
+        async def put(event: str, more: bool = True) -> None:
+            message = {"type": "http.response.body", "body": event.encode(), "more_body": more}
             await asyncio.wait_for(send(message), self._send_s)
 
         async def tell() -> None:
             await send(start)
             await put(self._first)
-            try:
-                async for event in self._rest:
-                    await put(event)
-            except Refused as problem:
-                await put(json.dumps(problem.body()))
-            await put("[DONE]", more=False)
+            async for event in self._rest:
+                await put(event)
+            await put("", more=False)
 
         try:
             with suppress(asyncio.TimeoutError, TimeoutError, OSError):
                 await _until_gone(receive, tell())
         finally:
             await self._rest.aclose()
+
+
+async def _chained(first: News | None, rest: AsyncIterator[News]) -> AsyncIterator[News]:
+    if first is not None:
+        yield first
+    async for one in rest:
+        yield one
 
 
 async def _unless_gone(request: Request, wanted: Awaitable[Result]) -> Result:

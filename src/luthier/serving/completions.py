@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
@@ -16,17 +17,37 @@ from transformers import PreTrainedTokenizerBase
 
 from luthier.generating.request import Token
 from luthier.serving.answers import Count, News
+from luthier.serving.problems import Refused
 from luthier.templates.answer_stream import CallBegins, CallGoesOn, Said, Thought
 
 
 class Writes(Protocol):
-    """A kind of reply: how it is written whole, and as events."""
+    """A kind of reply: how it is written whole, and as server-sent events."""
 
     async def whole(self, news: AsyncIterator[News]) -> BaseModel:
         """The reply once everything is there."""
 
     def events(self, news: AsyncIterator[News]) -> AsyncIterator[str]:
-        """The data of each event as it comes."""
+        """Each event as it comes, and what ends them."""
+
+    def failure(self, problem: Refused) -> str:
+        """The event that ends a stream in which something went wrong."""
+
+
+def framed(data: str, event: str = "") -> str:
+    """A server-sent event."""
+    return (f"event: {event}\n" if event else "") + f"data: {data}\n\n"
+
+
+DONE = framed("[DONE]")
+
+
+class Completions:
+    """What ends streams of completions."""
+
+    def failure(self, problem: Refused) -> str:
+        """The error in place of a chunk."""
+        return framed(json.dumps(problem.body()))
 
 
 def new_id(kind: str) -> str:
@@ -50,7 +71,7 @@ def usage(count: Count) -> CompletionUsage:
 
 
 @dataclass
-class ChatWriter:
+class ChatWriter(Completions):
     """Writes a chat completion."""
 
     model: str  # its name, as the client said it
@@ -96,6 +117,7 @@ class ChatWriter:
                 yield self._chunk(one.index, {}, one.finish_reason, logprobs)
         if self.has_usage:
             yield self._of([], usage(self.count))
+        yield DONE
 
     def _chunk(
         self, index: int, delta: Mapping[str, Any], reason: str | None = None, logprobs: Any = None
@@ -113,7 +135,7 @@ class ChatWriter:
         }
         # where it is asked for, all chunks have the field, and the last one a value
         usage_of = {"usage": told} if self.has_usage else {}
-        return written(ChatCompletionChunk.model_validate(chunk | usage_of))
+        return framed(written(ChatCompletionChunk.model_validate(chunk | usage_of)))
 
     def _logprobs(self, one: News) -> dict[str, Any] | None:
         if not self.has_logprobs:
@@ -204,7 +226,7 @@ def _spelled(tokenizer: PreTrainedTokenizerBase, token_id: int, logprob: float) 
 
 
 @dataclass
-class CompletionWriter:
+class CompletionWriter(Completions):
     """Writes a plain completion."""
 
     model: str
@@ -239,9 +261,10 @@ class CompletionWriter:
                 one.index, text, one.finish_reason, one.tokens, offsets[one.index]
             )
             offsets[one.index] += len(text)
-            yield written(self._of([choice]))
+            yield framed(written(self._of([choice])))
         if self.has_usage:
-            yield written(self._of([], usage(self.count)))
+            yield framed(written(self._of([], usage(self.count))))
+        yield DONE
 
     def _of(
         self, choices: list[CompletionChoice], told: CompletionUsage | None = None
