@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from luthier.serving.problems import Refused
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,22 @@ class Doors:
     def _wait_s(self) -> int:
         """Whole seconds until a place may be free: what the last clients took, at most a minute."""
         return max(1, min(60, round(self.seconds / max(self.num_served, 1))))
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, Result]) -> Result:
+    """What work gives, or a TimeoutError.
+
+    `asyncio.wait_for` of Python before 3.12 forgets that it was cancelled when the work is done at
+    that moment (python/cpython#86296).
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        done, _ = await asyncio.wait([task], timeout=max(seconds, 0))
+    finally:
+        task.cancel()
+    if not done:
+        raise TimeoutError
+    return task.result()
 
 
 def _give_up(turn: asyncio.Future[bool]) -> None:

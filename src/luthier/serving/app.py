@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from luthier import __version__, console
 from luthier.errors import LuthierError
-from luthier.serving.admission import Doors, Limits
+from luthier.serving.admission import Doors, Limits, within
 from luthier.serving.answers import Asked, News, follow
 from luthier.serving.asking import Served, ask_chat, ask_completion
 from luthier.serving.completions import ChatWriter, CompletionWriter, Writes, written
@@ -276,7 +276,7 @@ class EventStream(Response):
 
         async def put(event: str, more: bool = True) -> None:
             message = {"type": "http.response.body", "body": event.encode(), "more_body": more}
-            await asyncio.wait_for(send(message), self._send_s)
+            await within(self._send_s, _sent(send, message))
 
         async def tell() -> None:
             await send(start)
@@ -286,7 +286,7 @@ class EventStream(Response):
             await put("", more=False)
 
         try:
-            with suppress(asyncio.TimeoutError, TimeoutError, OSError):
+            with suppress(TimeoutError, OSError):
                 await _until_gone(receive, tell())
         finally:
             await self._rest.aclose()
@@ -330,11 +330,14 @@ async def _until_gone(receive: Receive, work: Awaitable[None]) -> None:
         tasks[0].result()
 
 
-async def _by(until: float, work: Awaitable[Result]) -> Result:
-    left = until - asyncio.get_running_loop().time()
+async def _sent(send: Send, message: dict[str, Any]) -> None:
+    await send(message)
+
+
+async def _by(until: float, work: Coroutine[Any, Any, Result]) -> Result:
     try:
-        return await asyncio.wait_for(work, max(left, 0))
-    except (asyncio.TimeoutError, TimeoutError):
+        return await within(until - asyncio.get_running_loop().time(), work)
+    except TimeoutError:
         raise Refused("the deadline of the request has come", status=504, code="deadline") from None
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import ipaddress
 import json
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
-from luthier.serving.admission import Doors
+from luthier.serving.admission import Doors, within
 from luthier.serving.problems import Refused
 
 SHORTEST_TOKEN = 16
@@ -21,7 +20,7 @@ SHORTEST_TOKEN = 16
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Receive: TypeAlias = Callable[[], Coroutine[Any, Any, Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
 
@@ -116,8 +115,8 @@ class Guard:
         body, until = bytearray(), time.monotonic() + limits.body_s
         while True:
             try:
-                message = await asyncio.wait_for(receive(), until - time.monotonic())
-            except (asyncio.TimeoutError, TimeoutError):
+                message = await within(until - time.monotonic(), receive())
+            except TimeoutError:
                 raise Refused(
                     f"the body took more than {limits.body_s:.0f} s", status=408
                 ) from None
