@@ -107,7 +107,6 @@ class ResponseWriter:
     items: list[dict[str, Any]] = field(default_factory=list)
     status: str = "in_progress"
     _number: int = 0  # of the next event
-    _calls: dict[int, int] = field(default_factory=dict)  # a call's index -> its item's
 
     async def whole(self, news: AsyncIterator[News]) -> Response:
         """The response once everything is there."""
@@ -147,7 +146,7 @@ class ResponseWriter:
 
     def _take(self, part: Thought | Said | CallBegins | CallGoesOn) -> list[dict[str, Any]]:
         if isinstance(part, CallBegins):
-            item = {
+            call: dict[str, Any] = {
                 "type": "function_call",
                 "id": new_id("fc"),
                 "call_id": new_id("call"),
@@ -155,9 +154,7 @@ class ResponseWriter:
                 "arguments": "",
                 "status": "in_progress",
             }
-            self_events = self._open(item)
-            self._calls[part.index] = len(self.items) - 1
-            return self_events
+            return self._open(call)
         if isinstance(part, CallGoesOn):
             self.items[-1]["arguments"] += part.arguments
             kind = "response.function_call_arguments.delta"
@@ -166,10 +163,12 @@ class ResponseWriter:
         kind = "message" if is_text else "reasoning"
         events = []
         if not self.items or self.items[-1]["type"] != kind:
-            item = {"type": kind, "id": new_id("msg" if is_text else "rs"), "status": "in_progress"}
+            item: dict[str, Any] = {"type": kind, "id": new_id("msg" if is_text else "rs")}
+            item["status"] = "in_progress"
             item |= {"role": "assistant"} if is_text else {"summary": []}
             events += self._open(item | {"content": []})
-            content = {"type": "output_text" if is_text else "reasoning_text", "text": ""}
+            text_kind = "output_text" if is_text else "reasoning_text"
+            content: dict[str, Any] = {"type": text_kind, "text": ""}
             content |= {"annotations": [], "logprobs": []} if is_text else {}
             events.append(
                 self._of_item("response.content_part.added", content_index=0, part=dict(content))
