@@ -165,8 +165,9 @@ class ResponseWriter:
         if not self.items or self.items[-1]["type"] != kind:
             item: dict[str, Any] = {"type": kind, "id": new_id("msg" if is_text else "rs")}
             item["status"] = "in_progress"
-            item |= {"role": "assistant"} if is_text else {"summary": []}
-            events += self._open(item | {"content": []})
+            item["role" if is_text else "summary"] = "assistant" if is_text else []
+            item["content"] = []
+            events += self._open(item)
             text_kind = "output_text" if is_text else "reasoning_text"
             content: dict[str, Any] = {"type": text_kind, "text": ""}
             content |= {"annotations": [], "logprobs": []} if is_text else {}
