@@ -115,7 +115,10 @@ def test_secrets_stay_here(
     monkeypatch.setenv("WANDB_API_KEY", canary)
     (run / "README.md").write_text(f"---\ntags:\n- luthier\n---\n# run\n\n{canary} is no secret\n")
 
-    folder = export_of(run, tmp_path / "out", hf_hub_token=canary)
+    pytest.importorskip("gguf", reason="the extra luthier[gguf] is not installed")
+
+    given = {"hf_hub_token": canary, "gguf": "f16", "ollama": True}
+    folder = export_of(run, tmp_path / "out", **given)
 
     said = "".join(capfd.readouterr())
     files = [path for path in folder.rglob("*") if path.is_file()]

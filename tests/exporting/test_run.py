@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -241,3 +243,51 @@ def test_questions_stand_in_for_data_that_is_gone(
     said = capsys.readouterr().err
     assert "the run's data is not at hand" in said
     assert "8 prompts of questions of luthier's own" in said
+
+
+def test_an_upload_that_fails_leaves_the_folder(
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    sent: list[dict[str, Any]] = []
+
+    def create(self: HfApi, name: str, **options: Any) -> SimpleNamespace:
+        assert options["private"]
+        return SimpleNamespace(repo_id=name)
+
+    def upload(self: HfApi, **options: Any) -> None:
+        sent.append(options)
+        if len(sent) > 1:
+            raise OSError("no route")
+
+    monkeypatch.setattr(HfApi, "create_repo", create)
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+
+    folder = export_of(run, tmp_path / "one", export_hub_model_id="me/mine")
+    with pytest.raises(ModelError, match="me/mine cannot be uploaded: no route"):
+        export_of(run, tmp_path / "two", export_hub_model_id="me/mine")
+
+    assert [each["folder_path"] for each in sent] == [folder, tmp_path / "two"]
+    assert not verify(tmp_path / "two")
+
+
+def test_a_tokenizer_that_cannot_be_read_is_a_sentence(tmp_path: Path, llama_folder: Path):
+    run = make_run(tmp_path / "run", llama_folder)
+    (run / "tokenizer.json").write_text("{")
+
+    with pytest.raises(ModelError, match="the tokenizer cannot be read"):
+        export_of(run, tmp_path / "out")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_with_numbers_that_are_none_is_not_merged(
+    tmp_path: Path, llama_folder: Path, value: float
+):
+    run = make_run(tmp_path / "run", llama_folder)
+    weights = load_file(run / "adapter_model.safetensors")
+    next(iter(weights.values())).view(-1)[0] = value
+    save_file(weights, run / "adapter_model.safetensors")
+
+    with pytest.raises(ModelError, match=r"numbers that are none|cannot be merged"):
+        export_of(run, tmp_path / "out")
+
+    assert not (tmp_path / "out").exists()

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import torch
+from huggingface_hub import HfApi
 from peft import PeftModel
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
@@ -22,6 +23,7 @@ from luthier.arguments.record import Arguments
 from luthier.checkpoints.fingerprint import versions
 from luthier.checkpoints.manifest import Manifest
 from luthier.checkpoints.pretrained import PretrainedFiles
+from luthier.checkpoints.publish import describe
 from luthier.errors import ModelError
 from luthier.exporting.adapter import find_adapter, write_adapter
 from luthier.exporting.base import check_base, check_plain
@@ -120,7 +122,7 @@ def _export_merged(
         merged = _write_merged(arguments, stage, tokenizer, fitted, place, (stored, dtype))
         write_card(place, folder.name, arguments, scores=stage.scores)
         gc.collect()
-        _read_back(merged, place, tokenizer)
+        _read_back(merged, place, tokenizer, arguments)
         if asked.gguf is not None:
             _add_gguf(place, folder.name, asked.gguf, merged.probes)
         if told is not None:
@@ -219,8 +221,7 @@ def _load_tokenizer(arguments: Arguments, stage: Stage) -> tuple[PreTrainedToken
     is_saved = folder is not None and (folder / "tokenizer_config.json").is_file()
     if is_saved:
         console.info(f"tokenizer: that of {folder}")
-        options = hub_options(arguments.model) | {"revision": None}
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), **options)
+        tokenizer = _saved_tokenizer(str(folder), arguments)
     else:
         tokenizer = load_tokenizer(arguments.model)
     template, fitted = fit_template(arguments, tokenizer)
@@ -233,6 +234,18 @@ def _load_tokenizer(arguments: Arguments, stage: Stage) -> tuple[PreTrainedToken
     if not stage.scores:
         tokenizer.padding_side = "left"  # of prompts to answer
     return tokenizer, fitted
+
+
+def _saved_tokenizer(folder: str, arguments: Arguments) -> PreTrainedTokenizerBase:
+    options = hub_options(arguments.model) | {"revision": None}
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **options)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as problem:
+        raise ModelError(
+            f"{folder}: the tokenizer cannot be read: {describe(problem)}. Delete its files there "
+            "to take that of the base model."
+        ) from problem
+    return tokenizer
 
 
 def _write_merged(
@@ -343,7 +356,9 @@ def _check_vocabulary(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     console.info(f"vocabulary: {len(tokenizer):,} tokens in {rows:,} rows{tied}")
 
 
-def _read_back(merged: Merged, place: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def _read_back(
+    merged: Merged, place: Path, tokenizer: PreTrainedTokenizerBase, arguments: Arguments
+) -> None:
     """Loads what was written, as others will; a ModelError if it is not what was in memory."""
     model, report = merged.kind.from_pretrained(
         place,
@@ -369,8 +384,7 @@ def _read_back(merged: Merged, place: Path, tokenizer: PreTrainedTokenizerBase) 
             f"what was written is not what was in memory: {found} apart. Nothing was published; "
             "look at the disk."
         )
-    ids = AutoTokenizer.from_pretrained(place).get_vocab()
-    if ids != tokenizer.get_vocab():
+    if _saved_tokenizer(str(place), arguments).get_vocab() != tokenizer.get_vocab():
         raise ModelError("the tokenizer that was written reads otherwise. Nothing was published.")
 
 
@@ -400,13 +414,17 @@ def _manifest(arguments: Arguments) -> Manifest:
 
 
 def _upload(arguments: Arguments, folder: Path) -> None:
-    from huggingface_hub import HfApi
-
     token = arguments.model.hf_hub_token
     api = HfApi(token=None if token is None else token.get_secret_value())
     name = str(arguments.exporting.export_hub_model_id)
-    repository = api.create_repo(name, private=True, exist_ok=True).repo_id
-    api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export")
+    try:
+        repository = api.create_repo(name, private=True, exist_ok=True).repo_id
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export")
+    except (OSError, ValueError) as problem:
+        raise ModelError(
+            f"export_hub_model_id: {name} cannot be uploaded: {describe(problem)}. {folder} is "
+            f"whole; `hf upload {name} {folder}` uploads it later."
+        ) from problem
     console.info(f"uploaded: {repository}")
 
 

@@ -20,7 +20,7 @@ from peft import (
     load_peft_weights,
     set_peft_model_state_dict,
 )
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer, onload_layer
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -195,19 +195,20 @@ def merge_adapter(loaded: PeftModel) -> PreTrainedModel:
     for name, module in loaded.named_modules():
         if not isinstance(module, BaseTunerLayer):
             continue
-        weights = list(module.get_base_layer().parameters(recurse=False))
-        dtypes = [each.dtype for each in weights]
-        for each in weights:
-            if each.dtype in (torch.bfloat16, torch.float16):
-                each.data = each.data.float()
-        try:
-            module.merge(safe_merge=True)
-        except ValueError as problem:
-            raise ModelError(
-                f"the adapter cannot be merged: {name}: {problem}. Take an earlier checkpoint."
-            ) from problem
-        for each, dtype in zip(weights, dtypes, strict=True):
-            each.data = each.data.to(dtype)
+        with onload_layer(module):  # where it was put off a full device
+            weights = list(module.get_base_layer().parameters(recurse=False))
+            dtypes = [each.dtype for each in weights]
+            for each in weights:
+                if each.dtype in (torch.bfloat16, torch.float16):
+                    each.data = each.data.float()
+            try:
+                module.merge(safe_merge=True)
+            except ValueError as problem:
+                raise ModelError(
+                    f"the adapter cannot be merged: {name}: {problem}. Take an earlier checkpoint."
+                ) from problem
+            for each, dtype in zip(weights, dtypes, strict=True):
+                each.data = each.data.to(dtype)
     with warnings.catch_warnings(action="ignore", category=UserWarning):
         return loaded.merge_and_unload()  # of what is merged only the layers are put back
 
