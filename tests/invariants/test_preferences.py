@@ -47,6 +47,9 @@ CASES: dict[str, dict[str, Any]] = {
     "dpo without a reference": {"stage": "dpo", "pref_loss": "orpo,simpo"},
 }
 
+SGD = {"optim": "sgd", "learning_rate": 2.0}
+"""Adam would move weights of tiny gradients by the sign of what rounding leaves of them."""
+
 WAYS: dict[str, dict[str, Any]] = {
     "1 x 8": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
     "8 x 1": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
@@ -75,11 +78,8 @@ def assert_alike(found: list[dict[str, float]], expected: list[dict[str, float]]
     first, others = (
         {n: x for n, x in each[0].items() if n != ACCURACY} for each in (found, expected)
     )
-    assert first == pytest.approx(others, rel=1e-5, abs=1e-6)
-    found, expected = [first, *found[1:]], [others, *expected[1:]]
-    for mine, theirs in zip(found, expected, strict=True):
-        # Adam moves weights of tiny gradients by the sign of what rounding leaves of them
-        assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+    for mine, theirs in zip([first, *found[1:]], [others, *expected[1:]], strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-5)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -95,6 +95,7 @@ def config(
         eval_strategy="steps",
         eval_steps=2,
         max_steps=4,
+        **SGD,
         **case,
     )
 
@@ -104,7 +105,7 @@ def whole(config: dict[str, Any]) -> list[dict[str, float]]:
     found = lines(luthier.train(config))
     assert "rewards/margins" in found[0]
     evaluated = found[-1]["eval_rewards/margins"]
-    assert evaluated != 0
+    assert abs(evaluated) > 1e-3, "something is learned"
     if config["stage"] == "kto":
         assert "kl" in found[0]
         assert found[-1]["eval_kl"] > 0
@@ -149,6 +150,7 @@ def test_a_run_that_goes_on_is_the_same_run(method: str, config, tmp_path: Path)
         "save_strategy": "steps",
         "save_steps": 3,
         "logging_steps": 2,
+        "optim": "adamw_torch",
         "learning_rate": 5e-3,
         "overwrite_output_dir": False,
     }
@@ -203,7 +205,7 @@ def test_weights_in_parts_learn_the_same_or_say_why_not(
 ):
     """Of DeepSpeed, which makes one run a process, the adapter alone."""
     here = config | way | {"output_dir": str(tmp_path / "two"), "gradient_accumulation_steps": 1}
-    full = {"finetuning_type": "full", "learning_rate": 5e-3}
+    full = {"finetuning_type": "full", "learning_rate": 0.05}
     read_before = full | {"kto_loss": "apo_zero_unpaired"}
     settings = [{}, full, read_before][: 3 if "fsdp" in way else 1]
     learned, *others = values_of_ranks(in_parts, 2, here, settings)[0]

@@ -44,7 +44,8 @@ def config(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
         "cutoff_len": 128,
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 2,
-        "learning_rate": 5e-3,
+        "optim": "sgd",  # Adam would move weights by the sign of what rounding leaves of gradients
+        "learning_rate": 0.5,
         "max_steps": 6,
         "logging_steps": 2,
         "eval_strategy": "steps",
@@ -72,13 +73,13 @@ def numbers(result: Any) -> dict[str, Any]:
 
 def check(found: dict[str, Any], expected: dict[str, Any]) -> None:
     assert len(found["log"]) == len(expected["log"]) == 3 * 7 + 3 * 6
-    assert found["log"] == pytest.approx(expected["log"], rel=1e-4, abs=1e-5)
+    assert found["log"] == pytest.approx(expected["log"], rel=1e-5, abs=1e-5)
     assert any("score" in name for name in expected["weights"])
     for name, weight in found["weights"].items():
-        torch.testing.assert_close(weight, expected["weights"][name], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(weight, expected["weights"][name], rtol=1e-5, atol=1e-5)
     for one, other in zip(found["scores"], expected["scores"], strict=True):
         assert one["origin"] == other["origin"]
-        assert one["chosen"] == pytest.approx(other["chosen"], abs=1e-4)
+        assert one["chosen"] == pytest.approx(other["chosen"], abs=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def train_on_ranks(configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_two_ranks_learn_what_one_learns(config, whole, tmp_path: Path):
     halved = config | {"gradient_accumulation_steps": 1}
     configs = [halved | {"output_dir": str(tmp_path / "lora")}]
-    full = {"finetuning_type": "full", "learning_rate": 1e-3}
+    full = {"finetuning_type": "full", "learning_rate": 0.05}
     configs.append(halved | full | {"output_dir": str(tmp_path / "full")})
 
     ranks = values_of_ranks(train_on_ranks, 2, configs)

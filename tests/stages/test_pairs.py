@@ -331,6 +331,16 @@ def test_a_pair_in_a_stage_of_marks_gives_a_wanted_and_an_unwanted_answer():
     )
 
 
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_an_empty_answer_is_mended_by_its_own_name(side: str):
+    row = {"instruction": "Name a wood.", "chosen": "Spruce.", "rejected": "Stone."}
+
+    with pytest.raises(RowError) as raised:
+        read(row | {side: " "})
+
+    assert f'name its column as "{side}"' in raised.value.fix
+
+
 @pytest.mark.parametrize("kind", [Pairs, Marked])
 def test_a_margin_that_nothing_is_learned_with_is_told(kind: Any):
     stage = fitted(kind)

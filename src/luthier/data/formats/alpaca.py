@@ -38,8 +38,9 @@ def read_alpaca(row: Mapping[str, Any], reading: Reading, origin: Origin | None)
     messages = [*_history(row, columns.history), Message("user", question)]
     response = columns.response or "output"
     if reading.needs_answer:
+        part = next((n for n in ("chosen", "rejected") if n == response), "response")
         fix = (
-            f'Write the answer there, or name its column as "response" in "columns" of '
+            f'Write the answer there, or name its column as "{part}" in "columns" of '
             f"{reading.description.name!r}."
         )
         answer = text_at(row, response, response, fix)
