@@ -22,7 +22,7 @@ from luthier.example import REFERENCE, Example
 from luthier.modeling.attention.interface import install_tree_attention
 from luthier.modeling.reads import read_logps
 from luthier.stages.stage import Loss
-from tests.stages.made import make_stage
+from tests.stages.made import make_stage, short_run
 
 
 def compared(folder: Path, count: int = 24) -> Path:
@@ -41,26 +41,8 @@ def compared(folder: Path, count: int = 24) -> Path:
 
 
 def config_of(model: Path, folder: Path, **settings: Any) -> dict[str, Any]:
-    return {
-        "model_name_or_path": str(model),
-        "stage": "dpo",
-        "dataset": str(compared(folder)),
-        "template": "chatml",
-        "do_train": True,
-        "cutoff_len": 64,
-        "output_dir": str(folder / "run"),
-        "overwrite_output_dir": True,
-        "cache_dir": str(folder / "cache"),
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 2,
-        "tokens_per_micro_batch": 130,
-        "learning_rate": 0.01,
-        "max_steps": 3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        **settings,
-    }
+    settings = {"tokens_per_micro_batch": 130, "learning_rate": 0.01, **settings}
+    return short_run(model, folder, "dpo", compared(folder), **settings)
 
 
 @pytest.mark.parametrize("precompute", [True, False], ids=["read before", "live"])

@@ -13,7 +13,7 @@ import torch
 import luthier
 from luthier.errors import LuthierError
 from luthier.stages.stage import Stage
-from tests.stages.made import make_stage
+from tests.stages.made import make_stage, short_run
 
 
 def marked(folder: Path, count: int = 24, every: int = 2) -> Path:
@@ -32,26 +32,8 @@ def marked(folder: Path, count: int = 24, every: int = 2) -> Path:
 
 
 def config_of(model: Path, folder: Path, **settings: Any) -> dict[str, Any]:
-    return {
-        "model_name_or_path": str(model),
-        "stage": "kto",
-        "dataset": str(marked(folder)),
-        "template": "chatml",
-        "do_train": True,
-        "cutoff_len": 64,
-        "output_dir": str(folder / "run"),
-        "overwrite_output_dir": True,
-        "cache_dir": str(folder / "cache"),
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 2,
-        "tokens_per_micro_batch": 80,
-        "learning_rate": 0.02,
-        "max_steps": 3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        **settings,
-    }
+    settings = {"tokens_per_micro_batch": 80, "learning_rate": 0.02, **settings}
+    return short_run(model, folder, "kto", marked(folder), **settings)
 
 
 def numbers_of(ratios: list[float], labels: list[float], kl: float) -> dict[str, torch.Tensor]:
