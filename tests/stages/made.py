@@ -27,7 +27,9 @@ def make_stage(name: str, **settings: object) -> Stage:
     return STAGES.get(name)(make_arguments(name, **settings))
 
 
-def short_run(model: Path, folder: Path, stage: str, rows: Path, **settings: Any) -> dict[str, Any]:
+def short_run(
+    model: Path, folder: Path, stage: str, rows: Path, /, **settings: Any
+) -> dict[str, Any]:
     """The configuration of three logged steps of eight rows."""
     return {
         "model_name_or_path": str(model),
