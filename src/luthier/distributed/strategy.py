@@ -57,10 +57,7 @@ class Learner(Protocol):
     state: Any
     control: Any
     callback_handler: Any
-
-    @property
-    def remembered(self) -> Mapping[str, float]:
-        """By name the mean of all steps so far, of what the stage remembers."""
+    progress: Any  # what the steps so far have given, see `training/progress.py`
 
     def create_optimizer(self) -> Any:
         """Makes the optimizer of the model's learned weights."""

@@ -50,10 +50,11 @@ from luthier.example import ExampleSet
 from luthier.modeling.device import is_out_of_memory
 from luthier.processes.ranks import gather_objects, num_ranks
 from luthier.training.evaluate import EvaluationCut, evaluate_set, score_set
-from luthier.training.metrics import Meter, MetricSums, Work
+from luthier.training.metrics import Meter, Work
 from luthier.training.nonfinite import NonFiniteGuard, refuse_nonfinite
 from luthier.training.oom import OomHandler
 from luthier.training.optimizers.restored import Group, put_in, settings_of_groups
+from luthier.training.progress import Progress
 from luthier.training.state import (
     find_best_again,
     load_random,
@@ -143,7 +144,6 @@ class Trainer:
         self.model = self.model_wrapped = model
         self.is_prepared, self.is_in_train = False, False
         self.reference: Any = None
-        self._remembered = MetricSums()
         self.processing_class = tokenizer
         self.train_dataset: Any = train_dataset
         self.eval_dataset: Any = eval_dataset.get("", eval_dataset or None)
@@ -168,10 +168,8 @@ class Trainer:
         self.oom = OomHandler(exchanges=num_ranks() > 1, **options)
         # an evaluation exchanges nothing before its end
         self.evaluation_oom = OomHandler(exchanges=False, **options)
-        self._metrics = MetricSums(stage.train_metrics)
-        self._loss = torch.zeros((), device=args.device)
-        self._total_loss, self._flops_of_rank, self._num_steps_unheard = 0.0, 0.0, 0
-        self._num_taken = 0
+        self.progress = Progress(stage, accelerator)
+        self._flops_of_rank, self._num_taken = 0.0, 0
         self._is_restored = self._has_told_of_evaluation = False
         self.callback_handler = CallbackHandler(
             [
@@ -348,16 +346,13 @@ class Trainer:
             handler.on_train_end(args, self.state, self.control)
             self.requests.raise_stopped(self.state)
 
-        self._total_loss += self.accelerator.reduce(self._loss, "mean").item()
         work = self.work
         metrics: dict[str, float] = speed_metrics(
             "train", begun, num_samples=work.examples, num_steps=work.steps
         )
         self.store_flos()
         metrics["total_flos"] = self.state.total_flos
-        # the mean of all steps, those before a resume included
-        num_steps = self.state.global_step - self._num_steps_unheard
-        metrics["train_loss"] = self._total_loss / max(num_steps, 1)
+        metrics["train_loss"] = self.progress.mean_loss()
         return metrics
 
     def _end(self, metrics: dict[str, float]) -> None:
@@ -410,9 +405,7 @@ class Trainer:
             set_seed(args.seed + args.process_index)
         self.meter.restart(state.total_flos)
         self.work, self._is_restored = Work(), False
-        self._loss = torch.zeros((), device=args.device)
-        self._metrics, self._remembered = MetricSums(self.stage.train_metrics), MetricSums()
-        self._total_loss, self._last_logged = 0.0, state.global_step
+        self.progress = Progress(self.stage, self.accelerator)
 
     def _restore(self) -> None:
         """Takes up what was measured since the last log, and the counters of callbacks."""
@@ -423,19 +416,9 @@ class Trainer:
         self._num_taken = 0
         is_new = ours is None or self.args.ignore_data_skip
         self.train_dataset.start(None if is_new else ours.get("stream"))
-        self._num_steps_unheard = state.global_step if ours is None else 0
         if ours is None:
             return
-        losses = ours["loss_since_log"]
-        is_as_before = len(losses) == self.args.world_size
-        mean = math.fsum(losses) / len(losses)
-        self._loss += losses[self.args.process_index] if is_as_before else mean
-        self._total_loss += ours["total_loss"]
-        self._last_logged = ours["last_logged_step"]
-        if self.is_world_process_zero():  # they are the sums of all ranks
-            kept = ours.get("metrics_since_log", {})
-            self._metrics.add({name: (total, count) for name, (total, count) in kept.items()})
-        self._remembered.add(ours.get("remembered", {}))
+        self.progress.restore(ours, state.global_step)
         self.guard.restore(ours["numbers"])
         self.oom.restore(ours["token_limits"])
 
@@ -481,11 +464,7 @@ class Trainer:
         args, state, handler = self.args, self.state, self.callback_handler
         self.control = handler.on_step_begin(args, state, self.control)
         learned = train_step(self, step, self.guard, self.oom)
-        self._loss += learned.loss
-        self._metrics.add(learned.metrics.held())
-        if self.stage.remembers:
-            of_ranks = learned.metrics.state().items()
-            self._remembered.add({n: (s, c) for n, (s, c) in of_ranks if n in self.stage.remembers})
+        self.progress.add(learned)
         self._flops_of_rank += self.meter.flops(step)
         self.meter.count(step.num_tokens)
         self.work.add(learned.computed)
@@ -495,12 +474,6 @@ class Trainer:
         state.epoch = epoch
         self.control = handler.on_step_end(args, state, self.control)
         return learned.norm, learned.learning_rate
-
-    @property
-    def remembered(self) -> dict[str, float]:
-        """By name the mean of all steps so far, of what the stage remembers."""
-        sums = self._remembered.held().items()
-        return {name: float(total / count) for name, (total, count) in sums if count}
 
     # Logs, evaluations, checkpoints
 
@@ -515,7 +488,7 @@ class Trainer:
                     "a callback asks for an evaluation, and there are no rows to evaluate: name "
                     "them by eval_dataset, or set val_size. Training goes on without."
                 )
-        if control.should_log and self.state.global_step > self._last_logged:
+        if control.should_log and self.progress.num_steps:
             self._log_steps(norm, learning_rate_of(self) if rate is None else rate)
         if self.control.should_evaluate:
             try:
@@ -535,18 +508,12 @@ class Trainer:
 
     def _log_steps(self, norm: Tensor | float | None, rate: float) -> None:
         """Logs the means since the last log."""
-        loss = self.accelerator.gather(self._loss).mean().item()
-        logs: dict[str, float] = {"loss": loss / (self.state.global_step - self._last_logged)}
+        measured = self.progress.read()
+        logs = {"loss": measured.pop("loss")}
         if norm is not None:
             logs["grad_norm"] = norm.item() if isinstance(norm, Tensor) else norm
         logs["learning_rate"] = rate
-        self._total_loss += loss
-        self._last_logged = self.state.global_step
-        self._loss = torch.zeros((), device=self.args.device)
-        if self.stage.train_metrics:
-            means = self._metrics.means()
-            logs |= means | self.stage.derive(means)
-            self._metrics = MetricSums(self.stage.train_metrics)
+        logs |= measured
         self.store_flos()
         logs |= self.meter.read(self.state.total_flos, self.args.world_size)
         logs["total_tokens"] = self.state.num_input_tokens_seen
@@ -661,11 +628,7 @@ class Trainer:
             "token_limits": gather_objects(self.oom.tokens),
             **self.requests.progress(),
             "numbers": self.guard.state(),
-            "loss_since_log": gather_objects(self._loss.item()),
-            "metrics_since_log": self._metrics.state() if self.stage.train_metrics else {},
-            "remembered": self._remembered.held(),
-            "total_loss": self._total_loss,
-            "last_logged_step": self._last_logged,
+            **self.progress.state(self.state.global_step),
             "stream": self.train_dataset.state(self._num_taken),
         }
 

@@ -157,7 +157,7 @@ def ready(learner: Learner, micro_batch: MicroBatch, means: Mapping[str, float])
     """The micro-batch on its device, with all that its loss reads beside the model."""
     stage, reference = learner.stage, learner.reference
     batch = micro_batch.to(learner.args.device)
-    batch = replace(batch, step_numbers={**learner.remembered, **means})
+    batch = replace(batch, step_numbers={**learner.progress.remembered(), **means})
     if not stage.needs_reference or reference is None or REFERENCE in batch.token_numbers:
         return batch
     with torch.no_grad(), reference.reading(learner.model) as model:
