@@ -145,7 +145,7 @@ def column_of(dataset: datasets.Dataset, name: str) -> Any:
     return numpy.concatenate([part[name].to_numpy() for part in parts] or [numpy.zeros(0, int)])
 
 
-class Drawn(NamedTuple):
+class MixedRow(NamedTuple):
     """A row on its way."""
 
     number: int  # of its data set
@@ -184,7 +184,7 @@ class _Reader:
         self.is_again = self.is_again or self.position is not None
         self.num_taken, self.position, self.is_done, self._reading = 0, None, False, None
 
-    def next(self) -> Drawn | None:
+    def next(self) -> MixedRow | None:
         if self.limit is not None and self.num_taken >= self.limit:
             return None
         if self._reading is None:
@@ -198,7 +198,7 @@ class _Reader:
             return None
         raw, self.position = found
         self.num_taken += 1
-        return Drawn(0, raw, self.is_again)
+        return MixedRow(0, raw, self.is_again)
 
 
 class Mixture:
@@ -249,7 +249,7 @@ class Mixture:
         for reader in self.readers:
             reader.begin()
 
-    def next(self) -> Drawn | None:
+    def next(self) -> MixedRow | None:
         """The next row of the epoch; None at its end."""
         while not all(reader.is_done for reader in self.readers):
             number = self._choose()
@@ -319,7 +319,7 @@ class Windows:
         self.mixture.restore(place["mixture"])
         self.number = place["number"]
 
-    def next(self) -> tuple[dict[str, Any], list[Drawn]]:
+    def next(self) -> tuple[dict[str, Any], list[MixedRow]]:
         """Where the next window starts, as JSON, and its rows in the order of their use.
 
         One without rows is the last of its epoch.
@@ -331,7 +331,7 @@ class Windows:
         most = self.buffer_size
         if self.is_shuffled and most > 1 and self.mixture.epoch and not self.number:
             most = int(numpy.random.default_rng([*key, _FIRST]).integers(1, most))
-        rows: list[Drawn] = []
+        rows: list[MixedRow] = []
         size = 0
         while len(rows) < most and size < WINDOW_BYTES:
             drawn = self.mixture.next()
@@ -378,7 +378,7 @@ class HeldOut:
 
 def hold_out(
     mixture: Mixture, descriptions: Sequence[DatasetDescription], size: float
-) -> tuple[list[Drawn], HeldOut, str]:
+) -> tuple[list[MixedRow], HeldOut, str]:
     """The rows of a stream that `val_size` keeps: a share of all contents, or the first so many.
 
     Returns:
@@ -393,7 +393,7 @@ def hold_out(
     )
     rule = HeldOut(columns, share=size if size < 1 else 0.0)
     most = int(size) if size >= 1 else EVAL_ROWS
-    kept: dict[int, Drawn] = {}
+    kept: dict[int, MixedRow] = {}
     num_read = 0
     while len(kept) < most and (size >= 1 or num_read < EVAL_ROWS_READ):
         drawn = mixture.next()

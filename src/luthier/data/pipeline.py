@@ -23,7 +23,7 @@ from luthier.data.catalog import (
 )
 from luthier.data.check import refuse_weights
 from luthier.data.mixture import (
-    Drawn,
+    MixedRow,
     Mixture,
     Windows,
     column_of,
@@ -211,7 +211,7 @@ class _Loader:
             encodings = tuple(Encoding(road, reading, purpose) for reading in readings)
             return MixedEncoding(data.dataset, encodings, **given)
 
-        held: list[Drawn] = []
+        held: list[MixedRow] = []
         rule, said = None, ""
         if data.val_size:
             held, rule, said = hold_out(mixture(), descriptions, data.val_size)

@@ -85,7 +85,7 @@ class Parsed:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class ArrowRow:
     """A row of an Arrow batch; to another process it goes without the batch."""
 
     batch: pyarrow.RecordBatch
@@ -101,7 +101,7 @@ class Cell:
         return Parsed, (self.row(), self.size)
 
 
-RawRow: TypeAlias = Line | Parsed | Cell
+RawRow: TypeAlias = Line | Parsed | ArrowRow
 """A row on its way: where it stands and about how large it is are known, what it says need not."""
 
 
@@ -111,21 +111,21 @@ def parse(raw_rows: Sequence[RawRow]) -> list[RowOrProblem]:
     at = 0
     while at < len(raw_rows):
         first, end = raw_rows[at], at + 1
-        if not isinstance(first, Cell):
+        if not isinstance(first, ArrowRow):
             found.append(first.row())
             at = end
             continue
-        cells = [first]
+        rows = [first]
         while end < len(raw_rows):
-            cell = raw_rows[end]
-            if not isinstance(cell, Cell) or cell.batch is not first.batch:
+            row = raw_rows[end]
+            if not isinstance(row, ArrowRow) or row.batch is not first.batch:
                 break
-            if cell.at != first.at + end - at:
+            if row.at != first.at + end - at:
                 break
-            cells.append(cell)
+            rows.append(row)
             end += 1
-        values = first.batch.slice(first.at, len(cells)).to_pylist()
-        found += [Row(without_nulls(v), c.origin) for v, c in zip(values, cells, strict=True)]
+        values = first.batch.slice(first.at, len(rows)).to_pylist()
+        found += [Row(without_nulls(v), each.origin) for v, each in zip(values, rows, strict=True)]
         at = end
     return found
 

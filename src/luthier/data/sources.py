@@ -13,7 +13,7 @@ from luthier.data.catalog import DatasetDescription, is_offline
 from luthier.data.cloud import find_cloud_files, is_of_cloud
 from luthier.data.reader import (
     NUM_TOGETHER,
-    Cell,
+    ArrowRow,
     Chunk,
     DataFile,
     Parsed,
@@ -138,7 +138,7 @@ class Source:
                     size = batch.nbytes // max(batch.num_rows, 1)
                     for at in range(batch.num_rows):
                         number += 1
-                        yield Cell(batch, at, Origin(name, number), size), [number, None]
+                        yield ArrowRow(batch, at, Origin(name, number), size), [number, None]
             return
         with told_in_a_sentence(self.description):
             rows = self._hub_rows.take(1 << 62)  # a copy: the state belongs to this reading alone

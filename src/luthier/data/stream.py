@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from luthier import console
 from luthier.data.check import refuse_weights, show_setting
-from luthier.data.mixture import Drawn, HeldOut, Windows
+from luthier.data.mixture import HeldOut, MixedRow, Windows
 from luthier.data.reader import parse
 from luthier.data.report import Counts, SetReport, nothing_left
 from luthier.data.road import Encoding
@@ -51,7 +51,7 @@ class MixedEncoding:
     packer: Packer | None = None  # puts examples together; None where each is one
     held_out: HeldOut | None = None  # rows that are not trained on
 
-    def encode(self, rows: Sequence[Drawn]) -> tuple[Any, dict[int, Counts]]:
+    def encode(self, rows: Sequence[MixedRow]) -> tuple[Any, dict[int, Counts]]:
         """A table of the examples of the rows, in their order, and what became of the rows.
 
         That is by the number of the data set; rows that were drawn before are not counted again.
@@ -90,7 +90,7 @@ class MixedEncoding:
             table = pyarrow.Table.from_batches([as_batch(blocks)])
         return table, counts
 
-    def keep(self, rows: Sequence[Drawn]) -> ExampleSet:
+    def keep(self, rows: Sequence[MixedRow]) -> ExampleSet:
         """The same of many rows, in memory.
 
         Raises:
@@ -114,7 +114,7 @@ class _Chunk(NamedTuple):
 
     window: dict[str, Any]  # the place of their window
     start: int  # the number of the first in it
-    rows: list[Drawn]  # in the order in which they are used
+    rows: list[MixedRow]  # in the order in which they are used
 
 
 class Stream(ExampleSet):

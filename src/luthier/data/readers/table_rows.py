@@ -10,7 +10,7 @@ from typing import Any
 from luthier.data.reader import (
     NUM_TOGETHER,
     READERS,
-    Cell,
+    ArrowRow,
     DataFile,
     Position,
     RawRows,
@@ -64,7 +64,7 @@ def read_cells(batches: Iterable[Any], name: str, number: int, skipped: int) -> 
         size = batch.nbytes // max(batch.num_rows, 1)
         for at in range(max(skipped - number, 0), batch.num_rows):
             behind = number + at + 1
-            yield Cell(batch, at, Origin(name, behind), size), [behind]
+            yield ArrowRow(batch, at, Origin(name, behind), size), [behind]
         number += batch.num_rows
 
 
