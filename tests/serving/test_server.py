@@ -207,7 +207,7 @@ def test_wrong_routes_are_told_in_the_same_form(address, method, route, expected
 
 
 def test_scores_are_not_there_without_a_reward_model(address: str) -> None:
-    status, _, text = ask(address, "/v1/score", {"model": "tiny", "messages": []})
+    status, _, text = ask(address, "/v1/score", {"model": "tiny", "messages": ["x"]})
 
     assert (status, error_of(text)["code"]) == (503, "no_reward_model")
 

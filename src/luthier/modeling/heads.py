@@ -73,7 +73,8 @@ def check_kind(
             raise ModelError(
                 f"{found[0]} is a reward model (stage: rm): it scores answers and writes none, so "
                 "it is no chat model, and no other stage goes on from it. Score answers by stage: "
-                "rm with do_predict: true, or name the model that it was made of."
+                "rm with do_predict: true or by `luthier api`, or name the model that it was made "
+                "of."
             )
         return False
     if type(config) not in AutoModelForSequenceClassification._model_mapping:

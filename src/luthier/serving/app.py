@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import aclosing, suppress
+import threading
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Sequence,
+)
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -18,10 +27,10 @@ from luthier import __version__, console
 from luthier.errors import LuthierError
 from luthier.serving.admission import Doors, Limits, within
 from luthier.serving.answers import Asked, News, follow
-from luthier.serving.asking import Served, ask_chat, ask_completion
-from luthier.serving.completions import ChatWriter, CompletionWriter, Writes, written
+from luthier.serving.asking import Served, ask_chat, ask_completion, read_scored
+from luthier.serving.completions import ChatWriter, CompletionWriter, Writes, new_id, written
 from luthier.serving.conversation import read_items
-from luthier.serving.forms import ChatForm, CompletionForm, ResponseForm, Sampled
+from luthier.serving.forms import ChatForm, CompletionForm, ResponseForm, Sampled, ScoreForm
 from luthier.serving.guard import App, Guard
 from luthier.serving.problems import Refused, of_validation
 from luthier.serving.responses import Kept, ResponseWriter, as_chat_form
@@ -30,7 +39,7 @@ Result = TypeVar("Result")
 
 ROUTES = (
     *("/v1/models", "/v1/chat/completions", "/v1/completions", "/v1/responses"),
-    "/v1/score",
+    *("/v1/score", "/v1/score/evaluation"),
     *("/health", "/metrics", "/openapi.json"),
 )
 """Routes that are counted by their name."""
@@ -122,12 +131,18 @@ def make_app(
         return await desk.serve(request, 1, form.stream, lambda: ask_chat(chat_form, served), write)
 
     @app.post("/v1/score")
-    async def score(request: Request) -> Response:
-        raise Refused(
-            "no reward model is served here, and the models that are predict tokens",
-            status=503,
-            code="no_reward_model",
-        )
+    @app.post("/v1/score/evaluation")  # what LLaMA-Factory calls it
+    async def score(form: ScoreForm, request: Request) -> Response:
+        engine = desk.find(form.model, scores=True).engine
+
+        def measure(is_over: Callable[[], bool]) -> tuple[list[float], int]:
+            ids = read_scored(form, engine)
+            return engine.scorer.score(ids, is_over), sum(map(len, ids))
+
+        scores, num_tokens = await desk.measure(request, measure)
+        told = {"id": new_id("scoreval"), "object": "score.evaluation", "model": form.model}
+        counts = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+        return JSONResponse(told | {"scores": scores, "usage": counts})
 
     @app.get("/health")
     async def health() -> JSONResponse:
@@ -163,17 +178,22 @@ class Desk:
 
     def __init__(self, models: Sequence[Served], doors: Doors) -> None:
         self._models = {one.name: one for one in models}
-        self._submit = models[0].engine.generator.submit
         self._doors = doors
         self.problem = ""
         """Why the model cannot answer; empty while it can."""
 
-    def find(self, name: str) -> Served:
-        """The model of a name.
+    def find(self, name: str, *, scores: bool = False) -> Served:
+        """The model of a name, which says tokens or scores.
 
         Raises:
-            Refused: with status 404, if there is none.
+            Refused: if there is none (404), it does the other (400), or none here scores (503).
         """
+        if scores and not any(one.engine.scores for one in self._models.values()):
+            raise Refused(
+                "no reward model (stage: rm) is served here; the models that are predict tokens",
+                status=503,
+                code="no_reward_model",
+            )
         if name not in self._models:
             known = ", ".join(self._models)
             raise Refused(
@@ -182,7 +202,16 @@ class Desk:
                 param="model",
                 code="model_not_found",
             )
-        return self._models[name]
+        found = self._models[name]
+        if found.engine.scores != scores:
+            raise Refused(
+                f"{name} is a reward model: it scores answers (/v1/score) and writes none"
+                if found.engine.scores
+                else f"{name} predicts tokens and scores no answers",
+                param="model",
+                code="wrong_kind_of_model",
+            )
+        return found
 
     async def serve(
         self,
@@ -207,7 +236,8 @@ class Desk:
             leave = await self._doors.enter(num_answers, until)
             try:
                 asked = await _by(until, asyncio.to_thread(ask))
-                news = self._told(follow(asked, self._submit, until=until, leave=leave), asked)
+                submit = asked.reading.engine.generator.submit
+                news = self._told(follow(asked, submit, until=until, leave=leave), asked)
                 writer = write(asked)
                 async with aclosing(news):
                     # what fails before the first token has a status of its own
@@ -235,29 +265,56 @@ class Desk:
         await reply.aclose()
         return Response(written(first), media_type="application/json")
 
+    async def measure(
+        self, request: Request, work: Callable[[Callable[[], bool]], tuple[Result, int]]
+    ) -> tuple[Result, int]:
+        """What work on another thread gives, and of how many tokens.
+
+        It is told when the client goes, or the deadline comes.
+        """
+        until = asyncio.get_running_loop().time() + self._doors.limits.deadline_s
+        is_over = threading.Event()
+
+        async def begin() -> tuple[Result, int]:
+            leave = await self._doors.enter(1, until)
+            try:
+                with self._telling():
+                    return await _by(until, asyncio.to_thread(work, is_over.is_set))
+            finally:
+                is_over.set()
+                leave()
+
+        found = await _unless_gone(request, begin())
+        self._doors.tokens["prompt"] += found[1]
+        return found
+
     async def _told(
         self, news: AsyncGenerator[News, None], asked: Asked
     ) -> AsyncGenerator[News, None]:
-        """The same news; what goes wrong becomes a refusal, and tokens are counted."""
+        """The same news; tokens are counted."""
         try:
-            async with aclosing(news):
-                async for one in news:
-                    yield one
+            with self._telling():
+                async with aclosing(news):
+                    async for one in news:
+                        yield one
+        finally:
+            self._doors.tokens["prompt"] += asked.count.prompt
+            self._doors.tokens["answer"] += asked.count.answer
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """What goes wrong with the model becomes a refusal, and is what `/health` tells."""
+        try:
+            yield
             self.problem = ""
         except Refused:
             raise
         except Exception as problem:
             is_told = isinstance(problem, LuthierError)
-            said = str(problem) if is_told else "the model failed; the server's log says more"
-            self.problem = said
-            self.problem = (
-                str(problem) if isinstance(problem, LuthierError) else type(problem).__name__
-            )
+            self.problem = str(problem) if is_told else type(problem).__name__
             console.error(f"an answer failed: {type(problem).__name__}: {problem}")
+            said = str(problem) if is_told else "the model failed; the server's log says more"
             raise Refused(said, status=500, code="model_error") from problem
-        finally:
-            self._doors.tokens["prompt"] += asked.count.prompt
-            self._doors.tokens["answer"] += asked.count.answer
 
 
 class EventStream(Response):

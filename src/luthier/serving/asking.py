@@ -20,6 +20,7 @@ from luthier.serving.forms import (
     ForcedTool,
     Sampled,
     SchemaFormat,
+    ScoreForm,
     Tool,
 )
 from luthier.serving.grammar import Grammar
@@ -87,10 +88,37 @@ def ask_completion(form: CompletionForm, served: Served) -> Asked:
     return Asked(Reading(engine, reads_thoughts=False), requests, Count(sum(map(len, prompts))))
 
 
-def encode(engine: Engine, conversation: Conversation) -> list[int]:
-    """The ids of a prompt, as training shows it."""
+def read_scored(form: ScoreForm, engine: Engine) -> list[list[int]]:
+    """The ids of each conversation or text that is scored, as training shows it.
+
+    Raises:
+        Refused: with the one that cannot be written, or is longer than the model reads.
+    """
+    context = context_length(engine.model)
+    found = []
+    for messages in form.conversations:
+        conversation = read_conversation(messages, form.tools, engine.template, has_answer=True)
+        found.append(encode(engine, conversation, is_answered=True))
+    for text in () if form.conversations else form.messages:
+        ids = engine.tokenizer(text, add_special_tokens=False)["input_ids"]
+        found.append(list(ids[: form.max_length]))
+    for number, ids in enumerate(found):
+        place = f"messages[{number}]" if len(found) > 1 else "messages"
+        if not ids:
+            raise Refused(f"{place}: the text has no token", param=place)
+        if context is not None and len(ids) > context:
+            raise Refused(
+                f"{place} has {len(ids):,} tokens, and the model reads {context:,}",
+                param=place,
+                code="context_length_exceeded",
+            )
+    return found
+
+
+def encode(engine: Engine, conversation: Conversation, *, is_answered: bool = False) -> list[int]:
+    """The ids of a prompt, as training shows it, or of a prompt with its answer."""
     try:
-        return engine.encode(conversation)
+        return engine.encode(conversation, is_answered=is_answered)
     except TemplateError as problem:
         raise Refused(f"messages: {problem}", param="messages") from problem
 

@@ -13,6 +13,7 @@ from luthier import console
 from luthier.arguments.record import Arguments
 from luthier.arguments.serving import ServingArguments
 from luthier.errors import ArgumentsError, MissingPackage, ModelError
+from luthier.stages.stage import STAGES
 
 CHAT_TEMPLATE = "chat_template.jinja"
 USUAL_RANK = 16
@@ -54,6 +55,11 @@ def command(
 ) -> list[str]:
     """The words that start the backend."""
     first = runs[0]
+    if any(STAGES.get(one.finetuning.stage).scores for one in runs):
+        raise ArgumentsError(
+            f"backend: {serving.backend} is given models that predict tokens; without backend, "
+            "luthier itself serves a reward model (stage: rm)"
+        )
     base = str(first.model.model_name_or_path)
     adapters: dict[str, Path] = {}
     for number, one in enumerate(runs):

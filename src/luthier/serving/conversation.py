@@ -40,9 +40,13 @@ _REQUEST = DatasetDescription(
 
 
 def read_conversation(
-    messages: Sequence[ChatMessage], tools: Sequence[Tool], template: Renders
+    messages: Sequence[ChatMessage],
+    tools: Sequence[Tool],
+    template: Renders,
+    *,
+    has_answer: bool = False,
 ) -> Conversation:
-    """The conversation that ends with a question or a tool's reply.
+    """The conversation that ends with a question or a tool's reply, or with an answer to it.
 
     System and developer messages at the beginning are one text, and so are user messages that
     follow each other. Replies of tools stand in the order of their calls.
@@ -50,7 +54,13 @@ def read_conversation(
     Raises:
         Refused: with the message that is out of order, or cannot be written.
     """
-    if not isinstance(messages[-1], User | ToolReply):
+    if has_answer and not isinstance(messages[-1], Assistant):
+        raise Refused(
+            f"messages[{len(messages) - 1}].role: an answer is scored, so the last message is the "
+            "assistant's",
+            param="messages",
+        )
+    if not has_answer and not isinstance(messages[-1], User | ToolReply):
         raise Refused(
             f"messages[{len(messages) - 1}].role: the last message is the assistant's or the "
             "system's; the model answers a user's or a tool's",
@@ -99,13 +109,15 @@ def read_conversation(
         row["tools"] = [tool.model_dump(exclude_none=True) for tool in tools]
         for tool in row["tools"]:
             tool["function"].pop("strict", None)
-    reading = Reading(_REQUEST, needs_answer=False, tool_turns=find_tool_turns(template))
+    reading = Reading(_REQUEST, needs_answer=has_answer, tool_turns=find_tool_turns(template))
     try:
         conversation = FORMATS.get("openai")(row, reading, None)
     except RowError as problem:
         raise Refused(f"{problem}", param=problem.field or "messages") from problem
     if reading.remarks:
         raise Refused(f"messages: {next(iter(reading.remarks))}", param="messages")
+    if has_answer:
+        return conversation
     # the reader has added the answer that is to come
     return replace(conversation, messages=conversation.messages[:-1])
 

@@ -22,6 +22,7 @@ from luthier.generating.generator import Generator, context_length, new_token_li
 from luthier.generating.request import Request, Sampling
 from luthier.generating.text_stream import TextStream
 from luthier.records import Conversation, Message
+from luthier.serving.scores import Scorer
 from luthier.templates.chat_template import Renders
 
 
@@ -38,6 +39,7 @@ class Engine:
     template: Renders  # how conversations read to the model
     stop_token_ids: tuple[int, ...]  # tokens that end an answer; they are never shown
     generating: GeneratingArguments  # how tokens are chosen unless a call says otherwise
+    scores: bool = False  # whether the model says a score of answers, and no tokens
     use_cache: bool = True  # whether keys and values of earlier tokens are kept
     split_special_tokens: bool = False
     """Whether special tokens in messages are read as their letters."""
@@ -94,37 +96,51 @@ class Engine:
         options = EncodingOptions(sys.maxsize, split_special_tokens=self.split_special_tokens)
         return Encoder(self.tokenizer, self.template, options)
 
-    def encode(self, asked: Conversation) -> list[int]:
-        """The token ids of a conversation up to where the model is to answer.
+    @cached_property
+    def scorer(self) -> Scorer:
+        """What scores answers, those of several threads in turns."""
+        return Scorer(self.model, self.tokenizer.pad_token_id or 0)
+
+    def encode(self, asked: Conversation, *, is_answered: bool = False) -> list[int]:
+        """The token ids of a conversation up to where the model is to answer, or of a whole one.
 
         Raises:
             TemplateError: if the template cannot render it.
         """
-        answered = replace(asked, messages=(*asked.messages, Message("assistant", "")))
         with self._encoding:
-            (outcome,) = self._encoder.ask([answered])
+            if is_answered:
+                prompt = replace(asked, messages=asked.messages[:-1])
+                (outcome,) = self._encoder.judge([(prompt, asked.messages[-1:])])
+            else:
+                answered = replace(asked, messages=(*asked.messages, Message("assistant", "")))
+                (outcome,) = self._encoder.ask([answered])
         if not isinstance(outcome, list):
             raise TemplateError(str(outcome))
         return [*outcome[0].input_ids]
 
 
-def load_engine(arguments: Arguments) -> Engine:
-    """Tokenizer, template, model and adapter as the arguments name them, ready to answer."""
+def load_engine(arguments: Arguments, *, scores: bool = False) -> Engine:
+    """Tokenizer, template, model and adapter as the arguments name them, ready to answer.
+
+    Of stage `rm`, with `scores`, it is one that scores answers.
+    """
     from transformers.utils.logging import disable_progress_bar
 
     from luthier.modeling.dtypes import without_emulation
     from luthier.modeling.loader import load_model
     from luthier.modeling.safe_loading import reading_plain_data
     from luthier.modeling.tokenizer import load_tokenizer
+    from luthier.stages.stage import STAGES
     from luthier.templates.fit import choose_template, fit_tokenizer
 
     disable_progress_bar()
+    scores = scores and STAGES.get(arguments.finetuning.stage).scores
     arguments = without_emulation(arguments)
     tokenizer = load_tokenizer(arguments.model)
     template = choose_template(arguments.data, tokenizer)
     fitted = fit_tokenizer(tokenizer, template)
     with reading_plain_data():
-        model = load_model(arguments, tokenizer, is_trainable=False)
+        model = load_model(arguments, tokenizer, is_trainable=False, scores=scores)
     if torch.accelerator.is_available() and model.device.type == "cpu":
         model.to(torch.accelerator.current_accelerator())
     model.eval()
@@ -135,6 +151,7 @@ def load_engine(arguments: Arguments) -> Engine:
         template,
         tuple(fitted.stop_token_ids),
         arguments.generating,
+        scores=scores,
         use_cache=arguments.model.use_kv_cache,
         split_special_tokens=arguments.model.split_special_tokens,
     )

@@ -13,6 +13,9 @@ from luthier.templates.tool_format import dump
 MOST_ANSWERS = 8
 """Answers to one request at once."""
 
+MOST_SCORES = 1024
+"""Conversations or texts of one request that are scored."""
+
 MOST_STOPS = 4
 """Stop strings of one request, as with OpenAI."""
 
@@ -307,6 +310,42 @@ class CompletionForm(Sampled):
         "best_of": (1,),
         "echo": (False,),
     }
+
+
+class ScoreForm(Part):
+    """The body of `/v1/score`: conversations that end with an answer, or their whole texts."""
+
+    model: str
+    messages: (
+        Annotated[list[str], Field(min_length=1, max_length=MOST_SCORES)]
+        | Annotated[list[ChatMessage], Field(min_length=1)]
+        | Annotated[
+            list[Annotated[list[ChatMessage], Field(min_length=1)]],
+            Field(min_length=1, max_length=MOST_SCORES),
+        ]
+    )
+    tools: Annotated[list[Tool], Field(max_length=128)] = []
+    max_length: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _what_belongs_together(self) -> ScoreForm:
+        is_text = isinstance(self.messages[0], str)
+        wrong = ""
+        if self.tools and is_text:
+            wrong = "tools: texts are read as they are, so write the tools into them"
+        elif self.max_length is not None and not is_text:
+            wrong = "max_length: only texts are cut; shorten the conversations"
+        if wrong:
+            raise PydanticCustomError(
+                "not_together", "{wrong}", {"wrong": wrong, "param": wrong.partition(":")[0]}
+            )
+        return self
+
+    @property
+    def conversations(self) -> list[list[ChatMessage]]:
+        """The conversations; none of texts."""
+        given: list[Any] = self.messages
+        return [] if isinstance(given[0], str) else given if isinstance(given[0], list) else [given]
 
 
 class TextOptions(Part):

@@ -12,7 +12,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from luthier.errors import MissingPackage, ModelError
+from luthier.errors import MissingPackage
 from luthier.optional import need
 from luthier.serving.engine import Engine
 from luthier.serving.forms import Tool
@@ -30,6 +30,7 @@ class Grammar:
 
     engine: Engine
     lark: str  # in llguidance's dialect
+    asked: str  # the field that asks for it
 
     @classmethod
     def of(
@@ -73,7 +74,7 @@ class Grammar:
         if is_thinking:
             closing = engine.template.thought_words[1].strip()
             rules.append(f"thought: FREE {_literal(engine, closing)}\nFREE[lazy]: /(?s:.*)/")
-        grammar = cls(engine, "\n".join(rules))
+        grammar = cls(engine, "\n".join(rules), asked)
         try:
             matcher = grammar._matcher()
         except MissingPackage as problem:
@@ -94,7 +95,8 @@ class Grammar:
                 num_read = len(new)
             bits = numpy.frombuffer(matcher.compute_bitmask(), dtype=numpy.uint8)
             if matcher.is_error():
-                raise ModelError(f"the grammar of an answer failed: {matcher.get_error()[:300]}")
+                said = str(matcher.get_error()).partition("\n")[0]
+                raise Refused(f"{self.asked}: {said[:300]}", param=self.asked)
             return torch.from_numpy(numpy.unpackbits(bits, bitorder="little").astype(bool))
 
         return allowed

@@ -14,6 +14,7 @@ from luthier.errors import ArgumentsError, ModelError
 from luthier.generating.request import BARE
 from luthier.serving.asking import Served
 from luthier.serving.engine import Engine, load_engine
+from luthier.stages.stage import STAGES
 from luthier.templates.fit import choose_template
 
 BASE = "base"
@@ -44,7 +45,10 @@ def load_models(
     names = [folder.resolve().name for folder in folders]
     if len(runs) == 1:
         name = served_name or (names or [_name_of(runs[0])])[0]
-        return [Served(name, load_engine(runs[0]), created=now)]
+        return [Served(name, load_engine(runs[0], scores=True), created=now)]
+    for one, name in zip(runs, names, strict=True):
+        if STAGES.get(one.finetuning.stage).scores:
+            raise ArgumentsError(f"{name} is a reward model (stage: rm); serve it alone")
     if served_name:
         names[0] = served_name
     if len({*names, BASE}) <= len(names):

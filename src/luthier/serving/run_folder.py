@@ -30,15 +30,19 @@ def arguments_of(folder: Path) -> dict[str, Any]:
     adapter = folder / ADAPTER_CONFIG
     if adapter.exists():
         if not values:
-            base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-            values["model_name_or_path"] = base
+            values["model_name_or_path"] = _json(adapter)["base_model_name_or_path"]
         values["adapter_name_or_path"] = [*_merged_before(values), str(folder)]
         values.pop("finetuning_type", None)  # by default adapters are read
+        if not record and _json(adapter).get("task_type") == "SEQ_CLS":
+            values["stage"] = "rm"
         values.pop("create_new_adapter", None)
     elif (folder / "config.json").exists():
         values["model_name_or_path"] = str(folder)
         values.pop("adapter_name_or_path", None)
         values.pop("train_from_scratch", None)
+        kinds = _json(folder / "config.json").get("architectures") or ()
+        if not record and any(kind.endswith("ForSequenceClassification") for kind in kinds):
+            values["stage"] = "rm"
     else:
         raise ModelError(
             f"{folder}: neither {ADAPTER_CONFIG} nor config.json is in this folder, so there is no "
@@ -51,9 +55,13 @@ def record_of(folder: Path) -> dict[str, Any] | None:
     """`run.json` of a run's folder, or of the run that a checkpoint is of; None without any."""
     for place in (folder, folder.resolve().parent):
         if (place / RUN_RECORD).is_file():
-            record: dict[str, Any] = json.loads((place / RUN_RECORD).read_text(encoding="utf-8"))
-            return record
+            return _json(place / RUN_RECORD)
     return None
+
+
+def _json(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
 
 
 def _given(record: dict[str, Any]) -> dict[str, Any]:
