@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -453,6 +455,22 @@ def test_a_cancelled_answer_ends_within_a_step_and_the_worker_ends_when_idle() -
         time.sleep(0.01)
     else:
         raise AssertionError("the worker is still there")
+
+
+def test_a_program_that_ends_while_it_answers_ends_in_peace() -> None:
+    program = """
+from luthier.generating.generator import Generator
+from tests.generating.test_generator import TOKENIZER, asked, sharp
+
+model = sharp("llama")
+model.config.max_position_embeddings = 10**6
+answering = Generator(model, TOKENIZER).submit(asked([5, 6], (), max_new_tokens=10**5))
+next(iter(answering))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=120)
+
+    assert ended.returncode == 0, ended.stderr.decode()
+    assert "Error" not in ended.stderr.decode()
 
 
 def test_beams_of_a_batch_equal_beams_alone() -> None:

@@ -111,9 +111,8 @@ class Generator:
         with self._guard:
             self._submitted.append(row)
             if self._worker is None:
-                self._worker = threading.Thread(
-                    target=self._work, daemon=True, name="luthier-generate"
-                )
+                # a daemon would be torn out of torch when the program ends, which aborts it
+                self._worker = threading.Thread(target=self._work, name="luthier-generate")
                 self._worker.start()
         return answering
 
@@ -134,6 +133,8 @@ class Generator:
             with self._busy:
                 with self._running() as run:
                     while self._take_up(run):
+                        if not threading.main_thread().is_alive():
+                            raise RuntimeError("the program ends")
                         run.step()
         except BaseException as problem:  # raised again where the answers are read
             with self._guard:
