@@ -10,7 +10,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import nn
 
 from luthier.arguments.choices import ADAPTERS, OPTIMIZERS
-from luthier.arguments.record import Arguments
+from luthier.arguments.record import Arguments, facts
 from luthier.modeling.counts import count_layers
 from luthier.modeling.device import is_out_of_memory
 from luthier.modeling.dtypes import Autocast
@@ -101,6 +101,7 @@ def find_suggestions(
     states = sum(OPTIMIZERS.get(training.optim).state_bytes(each) for each in trained)
     packed = sum(OPTIMIZERS.get(SMALL_OPTIMIZER).state_bytes(each) for each in trained)
     found.append(Suggestion(f"optim: {SMALL_OPTIMIZER} (needs bitsandbytes)", states - packed))
+    has_rank = finetuning.finetuning_type in facts()["lora_rank"].methods
     if not ADAPTERS.get(finetuning.finetuning_type).keeps_apart:
         added = sum(
             4 * USUAL_RANK * (each.in_features + each.out_features)
@@ -109,7 +110,7 @@ def find_suggestions(
         )
         saved = states + weights - added * (2 + states / max(weights, 1))
         found.append(Suggestion("finetuning_type: lora", saved))
-    elif finetuning.lora_rank > 1:
+    elif finetuning.lora_rank > 1 and has_rank:
         rank = finetuning.lora_rank // 2
         found.append(Suggestion(f"lora_rank: {rank}", (states + 2 * weights) / 2))
 

@@ -22,11 +22,13 @@ from tests.modeling.making import make_arguments
 PADDED = 448
 """Rows for more tokens than the tokenizer has."""
 
-METHODS: dict[str, dict[str, Any]] = {
+LORA: dict[str, dict[str, Any]] = {
     "lora": {},
     "dora": {"use_dora": True},
     "pissa": {"pissa_init": True, "use_rslora": True},
 }
+
+METHODS = LORA | {"oft": {"finetuning_type": "oft", "oft_block_size": 8}}
 
 NEW = {"add_special_tokens": "<a>", "resize_vocab": True}
 
@@ -42,9 +44,11 @@ SITUATIONS: dict[str, dict[str, Any]] = {
 GPT2 = {"q_proj": "c_attn", "embed_tokens": "wte", "norm": "ln_f"}
 
 CASES = [
-    *[("tied", method, situation) for method in METHODS for situation in SITUATIONS],
+    *[("tied", method, situation) for method in LORA for situation in SITUATIONS],
     *[(kind, "pissa", situation) for kind in ("untied", "gpt2") for situation in SITUATIONS],
     *[("moe", "lora", "plain")],
+    *[("untied", "oft", situation) for situation in ("plain", "new tokens in the padding")],
+    *[("tied", "oft", "plain")],
 ]
 
 
@@ -92,11 +96,15 @@ def test_logits_are_equal(tmp_path: Path, kind: str, method: str, situation: str
         base.resize_token_embeddings(model.config.vocab_size)
     plain = PeftModel.from_pretrained(base, written)
 
-    # a LoRA in one sum or in two, float32
+    # a LoRA in one sum or in two, a rotation of weights or of what they are applied to; float32
     for other in (resumed, further, answering, plain):
         torch.testing.assert_close(logits(other), expected, atol=1e-5, rtol=1e-4)
     with safe_open(written / "adapter_model.safetensors", "pt") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
-    wide = [name for name, shape in shapes.items() if "lora_" not in name and max(shape) >= 400]
+    wide = [
+        name
+        for name, shape in shapes.items()
+        if "lora_" not in name and "oft_" not in name and max(shape) >= 400
+    ]
     num_ends = 1 if kind == "untied" else 2  # a head that is tied is named, too
     assert len(wide) == (2 if tokens else num_ends if "whole" in situation else 0)

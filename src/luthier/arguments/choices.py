@@ -137,9 +137,6 @@ PAIR_LOSSES: Registry[PairLoss] = Registry("pref_loss", "luthier.losses")
 ABSENT_STAGES = ("ppo",)
 """Stages of LLaMA-Factory; those that a file stands for are here all the same."""
 
-ABSENT_METHODS = ("oft",)
-"""The same of `finetuning_type`."""
-
 if TYPE_CHECKING:
     Stage: TypeAlias = str
     Method: TypeAlias = str
@@ -147,6 +144,6 @@ if TYPE_CHECKING:
     Scheduler: TypeAlias = str
 else:
     Stage = Literal[tuple(dict.fromkeys((*STAGES.names(), *ABSENT_STAGES)))]
-    Method = Literal[tuple(dict.fromkeys((*ADAPTERS.names(), *ABSENT_METHODS)))]
+    Method = Literal[tuple(ADAPTERS.names())]
     Optim = Literal[tuple(OPTIMIZERS.names())]
     Scheduler = Literal[tuple(SCHEDULES)]

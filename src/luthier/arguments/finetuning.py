@@ -16,61 +16,80 @@ class FinetuningArguments(Section):
     of two answers is the better one (`dpo`), a score that says so (`rm`), or which answers are
     wanted (`kto`)."""
     finetuning_type: Method = knob("lora", resume="fixed", on_card=True)
-    """Which weights learn: `lora` trains low-rank adapters (the default), `freeze` some layers of
-    the model, `full` the whole model."""
+    """Which weights learn: `lora` trains low-rank adapters (the default), `oft` rotations of what
+    layers read, `freeze` some layers of the model, `full` the whole model."""
     pure_bf16: bool = knob(False, resume="half", half="bfloat16")
     """Whether trained weights, too, are bfloat16, without a float32 copy: half the memory, less
     exact updates. By default trained weights are float32."""
-    freeze_trainable_layers: int = knob(2, resume="fixed", method="freeze", on_card=True)
+    freeze_trainable_layers: int = knob(2, resume="fixed", methods=("freeze",), on_card=True)
     """For `freeze`: how many layers learn, the last ones, or the first ones when negative. By
     default the last 2."""
     freeze_trainable_modules: CommaList = knob(
-        ("all",), resume="fixed", method="freeze", on_card=True
+        ("all",), resume="fixed", methods=("freeze",), on_card=True
     )
     """For `freeze`: the modules inside those layers that learn, a comma list. By default all."""
-    freeze_extra_modules: CommaList = knob((), resume="fixed", method="freeze", on_card=True)
+    freeze_extra_modules: CommaList = knob((), resume="fixed", methods=("freeze",), on_card=True)
     """For `freeze`: modules outside the layers that learn too, a comma list. None by default."""
     additional_target: CommaList = knob(
-        (), resume="fixed", in_peft="modules_to_save", method="lora", on_card=True
+        (), resume="fixed", in_peft="modules_to_save", methods=("lora", "oft"), on_card=True
     )
-    """For `lora`: modules that are trained whole and saved with the adapter, a comma list. By
-    default none, and the embeddings when the vocabulary grows."""
-    lora_alpha: int | None = knob(None, in_peft="lora_alpha", method="lora", on_card=True, ge=1)
+    """For `lora` and `oft`: modules that are trained whole and saved with the adapter, a comma
+    list. By default none, and the embeddings when the vocabulary grows."""
+    lora_alpha: int | None = knob(None, in_peft="lora_alpha", methods=("lora",), on_card=True, ge=1)
     """The scale of LoRA: updates count alpha / rank. By default twice `lora_rank`."""
     lora_dropout: float = knob(
-        0.0, in_peft="lora_dropout", method="lora", on_card=True, ge=0.0, lt=1.0
+        0.0, in_peft="lora_dropout", methods=("lora",), on_card=True, ge=0.0, lt=1.0
     )
     """The share of LoRA's inputs set to zero in training. By default none."""
-    lora_rank: int = knob(8, resume="fixed", in_peft="r", method="lora", on_card=True, ge=1)
+    lora_rank: int = knob(8, resume="fixed", in_peft="r", methods=("lora",), on_card=True, ge=1)
     """The rank of LoRA's matrices: more learns more and costs more. By default 8."""
     lora_target: CommaList = knob(
-        ("all",), resume="fixed", in_peft="target_modules", method="lora", on_card=True
+        ("all",), resume="fixed", in_peft="target_modules", methods=("lora",), on_card=True
     )
     """The modules that get LoRA, a comma list of their last names. By default all linear ones but
     the output head, experts among them."""
     loraplus_lr_ratio: float | None = knob(
-        None, resume="groups", method="lora", is_strict=True, gt=0.0
+        None, resume="groups", methods=("lora",), is_strict=True, gt=0.0
     )
     """LoRA+: how many times faster the B matrices learn than the A matrices (16 is usual). By
     default both learn alike."""
-    loraplus_lr_embedding: float = knob(1e-06, method="lora", ge=0.0)
+    loraplus_lr_embedding: float = knob(1e-06, methods=("lora",), ge=0.0)
     """LoRA+: the learning rate of LoRA on embeddings. By default 1e-6."""
-    use_rslora: bool = knob(False, in_peft="use_rslora", method="lora", is_strict=True)
+    use_rslora: bool = knob(False, in_peft="use_rslora", methods=("lora",), is_strict=True)
     """Whether LoRA is scaled by alpha / sqrt(rank), steadier at high ranks. By default by alpha /
     rank."""
-    use_dora: bool = knob(False, resume="fixed", in_peft="use_dora", method="lora", is_strict=True)
+    use_dora: bool = knob(
+        False, resume="fixed", in_peft="use_dora", methods=("lora",), is_strict=True
+    )
     """Whether LoRA learns size and direction of the weights apart (DoRA): better at low ranks,
     slower. By default it does not."""
-    pissa_init: bool = knob(False, resume="fixed", method="lora", is_strict=True)
+    pissa_init: bool = knob(False, resume="fixed", methods=("lora",), is_strict=True)
     """Whether LoRA starts from the largest singular values of the weights (PiSSA). What is saved is
     a plain LoRA of twice the rank. By default it starts at zero change."""
-    pissa_iter: int = knob(16, resume="fixed", method="lora", ge=-1)
+    pissa_iter: int = knob(16, resume="fixed", methods=("lora",), ge=-1)
     """Iterations of PiSSA's fast decomposition; -1 is the exact one, which is slow. By default
     16."""
-    pissa_convert: bool = free(False, method="lora")
+    pissa_convert: bool = free(False, methods=("lora",))
     """Whether the adapter of a PiSSA run, which is a plain LoRA, is copied to `pissa_converted` as
     well. By default it is not."""
-    create_new_adapter: bool = knob(False, resume="fixed", method="lora", is_strict=True)
+    oft_block_size: int = knob(
+        32, resume="fixed", in_peft="oft_block_size", methods=("oft",), on_card=True, ge=0
+    )
+    """For `oft`: how many neighbouring inputs of a layer are rotated together: larger learns more
+    and costs more. It divides what every layer reads. By default 32; 0 where `oft_rank` is set."""
+    oft_rank: int = knob(0, resume="fixed", in_peft="r", methods=("oft",), on_card=True, ge=0)
+    """For `oft`, in place of `oft_block_size`: into how many blocks the inputs of every layer are
+    parted. By default 0: by their size."""
+    oft_target: CommaList = knob(
+        ("all",), resume="fixed", in_peft="target_modules", methods=("oft",), on_card=True
+    )
+    """The modules that get OFT, a comma list of their last names. By default all linear ones but
+    the output head."""
+    module_dropout: float = knob(
+        0.0, in_peft="module_dropout", methods=("oft",), on_card=True, ge=0.0, lt=1.0
+    )
+    """For `oft`: the share of blocks that a step of training does not rotate. By default none."""
+    create_new_adapter: bool = knob(False, resume="fixed", methods=("lora", "oft"), is_strict=True)
     """Whether the given adapters are merged and a new one is trained. By default the last given one
     is trained on."""
     pref_loss: CommaList = knob(("sigmoid",), stages=("dpo",), on_card=True)

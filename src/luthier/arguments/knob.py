@@ -48,7 +48,8 @@ class Facts:
     """Where a configuration of DeepSpeed says the same, as `optimizer.params.lr`; several places
     are parted by spaces."""
     half: str = ""  # the dtype that it asks for, where it is about half precision
-    method: str = ""  # the `finetuning_type` that it is about; empty where it is about all
+    methods: tuple[str, ...] = ()
+    """The values of `finetuning_type` that it is about; empty where it is about all."""
     stages: tuple[str, ...] = ()  # that it is about; empty where it is about all
     of_turns: bool = False  # whether it has no effect where a stage judges whole answers
     is_strict: bool = False

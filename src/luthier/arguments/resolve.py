@@ -34,6 +34,8 @@ def resolve(arguments: Arguments) -> Arguments:
         )
     if finetuning.finetuning_type == "lora" and finetuning.lora_alpha is None:
         infer("lora_alpha", 2 * finetuning.lora_rank, f"twice lora_rank {finetuning.lora_rank}")
+    if finetuning.oft_rank and not arguments.given("oft_block_size"):
+        infer("oft_block_size", 0, f"oft_rank {finetuning.oft_rank} says it")
     if model.disable_gradient_checkpointing:
         infer("gradient_checkpointing", False, "disable_gradient_checkpointing")
     if training.neftune_noise_alpha and training.layout == "auto":
@@ -86,7 +88,7 @@ def _idle(arguments: Arguments) -> Iterator[str]:
     known = {name: each for name, each in facts().items() if name in arguments.origins}
     of_others = {
         f"finetuning_type is {method}": [
-            n for n, k in known.items() if k.method not in ("", method)
+            n for n, k in known.items() if k.methods and method not in k.methods
         ],
         f"stage is {stage}": [n for n, k in known.items() if k.stages and stage not in k.stages],
     }

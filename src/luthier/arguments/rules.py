@@ -81,11 +81,9 @@ def nothing_to_do(arguments: Arguments) -> list[str]:
 
 
 def _what_is_here(arguments: Arguments) -> Iterator[str]:
-    stage, method = arguments.finetuning.stage, arguments.finetuning.finetuning_type
+    stage = arguments.finetuning.stage
     if stage not in STAGES:
         yield f"stage: {stage} is not part of this program; use stage: dpo, or trl for PPO."
-    if method not in ADAPTERS:
-        yield f"finetuning_type: {method} is not in this version yet; use finetuning_type: lora."
 
 
 def _evaluation_has_rows(arguments: Arguments) -> Iterator[str]:
@@ -266,15 +264,22 @@ def _method(arguments: Arguments) -> Iterator[str]:
                 "finetuning_type: full."
             )
     for name, known in facts().items():
-        if known.is_strict and known.method != method and values[name]:
+        if known.is_strict and method not in known.methods and values[name]:
             yield (
-                f"{name} goes with finetuning_type: {known.method}, not {method}; change one of "
-                "them."
+                f"{name} goes with finetuning_type: {' or '.join(known.methods)}, not {method}; "
+                "change one of them."
             )
     if finetuning.pissa_convert and not finetuning.pissa_init:
         yield "pissa_convert copies what a PiSSA run has made; set pissa_init: true, too."
     if finetuning.pissa_iter == 0:
         yield "pissa_iter is 0; expected a number of iterations, or -1 for the exact decomposition."
+    if method == "oft" and not (finetuning.oft_rank or finetuning.oft_block_size):
+        yield "oft_rank and oft_block_size are both 0; set one of them."
+    has_both = finetuning.oft_rank and finetuning.oft_block_size
+    if method == "oft" and has_both and arguments.given("oft_block_size"):
+        yield (
+            "oft_rank and oft_block_size say the same in two ways; set one of them (the other 0)."
+        )
     trains_no_layer = finetuning.freeze_trainable_layers == 0
     if method == "freeze" and trains_no_layer and not finetuning.freeze_extra_modules:
         yield (

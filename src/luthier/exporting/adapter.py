@@ -20,8 +20,8 @@ from luthier import console
 from luthier.arguments.record import Arguments
 from luthier.errors import ModelError
 from luthier.exporting.proof import Probe, answer, compare, read
+from luthier.modeling.adapters.beside import load_adapter
 from luthier.modeling.adapters.file import CONFIG, FILE
-from luthier.modeling.adapters.low_rank import load_adapter
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values of `--max-lora-rank`, 16 by default."""

@@ -43,8 +43,8 @@ from luthier.exporting.proof import (
     judge_effect,
     read,
 )
+from luthier.modeling.adapters.beside import load_adapter, merge_adapter
 from luthier.modeling.adapters.file import FILE, adapts_tied
-from luthier.modeling.adapters.low_rank import load_adapter, merge_adapter
 from luthier.modeling.dtypes import is_emulated
 from luthier.modeling.heads import has_score, settle_score
 from luthier.modeling.loader import load_config, load_model, model_kind

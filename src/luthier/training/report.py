@@ -179,11 +179,11 @@ def _settings(arguments: Arguments) -> list[tuple[str, str]]:
     values, method = arguments.flat(), arguments.finetuning.finetuning_type
     stage = arguments.finetuning.stage
     known = [
-        (name, each.method)
+        (name, each.methods)
         for name, each in facts().items()
         if each.on_card and (not each.stages or stage in each.stages)
     ]
-    names = [name for wanted in ("", method) for name, its in known if its == wanted]
+    names = [name for name, its in known if not its] + [n for n, its in known if method in its]
     shown = {name: public_value(name, values[name]) for name in names}
     return [
         (name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))

@@ -16,4 +16,4 @@ def test_every_parameter_learns():
 
 
 def test_the_methods_are_known_by_name():
-    assert ADAPTERS.names() == ["freeze", "full", "lora"]
+    assert ADAPTERS.names() == ["freeze", "full", "lora", "oft"]

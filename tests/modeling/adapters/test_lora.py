@@ -269,7 +269,7 @@ def test_nothing_left_to_adapt_is_told(llama_folder: Path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}, "no LoRA but PROMPT_TUNING"),
+        ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}, "it is PROMPT_TUNING"),
         ({"r": "8"}, "does not fit the model"),
         ({"peft_type": "NONE"}, "does not fit the model"),
     ],

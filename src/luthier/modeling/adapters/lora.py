@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,12 @@ def prepare(
     is_trainable: bool,
     checkpoint: Path | None = None,
 ) -> Any:
-    """Merges, resumes or makes adapters, see `low_rank.py`."""
-    from luthier.modeling.adapters.low_rank import prepare_lora
+    """Merges, resumes or makes adapters, see `beside.py` and `low_rank.py`."""
+    from luthier.modeling.adapters.beside import prepare_adapters
+    from luthier.modeling.adapters.low_rank import create_lora
 
-    return prepare_lora(model, arguments, is_trainable=is_trainable, checkpoint=checkpoint)
+    create = partial(create_lora, checkpoint=checkpoint)
+    return prepare_adapters(model, arguments, create, is_trainable=is_trainable)
 
 
 def finish(model: Any, arguments: Arguments, folder: Path) -> None:

@@ -95,9 +95,13 @@ class _Weight:
 
 
 def choose_targets(
-    model: PreTrainedModel, asked: Sequence[str], *, cannot_hold: str | None = None
+    model: PreTrainedModel,
+    asked: Sequence[str],
+    *,
+    knob: str = "lora_target",
+    cannot_hold: str | None = None,
 ) -> Targets:
-    """What gets LoRA (`lora_target`); `all` stands for everything linear but the head.
+    """What gets LoRA or OFT; `all` stands for everything linear but the head.
 
     A name may be a module's last name or the end of its path (`mlp.up_proj`). Experts, which
     transformers 5 holds as one weight for all of them, have the names of the linear layers that
@@ -106,6 +110,7 @@ def choose_targets(
     Args:
         model: whose modules are chosen from.
         asked: names.
+        knob: what says them.
         cannot_hold: a setting that experts do not go with; then `all` leaves them out.
 
     Raises:
@@ -119,7 +124,7 @@ def choose_targets(
         if reached and cannot_hold:
             left, why = sorted(weights), f"which cannot be adapted with {cannot_hold}"
         if left:
-            console.warn(f"lora_target: all leaves out {', '.join(left)}, {why}")
+            console.warn(f"{knob}: all leaves out {', '.join(left)}, {why}")
         names = {layer for each in weights.values() for layer in each.layers}
         plain = tuple(name for name in linear_names(model) if name not in names)
         return Targets(plain, {} if cannot_hold else reached)
@@ -134,29 +139,29 @@ def choose_targets(
     chosen = {
         end: len(each.paths)
         for end, each in weights.items()
-        if any(_matches(name, paths[end]) for name in asked)
+        if any(matches(name, paths[end]) for name in asked)
     }
-    in_weights = {name for name in asked for end in chosen if _matches(name, paths[end])}
+    in_weights = {name for name in asked for end in chosen if matches(name, paths[end])}
     modules = [name for name in asked if name not in in_weights]
-    unknown = [name for name in modules if not _matches(name, fitting)]
+    unknown = [name for name in modules if not matches(name, fitting)]
     if unknown:
         hint = suggest(unknown[0], known)
         raise ModelError(
-            f"lora_target: this model has no module {', '.join(map(repr, unknown))} that LoRA can "
-            f"adapt.{hint if 'Did you' in hint else ''} Choose from: all, "
+            f"{knob}: this model has no module {', '.join(map(repr, unknown))} that can be "
+            f"adapted.{hint if 'Did you' in hint else ''} Choose from: all, "
             f"{', '.join(sorted(known))}."
         )
     for end in chosen:
-        named = [any(_matches(name, each) for name in asked) for each in weights[end].paths]
+        named = [any(matches(name, each) for name in asked) for each in weights[end].paths]
         if not all(named):
             absent = weights[end].paths[named.index(False)][-1].rpartition(".")[2]
             raise ModelError(
-                f"lora_target: {end} is several layers in one, which are adapted together. Name "
+                f"{knob}: {end} is several layers in one, which are adapted together. Name "
                 f"{absent}, too."
             )
     if chosen and cannot_hold:
         raise ModelError(
-            f"lora_target: {', '.join(sorted(chosen))} cannot be adapted with {cannot_hold}. Leave "
+            f"{knob}: {', '.join(sorted(chosen))} cannot be adapted with {cannot_hold}. Leave "
             "one of the two out."
         )
     return Targets(tuple(modules), chosen)
@@ -203,7 +208,7 @@ def _weights(model: PreTrainedModel) -> dict[str, _Weight]:
 def are_stored_crosswise(model: PreTrainedModel, targets: Sequence[str]) -> bool:
     """Whether the targets hold their weight as (in, out), as GPT-2's Conv1D does."""
     return any(
-        isinstance(module, Conv1D) and any(_matches(target, [name]) for target in targets)
+        isinstance(module, Conv1D) and any(matches(target, [name]) for target in targets)
         for name, module in model.named_modules()
     )
 
@@ -211,7 +216,7 @@ def are_stored_crosswise(model: PreTrainedModel, targets: Sequence[str]) -> bool
 def check_saved_modules(model: PreTrainedModel, asked: Sequence[str]) -> None:
     """Refuses names of `additional_target` that the model does not have, listing those it has."""
     names = [name for name, _ in model.named_modules() if name]
-    unknown = [name for name in asked if not _matches(name, names)]
+    unknown = [name for name in asked if not matches(name, names)]
     if unknown:
         outside = {
             name.rpartition(".")[2]
@@ -236,7 +241,8 @@ def saved_modules(model: PreTrainedModel, asked: Sequence[str]) -> str:
     return ", ".join(name if n == 1 else f"{name} ({n} times)" for name, n in counts.items())
 
 
-def _matches(asked: str, names: Sequence[str]) -> bool:
+def matches(asked: str, names: Sequence[str]) -> bool:
+    """Whether a name is that of one of the modules, or the end of its path."""
     return any(name == asked or name.endswith(f".{asked}") for name in names)
 
 
