@@ -32,6 +32,8 @@ BROKEN = [
     ({"use_eaft_loss": True, "label_smoothing_factor": 0.1}, "no label_smoothing_factor"),
     ({"finetuning_type": "oft", "oft_block_size": 0}, "are both 0"),
     ({"finetuning_type": "oft", "oft_rank": 4, "oft_block_size": 8}, "in two ways"),
+    ({"finetuning_type": "full", "use_llama_pro": True}, "freeze or lora or oft, not full"),
+    ({"use_llama_pro": True, "freeze_trainable_layers": -2}, "number of layers that were added"),
     ({"finetuning_type": "oft", "use_dora": True}, "goes with finetuning_type: lora, not oft"),
     ({"val_size": 0.1, "eval_dataset": "e"}, "keep one of them"),
     ({"dataset": None, "do_train": False, "do_eval": True, "val_size": 0.1}, "no dataset is named"),

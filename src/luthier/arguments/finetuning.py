@@ -30,6 +30,11 @@ class FinetuningArguments(Section):
     """For `freeze`: the modules inside those layers that learn, a comma list. By default all."""
     freeze_extra_modules: CommaList = knob((), resume="fixed", methods=("freeze",), on_card=True)
     """For `freeze`: modules outside the layers that learn too, a comma list. None by default."""
+    use_llama_pro: bool = knob(
+        False, resume="fixed", methods=("freeze", "lora", "oft"), is_strict=True, on_card=True
+    )
+    """Whether what learns lies in the layers that `luthier model expand` has added, which are
+    `freeze_trainable_layers` many, spread evenly (LLaMA Pro). By default not."""
     additional_target: CommaList = knob(
         (), resume="fixed", in_peft="modules_to_save", methods=("lora", "oft"), on_card=True
     )

@@ -280,6 +280,11 @@ def _method(arguments: Arguments) -> Iterator[str]:
         yield (
             "oft_rank and oft_block_size say the same in two ways; set one of them (the other 0)."
         )
+    if finetuning.use_llama_pro and finetuning.freeze_trainable_layers < 1:
+        yield (
+            f"freeze_trainable_layers is {finetuning.freeze_trainable_layers}; with use_llama_pro "
+            "it is the number of layers that were added."
+        )
     trains_no_layer = finetuning.freeze_trainable_layers == 0
     if method == "freeze" and trains_no_layer and not finetuning.freeze_extra_modules:
         yield (

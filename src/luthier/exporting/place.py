@@ -8,28 +8,33 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 
 from luthier import console
 from luthier.checkpoints.files import delete
+from luthier.checkpoints.fingerprint import versions
 from luthier.checkpoints.lock import FILE_NAME, OutputLock, holder
 from luthier.checkpoints.manifest import Manifest
 from luthier.checkpoints.publish import check_space, describe, is_write_failure, publish
 from luthier.errors import CheckpointError, SaveError
 
 
-def check_target(folder: Path) -> None:
-    """Refuses what an export would overwrite, or write through: a CheckpointError."""
+def check_target(folder: Path, knob: str = "export_dir") -> None:
+    """Refuses what an export would overwrite, or write through: a CheckpointError.
+
+    `knob` is by what the user has named the folder.
+    """
     if folder.is_symlink():
         raise CheckpointError(
-            f"export_dir: {folder} is a symbolic link, and what it leads to would be replaced. "
+            f"{knob}: {folder} is a symbolic link, and what it leads to would be replaced. "
             "Name the folder itself."
         )
     if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"export_dir: {folder} is a file. Name a folder that is not there.")
+        raise CheckpointError(f"{knob}: {folder} is a file. Name a folder that is not there.")
     if folder.is_dir() and (found := sorted(path.name for path in folder.iterdir())):
         raise CheckpointError(
-            f"export_dir: {folder} is not empty ({', '.join(found[:3])}"
+            f"{knob}: {folder} is not empty ({', '.join(found[:3])}"
             f"{' ...' if len(found) > 3 else ''}). An export overwrites nothing, so that no file "
             "of another model stays among its own: name a new folder."
         )
@@ -42,8 +47,26 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def new_manifest(seed: int = 42) -> Manifest:
+    """What a folder that was not trained here, but made of what was, says of itself."""
+    return Manifest(
+        step=0,
+        max_steps=0,
+        run_id=uuid.uuid4().hex,
+        written=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        world_size=1,
+        strategy="single",
+        seed=seed,
+        examples_per_step=0,
+        versions=versions(),
+        end="exported",
+    )
+
+
 @contextmanager
-def staged(folder: Path, needed: int, manifest: Manifest) -> Iterator[Path]:
+def staged(
+    folder: Path, needed: int, manifest: Manifest, knob: str = "export_dir"
+) -> Iterator[Path]:
     """A new folder to write to, which becomes `folder` when all went well, in one move.
 
     Whoever is killed leaves at most a hidden folder beside it, which the next export of the same
@@ -53,12 +76,13 @@ def staged(folder: Path, needed: int, manifest: Manifest) -> Iterator[Path]:
         folder: where it is published.
         needed: bytes that will be written.
         manifest: what is published says of itself; its files are filled in.
+        knob: by what the user has named the folder.
 
     Raises:
         CheckpointError: if the folder is full, a link or no folder.
         SaveError: if it cannot be written.
     """
-    check_target(folder)
+    check_target(folder, knob)
     parents = [path for path in folder.parents if not path.exists()]
     stage = folder.with_name(f".stage-{folder.name}-{uuid.uuid4().hex[:12]}")
     lock = OutputLock(stage)
@@ -69,7 +93,7 @@ def staged(folder: Path, needed: int, manifest: Manifest) -> Iterator[Path]:
         stage.mkdir()
         lock.acquire()
         yield stage
-        check_target(folder)
+        check_target(folder, knob)
         (stage / FILE_NAME).unlink()
         if folder.is_dir():
             folder.rmdir()
@@ -78,7 +102,7 @@ def staged(folder: Path, needed: int, manifest: Manifest) -> Iterator[Path]:
         _leave_nothing(stage, parents)
         if is_write_failure(problem) and not isinstance(problem, SaveError):
             raise SaveError(
-                f"export_dir: {folder} cannot be written: {describe(problem)}. Nothing was "
+                f"{knob}: {folder} cannot be written: {describe(problem)}. Nothing was "
                 "published; make room, or name another place."
             ) from problem
         raise

@@ -6,10 +6,8 @@ import copy
 import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from huggingface_hub import HfApi
@@ -20,8 +18,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from luthier import console
 from luthier.arguments.record import Arguments
-from luthier.checkpoints.fingerprint import versions
-from luthier.checkpoints.manifest import Manifest
 from luthier.checkpoints.pretrained import PretrainedFiles
 from luthier.checkpoints.publish import describe
 from luthier.errors import ModelError
@@ -31,7 +27,7 @@ from luthier.exporting.card import write_card
 from luthier.exporting.gguf_file import check_gguf, estimate_bytes, write_gguf
 from luthier.exporting.gguf_file import read_back as read_gguf_back
 from luthier.exporting.ollama import find_template, write_modelfile
-from luthier.exporting.place import check_target, free_bytes, staged
+from luthier.exporting.place import check_target, free_bytes, new_manifest, staged
 from luthier.exporting.proof import (
     BOUNDS,
     Probe,
@@ -118,7 +114,7 @@ def _export_merged(
     needed = _show_sizes(arguments, config, dtype, folder, scores=stage.scores)
     tokenizer, fitted = _load_tokenizer(arguments, stage)
     told = find_template(stage.template, tokenizer) if asked.ollama else None
-    with staged(folder, needed, _manifest(arguments)) as place:
+    with staged(folder, needed, new_manifest(arguments.training.seed)) as place:
         merged = _write_merged(arguments, stage, tokenizer, fitted, place, (stored, dtype))
         write_card(place, folder.name, arguments, scores=stage.scores)
         gc.collect()
@@ -144,7 +140,7 @@ def _export_adapter(
     free = console.gibibytes(free_bytes(folder))
     console.info(f"  adapter of {console.gibibytes(size)}; free disk {free}")
     tokenizer, _ = _load_tokenizer(arguments, stage)
-    with staged(folder, size + BESIDE_WEIGHTS, _manifest(arguments)) as place:
+    with staged(folder, size + BESIDE_WEIGHTS, new_manifest(arguments.training.seed)) as place:
         model = load_model(arguments, tokenizer, is_trainable=False, adapts=False)
         probes = find_probes(arguments, stage)
         words = write_adapter(arguments, source, place, folder.name, model, tokenizer, probes)
@@ -395,22 +391,6 @@ def _add_gguf(place: Path, name: str, kind: str, probes: Sequence[Probe]) -> Non
     read_gguf_back(place, file, kind, probes)
     file.rename(place / file.name)
     aside.rmdir()
-
-
-def _manifest(arguments: Arguments) -> Manifest:
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Manifest(
-        step=0,
-        max_steps=0,
-        run_id=uuid4().hex,
-        written=now,
-        world_size=1,
-        strategy="single",
-        seed=arguments.training.seed,
-        examples_per_step=0,
-        versions=versions(),
-        end="exported",
-    )
 
 
 def _upload(arguments: Arguments, folder: Path) -> None:

@@ -27,8 +27,7 @@ def prepare(
     checkpoint: Path | None = None,
 ) -> Any:
     """Marks the chosen modules of the chosen layers, and the extra modules, as learning."""
-    from luthier.modeling.adapters.targets import text_part
-    from luthier.modeling.counts import LAYER_COUNT_NAMES, count_layers
+    from luthier.modeling.adapters.targets import added_layers, number_of_layers, text_part
     from luthier.modeling.heads import SCORE, has_score
 
     model.requires_grad_(False)
@@ -46,13 +45,11 @@ def prepare(
     else:
         _check("freeze_trainable_modules", modules, ["all", *inside], {})
     _check("freeze_extra_modules", finetuning.freeze_extra_modules, outside, _tied_head(model))
-    num_layers = count_layers(model.config)
-    if num_layers is None:
-        raise ModelError(
-            f"finetuning_type: freeze does not fit {type(model).__name__}: its configuration has "
-            f"none of {', '.join(LAYER_COUNT_NAMES)}. Use lora or full."
-        )
-    layers = choose_layers(num_layers, finetuning.freeze_trainable_layers)
+    num_layers = number_of_layers(model)
+    if finetuning.use_llama_pro:
+        layers = added_layers(num_layers, finetuning.freeze_trainable_layers)
+    else:
+        layers = choose_layers(num_layers, finetuning.freeze_trainable_layers)
     for name, parameter in model.named_parameters():
         place = _LAYER.search(name)
         if place is not None:

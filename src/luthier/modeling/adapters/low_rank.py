@@ -22,8 +22,8 @@ from luthier.modeling.adapters.targets import (
     are_stored_crosswise,
     check_saved_modules,
     choose_targets,
+    not_adapted,
     saved_modules,
-    text_part,
 )
 from luthier.modeling.heads import has_score
 from luthier.modeling.vocabulary import embedding_names, is_tied
@@ -52,7 +52,6 @@ def create_lora(
     targets = [name for name in chosen.modules if not meet([name], saved)]
     if meet(targets, ends) and not finetuning.use_dora:  # whose rows and columns have sizes
         ties, targets = True, list(dict.fromkeys((*targets, *ends)))
-    part = text_part(model)
     several = {name: count for name, count in chosen.parameters.items() if count > 1}
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS if has_score(model) else TaskType.CAUSAL_LM,
@@ -67,7 +66,7 @@ def create_lora(
             name: alpha * (count**0.5 if finetuning.use_rslora else count)
             for name, count in several.items()
         },
-        exclude_modules=None if part is None else f"(?!{part.pattern}$).*",
+        exclude_modules=not_adapted(model, finetuning),
         fan_in_fan_out=are_stored_crosswise(model, targets),
         modules_to_save=list(saved) or None,
         use_rslora=finetuning.use_rslora,
@@ -110,5 +109,7 @@ def _no_experts(finetuning: FinetuningArguments) -> str | None:
         return "use_dora"
     if finetuning.pissa_init:
         return "pissa_init"
+    if finetuning.use_llama_pro:  # peft adapts a parameter in all layers
+        return "use_llama_pro"
     # peft 0.21.2 calls a layer out of the order in which DeepSpeed 0.19.8 fetches its weights
     return "DeepSpeed ZeRO stage 3" if is_deepspeed_zero3_enabled() else None

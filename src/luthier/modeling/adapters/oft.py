@@ -48,8 +48,8 @@ def create(model: PreTrainedModel, arguments: Arguments) -> PeftModel:
         check_saved_modules,
         choose_targets,
         matches,
+        not_adapted,
         saved_modules,
-        text_part,
     )
     from luthier.modeling.heads import has_score
     from luthier.modeling.vocabulary import embedding_names, is_tied
@@ -86,7 +86,6 @@ def create(model: PreTrainedModel, arguments: Arguments) -> PeftModel:
                 f"{knob} {rank or size} does not divide what {name} reads, {width:,} numbers. "
                 f"Choose from: {', '.join(map(str, fitting))}."
             )
-    part = text_part(model)
     config = OFTConfig(
         task_type=TaskType.SEQ_CLS if has_score(model) else TaskType.CAUSAL_LM,
         inference_mode=False,
@@ -94,7 +93,7 @@ def create(model: PreTrainedModel, arguments: Arguments) -> PeftModel:
         oft_block_size=size,
         module_dropout=finetuning.module_dropout,
         target_modules=targets,
-        exclude_modules=None if part is None else f"(?!{part.pattern}$).*",
+        exclude_modules=not_adapted(model, finetuning),
         modules_to_save=list(saved) or None,
     )
     whole = f"; trained whole: {saved_modules(model, saved)}" if saved else ""

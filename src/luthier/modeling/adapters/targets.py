@@ -15,7 +15,9 @@ from transformers.core_model_loading import WeightConverter
 from transformers.pytorch_utils import Conv1D
 
 from luthier import console
+from luthier.arguments.finetuning import FinetuningArguments
 from luthier.errors import ModelError, suggest
+from luthier.modeling.counts import LAYER_COUNT_NAMES, count_layers
 from luthier.modeling.heads import SCORE
 from luthier.modeling.sharded import full_shape
 
@@ -203,6 +205,45 @@ def _weights(model: PreTrainedModel) -> dict[str, _Weight]:
             end = _LAYER.sub("", path)
             found[f"{end}.weight"] = _Weight(end, (name,))
     return found
+
+
+def number_of_layers(model: PreTrainedModel) -> int:
+    """How many layers a model has, by its configuration; a ModelError where that has none."""
+    found = count_layers(model.config)
+    if found is None:
+        raise ModelError(
+            f"the layers of {type(model).__name__} cannot be chosen: its configuration has none of "
+            f"{', '.join(LAYER_COUNT_NAMES)}. Use full, or lora on all."
+        )
+    return found
+
+
+def added_layers(num_layers: int, count: int) -> range:
+    """The layers that `luthier model expand` has added: the last of each of `count` groups.
+
+    Raises:
+        ModelError: if there are no equal groups.
+    """
+    if num_layers % count:
+        raise ModelError(
+            f"freeze_trainable_layers: {count} layers cannot have been added to make {num_layers}, "
+            "which is no multiple. Name the number that `luthier model expand --blocks` was given."
+        )
+    group = num_layers // count
+    return range(group - 1, num_layers, group)
+
+
+def not_adapted(model: PreTrainedModel, finetuning: FinetuningArguments) -> str | None:
+    """The paths of modules that get no adapter whatever they are called, as peft takes them."""
+    part = text_part(model)
+    others = [] if part is None else [f"(?!{part.pattern}$).*"]
+    if finetuning.use_llama_pro:
+        num_layers = number_of_layers(model)
+        added = added_layers(num_layers, finetuning.freeze_trainable_layers)
+        old = "|".join(str(each) for each in range(num_layers) if each not in added)
+        others.append(rf"(?:.*\.)?\w+\.(?:{old})\..*")
+        console.info(f"use_llama_pro: adapters lie on layers {', '.join(map(str, added))}")
+    return "|".join(others) or None
 
 
 def are_stored_crosswise(model: PreTrainedModel, targets: Sequence[str]) -> bool:

@@ -1,0 +1,1 @@
+"""what `luthier model` can do, one file for each word behind it."""
