@@ -11,10 +11,10 @@ import torch.distributed as dist
 from transformers import TrainerCallback
 
 import luthier
-from luthier.stages.stage import Stage
+from luthier.stages.stage import STAGES
 from tests.launched import values_of_ranks
 from tests.stages import test_dpo, test_kto
-from tests.training.faults import TOO_MUCH
+from tests.training.faults import full_above
 
 ACCURACY = "rewards/accuracies"
 
@@ -117,25 +117,13 @@ def test_however_it_is_cut(way: str, config, whole):
     assert_alike(lines(luthier.train(config | WAYS[way])), whole)
 
 
-def test_memory_that_runs_out_changes_nothing(config, whole, monkeypatch):
-    stage = luthier.stages.stage.STAGES.get(config["stage"])
-    measured, failed = stage.measure_sequences, []
-
-    def full(compute: Any) -> Any:
-        def changed(self: Stage, model: Any, batch: Any) -> Any:
-            if model.training and batch.num_computed > most:
-                failed.append(compute)
-                raise torch.OutOfMemoryError(TOO_MUCH)
-            return compute(self, model, batch)
-
-        return changed
-
+def test_memory_that_runs_out_changes_nothing(config, whole):
     most = 60 if config["stage"] == "kto" else 90
-    monkeypatch.setattr(stage, "measure", full(stage.measure))
-    monkeypatch.setattr(stage, "measure_sequences", full(measured))
+    with full_above(STAGES.get(config["stage"]), most) as failed:
+        found = lines(luthier.train(config | {"tokens_per_micro_batch": 4096}))
 
-    assert_alike(lines(luthier.train(config | {"tokens_per_micro_batch": 4096})), whole)
     assert failed
+    assert_alike(found, whole)
 
 
 class Stop(TrainerCallback):
@@ -195,19 +183,31 @@ def in_parts(config: dict[str, Any], settings: list[dict[str, Any]]) -> list[Any
     return found
 
 
+IN_PARTS: dict[str, dict[str, Any]] = {
+    "fsdp": {"fsdp": "full_shard"},
+    "zero 2": {"deepspeed": {"zero_optimization": {"stage": 2}}},
+    "zero 3": {"deepspeed": {"zero_optimization": {"stage": 3}}},
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["kto"], indirect=True)
 @pytest.mark.parametrize(
-    "way", [{"fsdp": "full_shard"}, {"deepspeed": {"zero_optimization": {"stage": 3}}}]
+    ("config", "way"),
+    [
+        ("kto", "fsdp"),
+        ("kto", "zero 3"),
+        *(("dpo, all but coupled", way) for way in IN_PARTS),
+    ],
+    indirect=["config"],
 )
-def test_weights_in_parts_learn_the_same_or_say_why_not(
-    way: dict[str, Any], config, whole, tmp_path: Path
-):
-    """Of DeepSpeed, which makes one run a process, the adapter alone."""
-    here = config | way | {"output_dir": str(tmp_path / "two"), "gradient_accumulation_steps": 1}
+def test_weights_in_parts_learn_the_same_or_say_why_not(way: str, config, whole, tmp_path: Path):
+    """The adapter alone where DeepSpeed makes one run a process, and of pairs."""
+    split = {"output_dir": str(tmp_path / "two"), "gradient_accumulation_steps": 1}
+    here = config | IN_PARTS[way] | split
     full = {"finetuning_type": "full", "learning_rate": 0.05}
     read_before = full | {"kto_loss": "apo_zero_unpaired"}
-    settings = [{}, full, read_before][: 3 if "fsdp" in way else 1]
+    says_why = way == "fsdp" and config["stage"] == "kto"
+    settings = [{}, full, read_before] if says_why else [{}]
     learned, *others = values_of_ranks(in_parts, 2, here, settings)[0]
 
     assert_alike(learned, whole)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 import luthier
+from luthier.optional import is_installed
+from luthier.stages.stage import STAGES
 from tests.launched import values_of_ranks
-from tests.stages.test_rm import METRICS, make_rows
+from tests.stages.test_rm import METRICS, lines, load, make_rows, scores_of
+from tests.training.faults import full_above
 
 CUTS: dict[str, dict[str, Any]] = {
     "eight at once": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
@@ -67,8 +73,7 @@ def numbers(result: Any) -> dict[str, Any]:
         if name in record
     ]
     weights = {n: p.detach().clone() for n, p in result.model.named_parameters() if p.requires_grad}
-    written = (result.output_dir / "generated_predictions.jsonl").read_text().splitlines()
-    return {"log": log, "weights": weights, "scores": [json.loads(line) for line in written]}
+    return {"log": log, "weights": weights, "scores": lines(result.output_dir)}
 
 
 def check(found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -90,6 +95,15 @@ def whole(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> d
 @pytest.mark.parametrize("cut", CUTS)
 def test_a_step_in_pieces_is_the_step_as_a_whole(cut, config, whole, tmp_path: Path):
     check(numbers(luthier.train(config | CUTS[cut] | {"output_dir": str(tmp_path)})), whole)
+
+
+def test_memory_that_runs_out_changes_nothing(config, whole, tmp_path: Path):
+    settings = {"tokens_per_micro_batch": 4096, "output_dir": str(tmp_path)}
+    with full_above(STAGES.get("rm"), 90) as failed:
+        found = numbers(luthier.train(config | settings))
+
+    assert failed
+    check(found, whole)
 
 
 def train_on_ranks(configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -115,3 +129,38 @@ def test_two_ranks_learn_what_one_learns(config, whole, tmp_path: Path):
     for lora, of_full in ranks:
         check(lora, whole)
         check(of_full, alone)
+
+
+def train_here(config: dict[str, Any]) -> list[float]:
+    return numbers(luthier.train(config))["log"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not is_installed("deepspeed"), reason="the package deepspeed is not installed")
+def test_weights_in_parts_learn_the_same_go_on_and_load_elsewhere(config, whole, tmp_path: Path):
+    zero = {"deepspeed": {"zero_optimization": {"stage": 3}}, "gradient_accumulation_steps": 1}
+    config = config | zero | {"save_strategy": "steps", "save_steps": 4}
+    once, cut = tmp_path / "once", tmp_path / "cut"
+
+    learned, _ = values_of_ranks(train_here, 2, config | {"output_dir": str(once)})
+    shutil.copytree(once / "checkpoint-4", cut / "checkpoint-4")
+    resumed, _ = values_of_ranks(train_here, 2, config | {"output_dir": str(cut)})
+
+    assert learned == pytest.approx(whole["log"], rel=1e-5, abs=1e-5)
+    assert resumed == learned
+    assert lines(cut) == lines(once)
+    for one, other in zip(lines(once), whole["scores"], strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+    weights = load_file(once / "adapter_model.safetensors")
+    for name, weight in load_file(cut / "adapter_model.safetensors").items():
+        assert torch.equal(weight, weights[name]), name
+    tokenizer = AutoTokenizer.from_pretrained(once)
+    model = load("lora", once, tokenizer)
+    rows = json.loads(Path(config["eval_dataset"]).read_text())
+    for row, told in zip(rows, lines(once), strict=True):
+        for side in ("chosen", "rejected"):
+            asked = {"role": "user", "content": row["instruction"]}
+            turns = [asked, {"role": "assistant", "content": row[side]}]
+            text = tokenizer.apply_chat_template(turns, tokenize=False)
+            encoded = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+            assert scores_of(model, encoded).item() == pytest.approx(told[side], abs=1e-5)

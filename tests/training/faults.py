@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
 from transformers import TrainerCallback
 
 import luthier
+from luthier.batching.batch import MicroBatch
 from luthier.stages.next_token import NextToken
+from luthier.stages.stage import Stage
 from luthier.training.run import RunResult
 
 TOO_MUCH = "CUDA out of memory. Tried to allocate 20.00 GiB."
@@ -113,3 +116,22 @@ def not_a_number_at(step: int, row_tokens: list[int]) -> Callable:
 def losses(result: RunResult) -> list[float]:
     """Those that were logged."""
     return [record["loss"] for record in result.log_history if "loss" in record]
+
+
+@contextmanager
+def full_above(stage: type[Stage], most: int) -> Iterator[list[int]]:
+    """Memory for micro-batches of so many computed tokens in training; gives those that failed."""
+
+    def limited(compute: Callable[..., Any]) -> Any:
+        def computed(self: Stage, model: Any, batch: MicroBatch) -> Any:
+            if model.training and batch.num_computed > most:
+                failed.append(batch.num_computed)
+                raise torch.OutOfMemoryError(TOO_MUCH)
+            return compute(self, model, batch)
+
+        return computed
+
+    failed: list[int] = []
+    kept = {name: getattr(stage, name) for name in ("measure", "measure_sequences")}
+    with patch.multiple(stage, **{name: limited(each) for name, each in kept.items()}):
+        yield failed
