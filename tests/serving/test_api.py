@@ -7,12 +7,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-openai = pytest.importorskip("openai", reason="needs luthier[api]")
+pytest.importorskip("openai", reason="needs luthier[api]")
 pytest.importorskip("fastapi", reason="needs luthier[api]")
 
-from luthier.records import Conversation, Message  # noqa: E402
-from luthier.serving.engine import Engine  # noqa: E402
-from tests.serving.served import GREEDY, make_engine, serving  # noqa: E402
+import openai
+
+from luthier.records import Conversation, Message
+from luthier.serving.engine import Engine
+from tests.serving.served import GREEDY, make_engine, serving
 
 ASKED = [{"role": "user", "content": "Who are you?"}]
 PARAMETERS = {

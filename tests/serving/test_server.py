@@ -206,6 +206,17 @@ def test_wrong_routes_are_told_in_the_same_form(address, method, route, expected
     assert route in error_of(text)["message"]
 
 
+def test_a_proxy_may_leave_its_path_or_take_it_away(engine: Engine) -> None:
+    with serving(engine, root_path="/proxy") as address:
+        for route in ("/health", "/proxy/health"):
+            assert ask(address, route)[0] == 200
+        told = json.loads(ask(address, "/openapi.json")[2])
+        metrics = ask(address, "/metrics")[2]
+
+    assert told["servers"] == [{"url": "/proxy"}]
+    assert 'route="/health",status="200"} 2' in metrics
+
+
 def test_scores_are_not_there_without_a_reward_model(address: str) -> None:
     status, _, text = ask(address, "/v1/score", {"model": "tiny", "messages": ["x"]})
 

@@ -69,7 +69,6 @@ def make_app(
         version=__version__,
         docs_url=None,  # its page loads programs from elsewhere
         redoc_url=None,
-        root_path=root_path,
         redirect_slashes=False,
     )
 
@@ -170,7 +169,7 @@ def make_app(
         return await refuse(request, found)
 
     names = frozenset(ROUTES)
-    return Guard(app, doors, token, hosts, names)
+    return Guard(app, doors, token, hosts, names, root_path.rstrip("/"))
 
 
 class Desk:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from luthier.templates.tool_format import dump
@@ -423,7 +423,19 @@ class InputReasoning(Part):
     not_done: ClassVar[Mapping[str, tuple[Any, ...]]] = {"summary": ([],), "encrypted_content": ()}
 
 
-Item: TypeAlias = InputCall | InputReply | InputReasoning | InputMessage
+def _kind_of_item(given: Any) -> Any:
+    """Its `type`, which a message may leave out."""
+    kind = given.get("type") if isinstance(given, dict) else getattr(given, "type", None)
+    return str(kind or "message")
+
+
+Item: TypeAlias = Annotated[
+    Annotated[InputCall, Tag("function_call")]
+    | Annotated[InputReply, Tag("function_call_output")]
+    | Annotated[InputReasoning, Tag("reasoning")]
+    | Annotated[InputMessage, Tag("message")],
+    Discriminator(_kind_of_item),
+]
 
 
 class ResponseForm(Chosen):

@@ -46,6 +46,7 @@ class Guard:
     token: str | None  # that clients send as `Authorization: Bearer TOKEN`; None asks for none
     hosts: frozenset[str] | None  # names in `Host`; None takes any
     routes: frozenset[str]  # that are counted by their name
+    root_path: str = ""  # under which a proxy offers the server; it may leave it in paths or not
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Checks a request, then hands it on with a body of bounded size and time."""
@@ -54,6 +55,7 @@ class Guard:
                 await self.app(scope, receive, send)
             return  # no websockets
         begun: list[int] = []
+        scope["root_path"] = self.root_path
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -69,8 +71,9 @@ class Guard:
                 return
             await self.app(scope, _once(body, receive), counted)
         finally:
-            path = scope["path"] if scope["path"] in self.routes else "other"
-            self.doors.replies[path, begun[0] if begun else 499] += 1
+            path = scope["path"].removeprefix(self.root_path)
+            route = path if path in self.routes else "other"
+            self.doors.replies[route, begun[0] if begun else 499] += 1
 
     def _check(self, scope: Message) -> None:
         headers: dict[str, list[str]] = {}

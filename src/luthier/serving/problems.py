@@ -62,9 +62,10 @@ def of_validation(problems: Sequence[Any], given: Any) -> Refused:
     Of a value that may be of several types it is the one that lies deepest, so nearest to them.
     """
 
-    def depth(one: Any) -> int:
+    def depth(one: Any) -> tuple[int, bool]:
         path = _path(one["loc"], given, one["type"])
-        return path.count(".") + path.count("[")
+        # what is missing may belong to another type than the one that is meant
+        return path.count(".") + path.count("["), one["type"] != "missing"
 
     problem = max(problems, key=depth)
     param = _path(problem["loc"], given, problem["type"])
