@@ -19,10 +19,14 @@ from transformers import (
 )
 
 import luthier
+from luthier.arguments.parse import parse_dict
 from luthier.commands import chat
 from luthier.errors import ArgumentsError, LuthierError, ModelError
+from luthier.modeling.heads import VALUE_HEAD
+from luthier.modeling.loader import load_model
 from luthier.serving.engine import load_engine
 from tests import tiny
+from tests.exporting.making import export_of
 
 WORDS = "spruce bow string glue neck belly peg bridge scroll".split()
 
@@ -165,6 +169,7 @@ def test_others_read_the_same_scores(trained, folder: Path):
         assert (batch["attention_mask"] == 0).any()
         assert scores_of(model, batch).tolist() == pytest.approx(told, abs=1e-5)
     assert by_value_head(method, output, folder, texts, options) == pytest.approx(told, abs=1e-5)
+    assert load_file(output / VALUE_HEAD)["v_head.summary.bias"].tolist() == [0.0]
 
 
 def by_value_head(
@@ -185,8 +190,61 @@ def by_value_head(
         last_H = hidden.hidden_states[-1][0, -1]
         score_1 = head["v_head.summary.weight"] @ last_H + head["v_head.summary.bias"]
         found.append(float(score_1))
-    assert head["v_head.summary.bias"].tolist() == [0.0]
     return found
+
+
+def test_one_of_llama_factory_scores_as_it_does_there(
+    trained, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    method, output, _ = trained
+    theirs = as_llama_factory_writes_it(method, output, tmp_path / "theirs")
+    tokenizer = AutoTokenizer.from_pretrained(theirs)
+    given = {"stage": "rm", "template": "zephyr", "model_name_or_path": str(theirs)}
+    if method == "lora":
+        given |= {
+            "model_name_or_path": str(folder / "base"),
+            "adapter_name_or_path": str(theirs),
+        }
+    trains = {"do_train": True, "dataset": "identity", "output_dir": "unused"}
+    texts = ["Tell me of maple.", "Tell me of spruce and maple. ebony maple"]
+
+    merged = export_of(given, tmp_path / "out")
+
+    assert "its bias, 0.25 on every score, is left out" in capsys.readouterr().err
+    expected = torch.tensor(by_value_head(method, theirs, folder, texts, {"return_tensors": "pt"}))
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    model = AutoModelForSequenceClassification.from_pretrained(merged)
+    torch.testing.assert_close(scores_of(model, batch) + 0.25, expected, atol=1e-5, rtol=0)
+    goes_on = load_model(parse_dict(given | trains), tokenizer, is_trainable=True, scores=True)
+    torch.testing.assert_close(scores_of(goes_on, batch) + 0.25, expected, atol=1e-5, rtol=0)
+
+    head = load_file(theirs / VALUE_HEAD)
+    save_file(
+        {name: each[..., :-1].contiguous() for name, each in head.items()}, theirs / VALUE_HEAD
+    )
+    with pytest.raises(ModelError, match=r"v_head\.summary\.weight of \(1, 32\)"):
+        export_of(given, tmp_path / "again")
+    (theirs / VALUE_HEAD).rename(theirs / "value_head.bin")
+    with pytest.raises(ModelError, match=r"value_head\.bin can run code"):
+        export_of(given, tmp_path / "again")
+
+
+def as_llama_factory_writes_it(method: str, output: Path, theirs: Path) -> Path:
+    """A causal model, or its adapter, beside a head with a bias."""
+    if method == "lora":
+        theirs.mkdir()
+        weights = load_file(output / "adapter_model.safetensors")
+        kept = {name: each for name, each in weights.items() if "score" not in name}
+        save_file(kept, theirs / "adapter_model.safetensors")
+        config = json.loads((output / "adapter_config.json").read_text())
+        config |= {"task_type": "CAUSAL_LM", "modules_to_save": None}
+        (theirs / "adapter_config.json").write_text(json.dumps(config))
+    else:
+        AutoModelForCausalLM.from_pretrained(output).save_pretrained(theirs)
+    AutoTokenizer.from_pretrained(output).save_pretrained(theirs)
+    head = load_file(output / VALUE_HEAD)
+    save_file(head | {"v_head.summary.bias": torch.tensor([0.25])}, theirs / VALUE_HEAD)
+    return theirs
 
 
 def test_the_card_says_how_to_load_it(trained, monkeypatch: pytest.MonkeyPatch):

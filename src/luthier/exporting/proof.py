@@ -73,13 +73,13 @@ class Difference:
     mean: float  # of the absolute differences of all numbers
     largest: float  # of them
     num_answers: int  # probes with the same greedy answer
-    num_probes: int
+    num_probes: int  # that have one
 
     def __str__(self) -> str:
-        return (
-            f"{self.mean:.2g} on average, {self.largest:.2g} at most; {self.num_answers} of "
-            f"{self.num_probes} greedy answers equal"
-        )
+        apart = f"{self.mean:.2g} on average, {self.largest:.2g} at most"
+        if not self.num_probes:
+            return apart
+        return f"{apart}; {self.num_answers} of {self.num_probes} greedy answers equal"
 
 
 def find_probes(arguments: Arguments, stage: Stage) -> list[Probe]:
@@ -182,10 +182,11 @@ def compare(one: Sequence[Reading], other: Sequence[Reading], tie: float = 0.0) 
             "earlier checkpoint, or export_dtype: bfloat16 where weights are too large for float16."
         )
     equal = 0
-    for each in other:
+    answers = [each for each in other if len(each.is_answer)]
+    for each in answers:
         answered = each.numbers[len(each.numbers) - len(each.best_logps) :]
         equal += bool((each.is_answer | (each.best_logps - answered <= tie)).all())
-    return Difference(float(apart.mean()), float(apart.max()), equal, len(one))
+    return Difference(float(apart.mean()), float(apart.max()), equal, len(answers))
 
 
 def judge(what: str, one: Sequence[Reading], other: Sequence[Reading], dtype: torch.dtype) -> None:

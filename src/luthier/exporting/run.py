@@ -42,7 +42,7 @@ from luthier.exporting.proof import (
 from luthier.modeling.adapters.beside import load_adapter, merge_adapter
 from luthier.modeling.adapters.file import FILE, adapts_tied
 from luthier.modeling.dtypes import is_emulated
-from luthier.modeling.heads import has_score, settle_score
+from luthier.modeling.heads import VALUE_HEAD, has_score, settle_score
 from luthier.modeling.loader import load_config, load_model, model_kind
 from luthier.modeling.safe_loading import reading_plain_data
 from luthier.modeling.source import WEIGHTS, fetch_model, hub_options
@@ -111,6 +111,9 @@ def _export_merged(
         check_gguf(config, asked.gguf, scores=stage.scores)
     if asked.ollama and stage.scores:
         raise ModelError("ollama: a reward model says no tokens, so it answers nothing there.")
+    last = [str(arguments.model.model_name_or_path), *arguments.model.adapter_name_or_path][-1]
+    if not stage.scores and (head := Path(last).expanduser() / VALUE_HEAD).is_file():
+        console.warn(f"{head} is left out: stage: rm exports the model with its score")
     needed = _show_sizes(arguments, config, dtype, folder, scores=stage.scores)
     tokenizer, fitted = _load_tokenizer(arguments, stage)
     told = find_template(stage.template, tokenizer) if asked.ollama else None

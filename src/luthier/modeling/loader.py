@@ -29,7 +29,13 @@ from luthier.arguments.record import Arguments, facts
 from luthier.errors import MissingPackage, ModelError
 from luthier.modeling.counts import say_counts
 from luthier.modeling.dtypes import cast_trained, choose_dtypes, held_dtypes, upcast
-from luthier.modeling.heads import SCORE, check_kind, scores_already, settle_score
+from luthier.modeling.heads import (
+    SCORE,
+    check_kind,
+    find_value_head,
+    scores_already,
+    settle_score,
+)
 from luthier.modeling.quirks import (
     draw_on_terminals_only,
     keep_fewer_products,
@@ -96,7 +102,11 @@ def load_model(
     source = fetch_model(str(model_args.model_name_or_path))
     config = load_config(model_args)
     brings_score = scores_already(config) and not model_args.train_from_scratch
-    is_known = check_kind(config, model_args, scores=scores, is_trainable=is_trainable)
+    is_asked = scores and not brings_score and not model_args.train_from_scratch
+    value_head = find_value_head(model_args) if is_asked else None
+    is_known = check_kind(
+        config, model_args, scores=scores, is_trainable=is_trainable, value_head=value_head
+    )
     if model_args.train_from_scratch:
         fit_config(config, tokenizer)
     length = arguments.data.cutoff_len if is_trainable else None
@@ -123,7 +133,8 @@ def load_model(
         draws_score=scores and not brings_score,
     )
     if scores:
-        settle_score(base, tokenizer, is_new=not brings_score, seed=arguments.training.seed)
+        seed = arguments.training.seed
+        settle_score(base, tokenizer, is_new=not brings_score, seed=seed, value_head=value_head)
         if not is_known:
             console.info("score: a new head, drawn by seed")
     generation = getattr(base, "generation_config", None)  # of what answers
