@@ -28,5 +28,8 @@ class GeneratingArguments(Section):
     """What the score of tokens already written is divided by. By default 1, nothing."""
     length_penalty: float = free(1.0)
     """Exponent of the length in a beam's score: above 1 favours long answers. By default 1."""
+    num_return_sequences: int = free(1, ge=1)
+    """How many answers a prediction gives to each prompt; `predict` is then a list, and scores are
+    means over all. By default 1."""
     skip_special_tokens: bool = free(True)
     """Whether special tokens are left out of the decoded text. By default they are."""

@@ -56,6 +56,7 @@ class Facts:
     """Whether it is refused with another method, where others are told to be idle."""
     needs: ReadOnly[str, str] | tuple[str, ...] = ()
     """Packages that must be there where it is set; a mapping says which for which value."""
+    generates: bool = False  # whether answers are generated where it is set, by whole weights
     on_card: bool = False  # whether the model card shows it
     draws: bool = False  # whether it says which rows of the data sets that are named are taken
     reads: bool = False  # whether its value may be a file or folder that a run reads

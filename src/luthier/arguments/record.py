@@ -91,6 +91,11 @@ class Arguments:
         """Whether somebody set this name, be it to its default."""
         return name in self.origins
 
+    def generating_names(self) -> list[str]:
+        """The names that are set and have answers generated."""
+        values = self.flat()
+        return [name for name, known in facts().items() if known.generates and values[name]]
+
     def flat(self) -> dict[str, Any]:
         """Every name with its value, given or not."""
         values = dict(self.passed_through)

@@ -181,6 +181,7 @@ def _texts(arguments: Arguments) -> Iterator[str]:
         return
     for name, is_set in (
         ("predict_with_generate", arguments.training.predict_with_generate),
+        ("eval_generate_samples", arguments.training.eval_generate_samples),
         ("train_on_prompt", data.train_on_prompt),
         ("mask_history", data.mask_history),
     ):
@@ -430,15 +431,30 @@ def _prediction(arguments: Arguments) -> Iterator[str]:
                 "Leave it out; do_predict: true is enough."
             )
         return
+    if training.eval_generate_samples and training.eval_strategy == "no":
+        yield (
+            "eval_generate_samples answers rows at every evaluation, and eval_strategy is no; set "
+            "eval_strategy: steps or epoch."
+        )
     if training.do_predict and not training.predict_with_generate:
         yield (
             "do_predict writes generated answers; set predict_with_generate: true, too. For the "
             "loss alone, do_eval: true is enough."
         )
-    if training.predict_with_generate and arguments.finetuning.compute_accuracy:
+    for name in ("metric", "limit"):
+        if getattr(training, name) is not None and not training.predict_with_generate:
+            yield f"{name} is about generated answers; set predict_with_generate: true, too."
+    generating = arguments.generating
+    if generating.num_return_sequences > 1 and not generating.do_sample:
         yield (
-            "predict_with_generate scores texts and compute_accuracy scores tokens; keep one of "
-            "them."
+            f"num_return_sequences: with do_sample: false all {generating.num_return_sequences} "
+            "answers to a prompt are the same one. Set do_sample: true, or leave it out."
+        )
+    beams = arguments.data.eval_num_beams or generating.num_beams
+    if generating.num_return_sequences > 1 and beams > 1:
+        yield (
+            f"num_return_sequences: a search with {beams} beams gives one answer. Set num_beams "
+            "to 1, or leave num_return_sequences out."
         )
 
 

@@ -138,9 +138,20 @@ class TrainingArguments(Section):
     do_predict: bool = free(False)
     """Whether to generate an answer for every evaluation row; goes with `predict_with_generate`.
     Stage rm scores the answers that are there. By default not."""
-    predict_with_generate: bool = ours(False, needs=("nltk", "jieba", "rouge_chinese"))
+    predict_with_generate: bool = ours(
+        False, needs=("nltk", "jieba", "rouge_chinese"), generates=True
+    )
     """Whether predictions are generated texts, scored by BLEU and ROUGE. By default there are
     none."""
+    metric: str | None = ours(None)
+    """A function of one's own that scores predictions beside BLEU and ROUGE, as MODULE:FUNCTION;
+    it gets the predicted and the wanted texts, two lists, and gives a number or several by name. It
+    is code: it is taken from what you write, never from a run's folder. By default none."""
+    limit: int | None = ours(None, ge=1)
+    """The first so many rows of each set are predicted. By default all."""
+    eval_generate_samples: int = ours(0, generates=True, ge=0)
+    """The first so many rows of each evaluation set are answered at every evaluation, and written
+    to `generated_samples.jsonl` with the step. By default none."""
     resume_from_checkpoint: Annotated[
         str, BeforeValidator(_checkpoint, json_schema_input_type=str | bool | None)
     ] = ours("auto", reads=True)

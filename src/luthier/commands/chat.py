@@ -61,11 +61,12 @@ def read_arguments(
     if folder.is_dir() or not (is_config(words[0]) or "=" in words[0] or words[0].startswith("-")):
         from luthier.serving.run_folder import arguments_of
 
-        words[:1] = _as_words(arguments_of(folder))
+        words[:1] = as_words(arguments_of(folder))
     return parse_command_line(words, purpose=purpose, check=check, look_for_args_file=False)
 
 
-def _as_words(values: Mapping[str, Any]) -> Iterator[str]:
+def as_words(values: Mapping[str, Any]) -> Iterator[str]:
+    """Arguments as words of a command line."""
     for name, value in values.items():
         if value is not None:
             yield f"{name}={value if isinstance(value, str) else json.dumps(value)}"

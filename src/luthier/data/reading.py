@@ -89,7 +89,9 @@ class DatasetReader:
             name = masked(self.name)
             raise DataError(f"data set {name!r}: there are no rows in {', '.join(files)}.")
         values = [row.values for row in first if isinstance(row, Row)]
-        self.description, detected = self.road.detect(self.description, values)
+        self.description, detected = self.road.detect(
+            self.description, values, needs_answer=not self.is_prompt
+        )
         self.detected = "; ".join(filter(None, (self.source.told, detected)))
         self.reading = self.road.reading(self.description, needs_answer=not self.is_prompt)
         return detected

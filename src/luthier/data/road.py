@@ -59,7 +59,8 @@ class Road:
     def __init__(self, arguments: Arguments) -> None:
         self.data = arguments.data
         self.options = EncodingOptions.of(arguments)
-        self.predicts = arguments.training.predict_with_generate
+        training = arguments.training
+        self.predicts = training.predict_with_generate or training.eval_generate_samples > 0
 
     def fit(self, tokenizer: PreTrainedTokenizerBase, template: Renders | None) -> None:
         """Takes what encodes rows; before that, rows can only be read.
@@ -80,9 +81,12 @@ class Road:
         return self.fingerprint()
 
     def detect(
-        self, description: DatasetDescription, rows: Sequence[Any]
+        self, description: DatasetDescription, rows: Sequence[Any], *, needs_answer: bool = True
     ) -> tuple[DatasetDescription, str]:
-        """The description with what the first rows tell, and a line that says it."""
+        """The description with what the first rows tell, and a line that says it.
+
+        Rows that are only asked need no answer.
+        """
         return description, ""
 
     def reading(self, description: DatasetDescription, *, needs_answer: bool = True) -> Reading:

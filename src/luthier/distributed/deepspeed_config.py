@@ -175,11 +175,11 @@ def _not_here(config: Config, arguments: Arguments) -> Iterator[str]:
 def _not_with_weights_in_parts(arguments: Arguments) -> Iterator[str]:
     training, finetuning = arguments.training, arguments.finetuning
     told = "with weights in parts (DeepSpeed ZeRO stage 3)"
-    if training.predict_with_generate:
+    for name in arguments.generating_names():
         then = "Leave deepspeed out"
         if training.do_train:
             then = "Predict afterwards, in a run without do_train and deepspeed"
-        yield f"predict_with_generate: no answers are generated {told}. {then}, or use stage 2."
+        yield f"{name}: no answers are generated {told}. {then}, or use stage 2."
     if finetuning.pissa_init:
         yield f"pissa_init: whole weights are taken apart, which cannot be {told}. Use stage 2."
     if finetuning.pure_bf16:

@@ -369,8 +369,9 @@ def _contradictions(said: Said, arguments: Arguments) -> Iterator[str]:
             "save_only_model: with fsdp, load_best_model_at_end needs whole checkpoints; leave one "
             "of the two out."
         )
-    if training.predict_with_generate and training.do_train:
-        yield (
-            "predict_with_generate: no answers are generated while fsdp holds weights in parts. "
-            "Predict afterwards, in a run without do_train."
-        )
+    if training.do_train:
+        for name in arguments.generating_names():
+            yield (
+                f"{name}: no answers are generated while fsdp holds weights in parts. Predict "
+                "afterwards, by `luthier predict` or in a run without do_train."
+            )

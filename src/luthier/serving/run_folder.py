@@ -27,6 +27,7 @@ def arguments_of(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder}: there is no such folder. The folder here is {Path.cwd()}.")
     record = record_of(folder)
     values = _given(record) if record else {}
+    values.pop("metric", None)  # code, which no folder may name
     adapter = folder / ADAPTER_CONFIG
     if adapter.exists():
         if not values:

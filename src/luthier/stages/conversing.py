@@ -38,10 +38,12 @@ class Conversing(Stage):
             console.info(f"whole answers are learned from: {', '.join(idle)} have no effect")
 
     def detect(
-        self, description: DatasetDescription, rows: Sequence[Any]
+        self, description: DatasetDescription, rows: Sequence[Any], *, needs_answer: bool = True
     ) -> tuple[DatasetDescription, str]:
         if description.formatting is not None or not rows:
             return description, ""
+        if not needs_answer and not self.judges:
+            return detect_format(description, rows, needs_answer=False)
         return self.finds(description, rows)
 
     def fingerprint(self) -> dict[str, Any]:

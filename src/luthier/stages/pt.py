@@ -64,7 +64,7 @@ class PreTraining(NextToken):
         }
 
     def detect(
-        self, description: DatasetDescription, rows: Sequence[Any]
+        self, description: DatasetDescription, rows: Sequence[Any], *, needs_answer: bool = True
     ) -> tuple[DatasetDescription, str]:
         return detect_text(description, rows) if rows else (description, "")
 

@@ -60,12 +60,12 @@ class RewardModeling(Pairs):
         choose_pad(tokenizer, ends)
 
     def detect(
-        self, description: DatasetDescription, rows: Sequence[Any]
+        self, description: DatasetDescription, rows: Sequence[Any], *, needs_answer: bool = True
     ) -> tuple[DatasetDescription, str]:
         is_pair = any("chosen" in row for row in rows if isinstance(row, Mapping))
         if self.predicts and not is_pair and description.formatting is None and rows:
             return detect_format(description, rows)
-        return super().detect(description, rows)
+        return super().detect(description, rows, needs_answer=needs_answer)
 
     def read(self, values: Mapping[str, Any], reading: Reading, origin: Origin) -> Any:
         """A pair; where rows are only scored, and are none, a conversation with its answer."""

@@ -86,6 +86,16 @@ def _packages(arguments: Arguments, section: str = "") -> Iterator[str]:
             yield missing(package, said)
 
 
+def _metric(arguments: Arguments) -> Iterator[str]:
+    if arguments.training.metric is not None and arguments.training.predict_with_generate:
+        from luthier.training.scores import find_metric
+
+        try:
+            find_metric(arguments.training.metric)
+        except ArgumentsError as problem:
+            yield from problem.problems
+
+
 def _parts(arguments: Arguments) -> Iterator[str]:
     """What cannot be done on weights, gradients or states that lie in parts."""
     training, method = arguments.training, arguments.finetuning.finetuning_type
@@ -145,6 +155,7 @@ CHECKS: tuple[Callable[[Arguments], Iterator[str]], ...] = (
     _answers,
     _template,
     _packages,
+    _metric,
     _parts,
     _best_metric,
     _rows_of_a_step,

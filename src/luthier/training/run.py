@@ -81,6 +81,7 @@ def run(
         from luthier.stages.stage import STAGES
         from luthier.templates.fit import find_other_ids, fit_chat_template
         from luthier.templates.template import Template
+        from luthier.training.callbacks.samples import SampleCallback
         from luthier.training.callbacks.trackers import own_runs
         from luthier.training.encoder import fit_template
         from luthier.training.layout import switch_dropout_off
@@ -139,6 +140,10 @@ def run(
         )
         if not stage.draws_dropout and training.do_train:
             switch_dropout_off(model)
+        if training.do_train and training.eval_generate_samples:
+            callbacks.append(
+                SampleCallback(arguments, tokenizer, data.predict, fitted.stop_token_ids)
+            )
         trainer = _make_trainer(
             arguments, library, stage, strategy, model, tokenizer, data, callbacks
         )
@@ -180,7 +185,8 @@ def run(
             evaluated = trainer.evaluate()
             save_metrics(folder, "eval", evaluated)
             metrics |= evaluated
-        if stage.predicts and (training.do_predict or training.do_eval):
+        asks = training.predict_with_generate or stage.scores
+        if stage.predicts and asks and (training.do_predict or training.do_eval):
             metrics |= _predict(trainer, data, arguments, fitted.stop_token_ids)
         write_model_card(folder, arguments, metrics, trainer.state.log_history, scores=stage.scores)
         if training.push_to_hub and training.do_train:

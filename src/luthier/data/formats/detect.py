@@ -19,9 +19,11 @@ MESSAGES = ("messages", "conversations", "conversation", "dialogue")
 
 
 def detect_format(
-    description: DatasetDescription, rows: Sequence[Any]
+    description: DatasetDescription, rows: Sequence[Any], *, needs_answer: bool = True
 ) -> tuple[DatasetDescription, str]:
     """The description with what the first rows tell, and the line that says so.
+
+    Rows that are only asked may have no answer.
 
     Raises:
         DataError: if they are like no formatting.
@@ -41,7 +43,7 @@ def detect_format(
                 f"{name!r} means something else, describe the data set in dataset_info.json with "
                 '"formatting" and "columns".'
             )
-    found = find_messages(objects, keys) or find_alpaca(keys)
+    found = find_messages(objects, keys) or find_alpaca(keys, needs_answer=needs_answer)
     if found is None:
         listed = ", ".join(keys[:12]) or "no objects at all"
         raise DataError(
@@ -96,11 +98,13 @@ def find_messages(
     return None
 
 
-def find_alpaca(keys: Sequence[str]) -> tuple[str, Columns, Tags, dict[str, str]] | None:
-    """The same of rows with a question and an answer."""
+def find_alpaca(
+    keys: Sequence[str], *, needs_answer: bool = True
+) -> tuple[str, Columns, Tags, dict[str, str]] | None:
+    """The same of rows with a question and an answer, or a question alone."""
     prompt = next((name for name in _QUESTIONS if name in keys), None)
     response = next((name for name in _ANSWERS if name in keys), None)
-    if prompt is None or response is None:
+    if prompt is None or (response is None and needs_answer):
         return None
     query = next((name for name in ("input", "query") if name in keys and name != prompt), None)
     history = "history" if "history" in keys else None
