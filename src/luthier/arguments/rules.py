@@ -10,7 +10,6 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from luthier.arguments.choices import ADAPTERS, OPTIMIZERS, PAIR_LOSSES, SCHEDULES, STAGES
-from luthier.arguments.finetuning import FinetuningArguments
 from luthier.arguments.record import Arguments, facts
 from luthier.arguments.training import ACCELERATOR, CHECKPOINTING
 from luthier.arguments.wording import expectation, members
@@ -214,22 +213,31 @@ def _streams_have_a_length(arguments: Arguments) -> Iterator[str]:
 
 def _reference(arguments: Arguments) -> Iterator[str]:
     finetuning = arguments.finetuning
-    if not _reads_reference(finetuning):
+    stage, losses = finetuning.stage, ", ".join(finetuning.pref_loss)
+    asked = {
+        "ref_model": finetuning.ref_model,
+        "ref_model_adapters": finetuning.ref_model_adapters,
+        "precompute_ref": finetuning.precompute_ref is True,
+    }
+    asked = {name: value for name, value in asked.items() if value}
+    if not asked or not _goes_with(stage, "ref_model"):
         return
-    if finetuning.ref_model_adapters and finetuning.ref_model is None:
+    if not STAGES.get(stage).reads_reference(finetuning):
+        for name in asked if _goes_with(stage, "pref_loss") else ():  # of others a note tells
+            yield f"{name}: pref_loss: {losses} takes no reference; leave {name} out."
+        return
+    if "ref_model_adapters" in asked and "ref_model" not in asked:
         yield "ref_model_adapters are merged into ref_model, which is unset; name it, too."
-    if finetuning.precompute_ref is True and arguments.data.streaming:
+    if "precompute_ref" in asked and arguments.data.streaming:
         yield (
             "precompute_ref reads all rows before training, and streaming reads them as it goes; "
             "leave precompute_ref out, which then reads the reference with every step."
         )
 
 
-def _reads_reference(finetuning: FinetuningArguments) -> bool:
-    if finetuning.stage != "dpo":
-        return finetuning.stage == "kto" or finetuning.use_asft_loss
-    known = [PAIR_LOSSES.get(name) for name in finetuning.pref_loss if name in PAIR_LOSSES]
-    return finetuning.pref_bco_weight > 0 or any(each.needs_reference for each in known)
+def _goes_with(stage: str, name: str) -> bool:
+    stages = facts()[name].stages
+    return stage in stages or not stages
 
 
 def _streaming(arguments: Arguments) -> Iterator[str]:
@@ -308,7 +316,7 @@ def _tokens(arguments: Arguments) -> Iterator[str]:
 
 def _pairs(arguments: Arguments) -> Iterator[str]:
     finetuning = arguments.finetuning
-    if finetuning.stage != "dpo":
+    if not _goes_with(finetuning.stage, "pref_loss"):
         return
     names, weights = finetuning.pref_loss, finetuning.pref_loss_weights
     unknown = [name for name in names if name not in PAIR_LOSSES]
@@ -342,14 +350,6 @@ def _pairs(arguments: Arguments) -> Iterator[str]:
             f"f_divergence_type: pref_loss: {said} has reverse_kl alone; leave it out, or choose "
             f"one of {those_with('diverges')}."
         )
-    asked = {
-        "ref_model": finetuning.ref_model,
-        "ref_model_adapters": finetuning.ref_model_adapters,
-        "precompute_ref": finetuning.precompute_ref is True,
-    }
-    for name in asked:
-        if asked[name] and not _reads_reference(finetuning):
-            yield f"{name}: pref_loss: {said} takes no reference; leave {name} out."
 
 
 def _precision(arguments: Arguments) -> Iterator[str]:

@@ -19,6 +19,7 @@ from luthier.stages.stage import STAGES, Loss, Sum
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from luthier.arguments.finetuning import FinetuningArguments
     from luthier.batching.batch import MicroBatch
 
 SIDES = ("chosen", "rejected")
@@ -45,7 +46,7 @@ class DirectPreference(Pairs):
         self.knobs = arguments.finetuning
         losses = [PAIR_LOSSES.get(name) for name in self.knobs.pref_loss]
         shifts = self.knobs.pref_bco_weight > 0
-        self.needs_reference = shifts or any(each.needs_reference for each in losses)
+        self.needs_reference = self.reads_reference(self.knobs)
         self.couples_sequences = any(each.couples for each in losses)
         self.measures_first = any(each.averages_step for each in losses)
         self.remembers = ("rewards/chosen", "rewards/rejected") if shifts else ()
@@ -55,6 +56,11 @@ class DirectPreference(Pairs):
             *(f"{kind}/{each}" for kind in ("logps", "logits") for each in SIDES),
             *(("sft_loss", "odds_ratio_loss") if self.is_orpo else ()),
         )
+
+    @classmethod
+    def reads_reference(cls, knobs: FinetuningArguments) -> bool:
+        known = [PAIR_LOSSES.get(name) for name in knobs.pref_loss if name in PAIR_LOSSES]
+        return knobs.pref_bco_weight > 0 or any(each.needs_reference for each in known)
 
     def measure(self, model: Any, batch: MicroBatch) -> Mapping[str, Sum]:
         """The tokens of chosen answers; nothing is computed for it."""

@@ -17,6 +17,7 @@ from luthier.stages.stage import STAGES, Loss, Sum
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from luthier.arguments.finetuning import FinetuningArguments
     from luthier.batching.batch import MicroBatch
 
 NAME = f"{OF_SEQUENCES}{LABEL}"
@@ -31,37 +32,32 @@ unwanted ones."""
 class KahnemanTversky(Marked):
     """A wanted answer is to become likelier than by the reference, an unwanted one less likely.
 
-    With r the log-ratio of an answer, log p(y|x) - log p_ref(y|x), and z0 the mean of the
-    log-ratios of prompts with other rows' answers (the KL to the reference, as far as it is seen),
-    clamped at 0 and without gradient, the loss of a row is
-
-        w (1 - sigmoid(beta (r - z0)))  of a wanted answer
-        u (1 - sigmoid(beta (z0 - r)))  of an unwanted one
-
-    Ethayarajh et al. 2024, arXiv 2402.01306, equations 5 to 7; w, u: `kto_chosen_weight`,
-    `kto_rejected_weight`. z0 is a mean over the step of all ranks, or over an evaluation set.
-    `apo_zero_unpaired` is the same with z0 = 0 (D'Oosterlinck et al. 2024, arXiv 2408.06266,
-    equation 7, unpaired). `pref_ftx` adds so much of the mean negative log-likelihood of a wanted
-    answer's tokens to its row. The unit is a row.
+    The loss of a row is that of `losses/marked.py`. Its z0 is the mean log-ratio of prompts with
+    other rows' answers (the KL to the reference, as far as it is seen), over the step of all ranks
+    or over an evaluation set, clamped at 0 and without gradient; `apo_zero_unpaired` has none.
+    `pref_ftx` adds so much of the mean negative log-likelihood of a wanted answer's tokens to its
+    row. The unit is a row.
 
     Metrics are means over the rows of a kind, `logits/...` over the vocabulary and their tokens;
-    `rewards/...` is beta times r.
+    `rewards/...` is beta times the log-ratio.
     """
 
-    needs_reference = True
     draws_dropout = False
     derived_metrics = ("rewards/margins",)
 
     def __init__(self, arguments: Arguments) -> None:
         super().__init__(arguments)
-        finetuning = arguments.finetuning
-        self.beta, self.ftx = finetuning.pref_beta, finetuning.pref_ftx
-        self.weights = finetuning.kto_chosen_weight, finetuning.kto_rejected_weight
-        self.measures_first = self.mismatches_answers = finetuning.kto_loss == "kto"
+        self.knobs = arguments.finetuning
+        self.needs_reference = self.reads_reference(self.knobs)
+        self.measures_first = self.mismatches_answers = self.knobs.kto_loss == "kto"
         sides = "chosen", "rejected"
         names = [f"{of}/{side}" for of in ("rewards", "logps", "logits") for side in sides]
         names += ["kl"] if self.measures_first else []
         self.train_metrics = self.eval_metrics = tuple(names)
+
+    @classmethod
+    def reads_reference(cls, knobs: FinetuningArguments) -> bool:
+        return True
 
     def measure(self, model: Any, batch: MicroBatch) -> Mapping[str, Sum]:
         """The log-ratios of prompts with other rows' answers."""
@@ -85,17 +81,17 @@ class KahnemanTversky(Marked):
         }
 
     def step_loss(self, numbers: Mapping[str, Tensor]) -> Loss:
+        from luthier.losses.marked import kahneman_tversky
+
         wanted_S, logps_S = numbers[LABEL], numbers["logps"]
         ratios_S, z0_S = logps_S - numbers["reference"], numbers["kl"].clamp(min=0)
-        weights_S = self.weights[0] * wanted_S + self.weights[1] * (1 - wanted_S)
-        towards_S = 2 * wanted_S - 1
-        losses_S = weights_S * (self.beta * towards_S * (z0_S - ratios_S)).sigmoid()
-        losses_S = losses_S - self.ftx * wanted_S * logps_S / numbers["lengths"]
+        losses_S = kahneman_tversky(ratios_S, wanted_S, z0_S, self.knobs)
+        losses_S = losses_S - self.knobs.pref_ftx * wanted_S * logps_S / numbers["lengths"]
 
         seen: dict[str, Sum] = {"kl": (z0_S.sum(), len(z0_S))} if self.measures_first else {}
         for name, of_kind_S in (("chosen", wanted_S), ("rejected", 1 - wanted_S)):
             count = of_kind_S.sum()
-            reward = (self.beta * ratios_S.detach() * of_kind_S).sum()
+            reward = (self.knobs.pref_beta * ratios_S.detach() * of_kind_S).sum()
             seen[f"rewards/{name}"] = reward, count
             seen[f"logps/{name}"] = (logps_S.detach() * of_kind_S).sum(), count
             if "logits" in numbers:
@@ -130,7 +126,7 @@ class KahnemanTversky(Marked):
             console.warn(f"{said}: all rows pull one way; chosen and rejected have no margin")
             return
         least, most = BALANCED
-        of_wanted, of_unwanted = self.weights
+        of_wanted, of_unwanted = self.knobs.kto_chosen_weight, self.knobs.kto_rejected_weight
         share = of_wanted * wanted / (of_unwanted * unwanted)
         if least <= round(share, 2) <= round(most, 2):
             console.info(f"{said}, weighed {share:.2f} to 1")

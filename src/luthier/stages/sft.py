@@ -13,7 +13,7 @@ from luthier.data.formats.fields import refuse_media
 from luthier.data.pack import RowPacker
 from luthier.data.report import Counts
 from luthier.data.road import Encoding
-from luthier.losses.tokens import TOKEN_LOSSES
+from luthier.losses.tokens import TOKEN_LOSSES, TokenLoss
 from luthier.records import Conversation, Origin
 from luthier.stages.conversing import Conversing
 from luthier.stages.next_token import NextToken
@@ -22,6 +22,7 @@ from luthier.templates.fit import kind_of
 from luthier.templates.template import Template
 
 if TYPE_CHECKING:
+    from luthier.arguments.finetuning import FinetuningArguments
     from luthier.batching.batch import MicroBatch
 
 ONLY_ASKED = "no answer, only generated from"
@@ -35,12 +36,14 @@ class SupervisedFineTuning(Conversing, NextToken):
 
     def __init__(self, arguments: Arguments) -> None:
         super().__init__(arguments)
-        for name, token_loss in TOKEN_LOSSES.items():
-            if getattr(self.knobs, f"use_{name}_loss"):
-                self.token_loss = token_loss
-        if self.token_loss is not None and self.token_loss.needs_reference:
+        self.token_loss = next(iter(_token_losses(self.knobs)), None)
+        if self.reads_reference(self.knobs):
             self.needs_reference = True
             self.keeps_reference = self.draws_dropout = False
+
+    @classmethod
+    def reads_reference(cls, knobs: FinetuningArguments) -> bool:
+        return any(each.needs_reference for each in _token_losses(knobs))
 
     def settings(self) -> dict[str, Any]:
         options = asdict(self.options) | {"packing": bool(self.data.packing)}
@@ -82,3 +85,7 @@ class SupervisedFineTuning(Conversing, NextToken):
     def packer(self, *, is_trained: bool) -> RowPacker | None:
         """Only what is trained on is packed: a mean over tokens is the same without."""
         return RowPacker(self.data.cutoff_len) if self.data.packing and is_trained else None
+
+
+def _token_losses(knobs: FinetuningArguments) -> list[TokenLoss]:
+    return [each for name, each in TOKEN_LOSSES.items() if getattr(knobs, f"use_{name}_loss")]

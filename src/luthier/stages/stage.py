@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from luthier.arguments import choices
 from luthier.data.road import Road
 from luthier.example import REFERENCE, Example
 from luthier.registry import Registry
@@ -13,6 +14,7 @@ from luthier.registry import Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from luthier.arguments.finetuning import FinetuningArguments
     from luthier.batching.batch import MicroBatch
 
 Sum: TypeAlias = "tuple[Tensor | float, Tensor | float]"
@@ -73,7 +75,7 @@ class Stage(Road):
     draws_dropout = True
     """Whether layers may draw random zeros; not where a model is held against another, which draws
     none."""
-    needs_reference = False  # whether the loss reads numbers of the model as it was at first
+    needs_reference = False  # what `reads_reference` says of the run
     keeps_reference = True
     """Whether all that is asked of it is `reference_logp`, so that it may be read once, before
     training."""
@@ -86,6 +88,14 @@ class Stage(Road):
     couples_sequences = False
     """Whether the loss of a sequence depends on the others of its step, or of its evaluation set.
     Then `step_loss` is asked once for all of them together."""
+
+    @classmethod
+    def reads_reference(cls, knobs: FinetuningArguments) -> bool:
+        """Whether the loss, by these settings, reads numbers of the model as it was at first.
+
+        Names of losses among them may be unknown.
+        """
+        return False
 
     def look(self, train: Any) -> None:
         """Says what the rows of training, a table or a stream, mean for the stage's settings."""
@@ -172,4 +182,4 @@ class Stage(Road):
         return {}
 
 
-STAGES: Registry[type[Stage]] = Registry("stage", "luthier.stages")
+STAGES: Registry[type[Stage]] = choices.STAGES
