@@ -24,7 +24,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from benchmarks import figures, material, peers, sides
+from benchmarks import figures, material, sides
 
 WARM_SAVES = 2
 """Saves that do not count: libraries are imported, memory is taken for the first time."""
@@ -121,9 +121,7 @@ def measure(model: str, template: str, saves: int, folder: str | None) -> dict[s
             return published
 
         rows = material.write_rows(place / "rows.json", 200)
-        config = peers.configuration(
-            model, str(rows), template, name, batch=1, accumulation=1, steps=saves
-        )
+        config = material.configuration(model, str(rows), template, name, split="1x1", steps=saves)
         CheckpointSaver.save = both  # type: ignore[method-assign]
         try:
             result = luthier.train(

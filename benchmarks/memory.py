@@ -84,19 +84,14 @@ def measure_runs(
     """The parts in which a whole run is watched."""
 
     def measure(part: str, side: str, batch: int, budget: int | None = None) -> float:
-        settings = {
-            "model": folder,
-            "rows": rows,
-            "template": material.TEMPLATES[model],
-            "folder": folder,
-            "batch": batch,
-            "accumulation": 1,
-            "steps": options.steps,
-        }
-        outcome = sides.run(
-            "memory:run", {"side": side, "settings": settings, "budget": budget}, options.threads
+        split, template = f"{batch}x1", material.TEMPLATES[model]
+        config = material.configuration(
+            folder, rows, template, folder, split=split, steps=options.steps
         )
-        return keep(table, options, part, model, f"{batch}x1", budget, side, outcome.value)
+        if budget is not None:
+            config["tokens_per_micro_batch"] = budget
+        outcome = sides.run("memory:run", {"side": side, "config": config}, options.threads)
+        return keep(table, options, part, model, split, budget, side, outcome.value)
 
     if "sides" in options.parts:
         ours = measure("sides", "luthier", options.batch)
@@ -112,16 +107,10 @@ def measure_runs(
             measure("budget", "luthier", max(options.growth), budget)
 
 
-def run(side: str, settings: dict[str, Any], budget: int | None) -> dict[str, Any]:
+def run(side: str, config: dict[str, Any]) -> dict[str, Any]:
     """One watched run of one side, in a process of its own."""
     from benchmarks import peers
 
-    model, rows, template, folder = (
-        settings.pop(name) for name in ("model", "rows", "template", "folder")
-    )
-    config = peers.configuration(model, rows, template, folder, **settings)
-    if budget is not None:
-        config["tokens_per_micro_batch"] = budget
     memory: dict[str, Any] = peers.train(side, config, is_watching=True)["memory"]
     return memory
 

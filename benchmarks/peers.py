@@ -15,6 +15,8 @@ from zlib import crc32
 import torch
 from transformers import TrainerCallback
 
+from benchmarks.material import LORA_RANK
+
 SIDES = {
     "luthier": "luthier",
     "trainer": "Trainer",
@@ -23,8 +25,6 @@ SIDES = {
     "trl-packing": "SFTTrainer, packing",
 }
 """Names of the sides -> how they read in a table."""
-
-LORA_RANK = 8
 
 PACKED_LENGTH = 1024
 """Tokens of a row that trl packs."""
@@ -127,38 +127,6 @@ class Memory:
     def _watch(self) -> None:
         while not self._ends.wait(self.INTERVAL_S):
             self.peak = max(self.peak, self.now())
-
-
-def configuration(
-    model: str,
-    rows: str,
-    template: str,
-    folder: str,
-    *,
-    batch: int,
-    accumulation: int,
-    steps: int,
-    dtype: str = "float32",
-) -> Config:
-    """What both sides are told, by luthier's names; all else is left at its default."""
-    return {
-        "model_name_or_path": model,
-        "dataset": rows,
-        "template": template,
-        "do_train": True,
-        "output_dir": str(Path(folder) / "run"),
-        "overwrite_output_dir": True,
-        "cache_dir": str(Path(folder) / "cache"),
-        "lora_rank": LORA_RANK,
-        "per_device_train_batch_size": batch,
-        "gradient_accumulation_steps": accumulation,
-        "max_steps": steps,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "plot_loss": False,
-        "use_cpu": True,
-        "bf16": dtype == "bfloat16",
-    }
 
 
 def train(side: str, config: Config, is_watching: bool = False) -> dict[str, Any]:

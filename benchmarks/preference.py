@@ -91,23 +91,16 @@ def measure(
     split: str,
 ) -> None:
     """All sides in turns; a line and a row for each peer, or for luthier alone."""
-    batch, accumulation = map(int, split.split("x"))
-    settings = {
-        "model": folder,
-        "rows": rows,
-        "template": material.TEMPLATES[model],
-        "folder": folder,
-        "batch": batch,
-        "accumulation": accumulation,
-        "steps": options.steps,
-        "dtype": dtype,
-        "stage": stage,
-        "cutoff_len": options.cutoff_len,
-        "is_precomputed": reference == "precomputed",
-    }
+    template = material.TEMPLATES[model]
+    config = material.configuration(
+        folder, rows, template, folder, split=split, steps=options.steps, dtype=dtype
+    )
+    config |= {"stage": stage, "cutoff_len": options.cutoff_len, "disable_shuffling": True}
+    if reference:
+        config["precompute_ref"] = reference == "precomputed"
     outcomes: dict[str, list[dict[str, Any]]] = {side: [] for side in ["luthier", *peers]}
     for _, side in sides.turns(list(outcomes), options.pairs):
-        said = {"side": side, "settings": settings}
+        said = {"side": side, "config": config}
         outcomes[side].append(sides.run("preference:run", said, options.threads).value)
     clock = "cpu" if options.cpu_time else "wall"
     speeds = {
@@ -157,20 +150,10 @@ def measure(
         table.add(row)
 
 
-def run(side: str, settings: dict[str, Any]) -> dict[str, Any]:
+def run(side: str, config: dict[str, Any]) -> dict[str, Any]:
     """One run of one side, in a process of its own."""
     from benchmarks import peers
 
-    own = ("stage", "cutoff_len", "is_precomputed", "model", "rows", "template", "folder")
-    stage, cutoff_len, is_precomputed, *rest = (settings.pop(name) for name in own)
-    config = peers.configuration(*rest, **settings) | {
-        "stage": stage,
-        "cutoff_len": cutoff_len,
-        "precompute_ref": is_precomputed,
-        "disable_shuffling": True,
-    }
-    if stage == "rm":
-        del config["precompute_ref"]
     if side == "luthier":
         return peers.train(side, config, is_watching=True)
     clock = peers.Clock(is_watching=True)
@@ -184,7 +167,6 @@ def train_by_trl(config: dict[str, Any], clock: Any, *, is_checkpointing: bool) 
     import datasets
     import peft
     import torch
-    import trl
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     from benchmarks import peers
@@ -196,14 +178,6 @@ def train_by_trl(config: dict[str, Any], clock: Any, *, is_checkpointing: bool) 
     if stage == "kto":  # the prompt of a row beside the answer of the one before
         for row, before in zip(rows, [rows[-1], *rows[:-1]], strict=True):
             row["KL_completion_ids"] = before["completion_ids"]
-    name = {"dpo": "DPO", "kto": "KTO", "rm": "Reward"}[stage]
-
-    class Given(getattr(trl, f"{name}Trainer")):  # type: ignore[misc]
-        """The trainer, its rows encoded already."""
-
-        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-            return dataset
-
     kind: Any = AutoModelForSequenceClassification if stage == "rm" else AutoModelForCausalLM
     dtype = "auto" if config["bf16"] else torch.float32
     labels = {"num_labels": 1} if stage == "rm" else {}
@@ -216,9 +190,9 @@ def train_by_trl(config: dict[str, Any], clock: Any, *, is_checkpointing: bool) 
         task_type="SEQ_CLS" if stage == "rm" else "CAUSAL_LM",
     )
     own = {"precompute_ref_log_probs": config["precompute_ref"]} if stage == "dpo" else {}
-    trainer = Given(
+    trainer = trainer_of(stage)(
         model=model,
-        args=getattr(trl, f"{name}Config")(
+        args=settings_of(stage)(
             **peers._settings(config),
             **own,
             learning_rate=5e-5,
@@ -235,6 +209,28 @@ def train_by_trl(config: dict[str, Any], clock: Any, *, is_checkpointing: bool) 
     return trainer.state.log_history
 
 
+BY_TRL = {"dpo": "DPO", "kto": "KTO", "rm": "Reward"}
+"""Stages -> how trl's trainer and its settings begin."""
+
+
+def trainer_of(stage: str) -> Any:
+    """Trl's trainer, its rows encoded already."""
+    import trl
+
+    class Given(getattr(trl, f"{BY_TRL[stage]}Trainer")):  # type: ignore[misc]
+        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+            return dataset
+
+    return Given
+
+
+def settings_of(stage: str) -> Any:
+    """The class of its settings."""
+    import trl
+
+    return getattr(trl, f"{BY_TRL[stage]}Config")
+
+
 def form(stage: str, example: Any) -> dict[str, Any]:
     """An example in the columns that trl's collators read."""
     answers = []
@@ -248,7 +244,9 @@ def form(stage: str, example: Any) -> dict[str, Any]:
         return {"prompt_ids": prompt, "completion_ids": answer, "label": is_wanted}
     other, rejected = answers[1]
     if stage == "rm":
-        return {"chosen_ids": prompt + answer, "rejected_ids": other + rejected}
+        margins = example.sequence_numbers.get("margin")
+        margin = {} if margins is None else {"margin": float(margins[0])}
+        return {"chosen_ids": prompt + answer, "rejected_ids": other + rejected, **margin}
     return {"prompt_ids": prompt, "chosen_ids": answer, "rejected_ids": rejected}
 
 

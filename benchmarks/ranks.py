@@ -105,7 +105,7 @@ def deal_epochs(rows: str, folder: str, cases: list[dict[str, Any]]) -> dict[str
     from luthier.batching.order import ShuffledOrder
     from luthier.example import read_examples
 
-    config = peers.configuration(folder, rows, "qwen", folder, batch=1, accumulation=1, steps=1)
+    config = material.configuration(folder, rows, "qwen", folder, split="1x1", steps=1)
     _, encoded = peers.encode(config)
     order = list(ShuffledOrder(min(len(encoded), NUM_ROWS), seed=42))
     sequences = read_examples(encoded.with_format("arrow")[order])
@@ -163,21 +163,22 @@ def measure_wall(options: argparse.Namespace, table: figures.Table) -> None:
             outcomes: dict[str, list[dict[str, Any]]] = {"1": [], "2": []}
             for _, side in sides.turns(list(outcomes), options.pairs):
                 batch, accumulation = map(int, split.split("x"))
-                asked = {
-                    "model": folder,
-                    "rows": rows,
-                    "template": material.TEMPLATES[model],
-                    "folder": folder,
-                    "batch": batch,
-                    "accumulation": accumulation // int(side),
-                    "steps": options.steps,
-                }
-                ran = sides.run("ranks:train", asked, options.threads, num_ranks=int(side))
+                config = material.configuration(
+                    folder,
+                    rows,
+                    material.TEMPLATES[model],
+                    folder,
+                    split=f"{batch}x{accumulation // int(side)}",
+                    steps=options.steps,
+                )
+                ran = sides.run(
+                    "ranks:train", {"config": config}, options.threads, num_ranks=int(side)
+                )
                 outcomes[side].append(ran.value)
             report(table, model, split, outcomes)
 
 
-def train(**settings: Any) -> dict[str, Any]:
+def train(config: dict[str, Any]) -> dict[str, Any]:
     """A run of this rank; what every rank has measured comes back."""
     import luthier
     from benchmarks import peers
@@ -189,10 +190,8 @@ def train(**settings: Any) -> dict[str, Any]:
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.ranks = gather_objects((self.seconds(0), self.seconds(1)))
 
-    names = ("model", "rows", "template", "folder")
-    places = [settings.pop(name) for name in names]
     clock = Gathering()
-    result = luthier.train(peers.configuration(*places, **settings), callbacks=[clock])
+    result = luthier.train(config, callbacks=[clock])
     losses = [record["loss"] for record in result.log_history if "loss" in record]
     wall, processor = zip(*clock.ranks, strict=True)
     return {"wall": max(wall), "cpu": max(processor), "losses": losses}

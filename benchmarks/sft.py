@@ -93,32 +93,22 @@ def measure(
 ) -> dict[str, list[sides.Outcome]]:
     """The runs of each side, round by round."""
     rows = options.data or str(material.write_rows(Path(folder) / "rows.json", 1000))
-    batch, accumulation = map(int, split.split("x"))
+    template = material.TEMPLATES[model]
+    config = material.configuration(
+        folder, rows, template, folder, split=split, steps=options.steps, dtype=dtype
+    )
     outcomes: dict[str, list[sides.Outcome]] = {side: [] for side in ["luthier", *peers]}
     for _, side in sides.turns(list(outcomes), options.pairs):
-        config = {
-            "model": folder,
-            "rows": rows,
-            "template": material.TEMPLATES[model],
-            "folder": folder,
-            "batch": batch,
-            "accumulation": accumulation,
-            "steps": options.steps,
-            "dtype": dtype,
-        }
-        outcome = sides.run("sft:run", {"side": side, "settings": config}, options.threads)
+        outcome = sides.run("sft:run", {"side": side, "config": config}, options.threads)
         outcomes[side].append(outcome)
     return outcomes
 
 
-def run(side: str, settings: dict[str, Any]) -> dict[str, Any]:
+def run(side: str, config: dict[str, Any]) -> dict[str, Any]:
     """One run of one side, in a process of its own."""
     from benchmarks import peers
 
-    model, rows, template, folder = (
-        settings.pop(name) for name in ("model", "rows", "template", "folder")
-    )
-    return peers.train(side, peers.configuration(model, rows, template, folder, **settings))
+    return peers.train(side, config)
 
 
 def speeds(options: argparse.Namespace, outcomes: list[sides.Outcome]) -> list[float]:

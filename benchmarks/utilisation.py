@@ -99,20 +99,14 @@ def measure(
     folder: str,
 ) -> None:
     """Both runs of a model; prints the table and adds a row."""
-    batch, accumulation = map(int, split.split("x"))
-    settings = {
-        "model": folder,
-        "rows": options.data or str(material.write_rows(Path(folder) / "rows.json", 1000)),
-        "template": material.TEMPLATES[model],
-        "folder": folder,
-        "batch": batch,
-        "accumulation": accumulation,
-        "steps": 1 + options.steps,
-        "dtype": dtype,
-    }
-    timed = sides.run("utilisation:run", {"settings": settings}, options.threads)
+    rows = options.data or str(material.write_rows(Path(folder) / "rows.json", 1000))
+    template, steps = material.TEMPLATES[model], 1 + options.steps
+    config = material.configuration(
+        folder, rows, template, folder, split=split, steps=steps, dtype=dtype
+    )
+    timed = sides.run("utilisation:run", {"config": config}, options.threads)
     profiled = sides.run(
-        "utilisation:run", {"settings": settings, "is_profiled": True}, options.threads
+        "utilisation:run", {"config": config, "is_profiled": True}, options.threads
     ).value
     wall = timed.value["seconds"]
     kinds = profiled["kinds"]
@@ -154,7 +148,7 @@ def measure(
     )
 
 
-def run(settings: dict[str, Any], is_profiled: bool = False) -> dict[str, Any]:
+def run(config: dict[str, Any], is_profiled: bool = False) -> dict[str, Any]:
     """One run of luthier, watched from the end of the warm steps to its last."""
     import torch
 
@@ -162,10 +156,6 @@ def run(settings: dict[str, Any], is_profiled: bool = False) -> dict[str, Any]:
     from benchmarks import peers
     from luthier.training.metrics import Meter
 
-    model, rows, template, folder = (
-        settings.pop(name) for name in ("model", "rows", "template", "folder")
-    )
-    config = peers.configuration(model, rows, template, folder, **settings)
     needed = [0.0]  # operations of the step under way
     count = Meter.flops
 
@@ -201,8 +191,8 @@ def run(settings: dict[str, Any], is_profiled: bool = False) -> dict[str, Any]:
             Meter.flops = count  # type: ignore[method-assign]
     value = {"seconds": watch.seconds(0), "useful_flops": watch.useful_flops}
     if is_profiled:
-        vocabulary = vocabulary_of(model)
-        dtype = getattr(torch, settings.get("dtype", "float32"))
+        vocabulary = vocabulary_of(config["model_name_or_path"])
+        dtype = torch.bfloat16 if config["bf16"] else torch.float32
         value |= sort_events(profiler.events(), vocabulary, config["lora_rank"], dtype)
     return value
 
