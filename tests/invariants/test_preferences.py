@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 import luthier
 from luthier.stages.stage import STAGES
+from tests.invariants.ways import WAYS
 from tests.launched import values_of_ranks
 from tests.stages import test_dpo, test_kto
 from tests.training.faults import full_above
@@ -50,13 +51,7 @@ CASES: dict[str, dict[str, Any]] = {
 SGD = {"optim": "sgd", "learning_rate": 2.0}
 """Adam would move weights of tiny gradients by the sign of what rounding leaves of them."""
 
-WAYS: dict[str, dict[str, Any]] = {
-    "1 x 8": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
-    "8 x 1": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
-    "each alone": {"tokens_per_micro_batch": 1},
-    "all together": {"tokens_per_micro_batch": 4096},
-    "unshared": {"prefix_sharing": "off"},
-    "padded": {"layout": "padded"},
+OTHER_WAYS: dict[str, dict[str, Any]] = {
     "live": {"precompute_ref": False},
     "evaluated in threes": {"per_device_eval_batch_size": 3},
 }
@@ -112,9 +107,9 @@ def whole(config: dict[str, Any]) -> list[dict[str, float]]:
     return found
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", WAYS | OTHER_WAYS)
 def test_however_it_is_cut(way: str, config, whole):
-    assert_alike(lines(luthier.train(config | WAYS[way])), whole)
+    assert_alike(lines(luthier.train(config | (WAYS | OTHER_WAYS)[way])), whole)
 
 
 def test_memory_that_runs_out_changes_nothing(config, whole):

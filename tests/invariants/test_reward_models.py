@@ -16,18 +16,10 @@ from transformers import AutoTokenizer
 import luthier
 from luthier.optional import is_installed
 from luthier.stages.stage import STAGES
+from tests.invariants.ways import WAYS
 from tests.launched import values_of_ranks
 from tests.stages.test_rm import METRICS, lines, load, make_rows, scores_of
 from tests.training.faults import full_above
-
-CUTS: dict[str, dict[str, Any]] = {
-    "eight at once": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
-    "one by one": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
-    "small budget": {"tokens_per_micro_batch": 1},
-    "large budget": {"tokens_per_micro_batch": 100_000},
-    "unshared": {"prefix_sharing": "off"},
-    "padded": {"layout": "padded", "tokens_per_micro_batch": 300},
-}
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +84,9 @@ def whole(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> d
     return numbers(luthier.train(config | {"output_dir": str(tmp_path_factory.mktemp("whole"))}))
 
 
-@pytest.mark.parametrize("cut", CUTS)
-def test_a_step_in_pieces_is_the_step_as_a_whole(cut, config, whole, tmp_path: Path):
-    check(numbers(luthier.train(config | CUTS[cut] | {"output_dir": str(tmp_path)})), whole)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_step_in_pieces_is_the_step_as_a_whole(way, config, whole, tmp_path: Path):
+    check(numbers(luthier.train(config | WAYS[way] | {"output_dir": str(tmp_path)})), whole)
 
 
 def test_memory_that_runs_out_changes_nothing(config, whole, tmp_path: Path):

@@ -11,21 +11,14 @@ from transformers import TrainerCallback
 import luthier
 from luthier.errors import LuthierError
 from luthier.losses.tokens import TOKEN_LOSSES
+from tests.invariants.ways import WAYS
 from tests.launched import values_of_ranks
 from tests.training import faults
 
 SGD = {"optim": "sgd", "learning_rate": 20.0}
 """Adam would move weights of tiny gradients by the sign of what rounding leaves of them."""
 
-WAYS: dict[str, dict[str, Any]] = {
-    "1 x 8": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
-    "8 x 1": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
-    "each alone": {"tokens_per_micro_batch": 1},
-    "all together": {"tokens_per_micro_batch": 4096},
-    "unshared": {"prefix_sharing": "off"},
-    "padded": {"layout": "padded"},
-    "packed": {"packing": True, "per_device_train_batch_size": 8},
-}
+PACKED = {"packing": True, "per_device_train_batch_size": 8}
 
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"lora_dropout": 0.1},
@@ -67,7 +60,7 @@ def whole(config: dict[str, Any]) -> list[list[float]]:
     return lines(luthier.train(config))
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if way != "packed"])
+@pytest.mark.parametrize("way", WAYS)
 def test_however_it_is_cut(way: str, config, whole):
     found = lines(luthier.train(config | WAYS[way]))
 
@@ -79,7 +72,7 @@ def test_however_it_is_cut(way: str, config, whole):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_model_is_anchored_to_what_it_was(method: str, llama_folder: Path, tmp_path: Path):
     """The divergence is 0 at first, and holds the model back from then on."""
-    settings = METHODS[method] | WAYS["packed"]
+    settings = METHODS[method] | PACKED
     losses = [
         lines(luthier.train(config_of(llama_folder, tmp_path, name, asft_alpha=10.0, **settings)))
         for name in ("dft", "asft")
