@@ -25,6 +25,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
+    LlamaConfig,
     PreTrainedConfig,
 )
 
@@ -181,7 +182,10 @@ def _tensors(
                     continue
                 target = names.get_name(own, try_suffixes=(".weight", ".bias"))
                 if target is None:
-                    raise ModelError(f"gguf: llama.cpp has no name for the weight {name}.")
+                    raise ModelError(
+                        f"gguf: llama.cpp's {architecture.name} has no weight {name}. Export "
+                        "without gguf."
+                    )
                 shape = tuple(opened.get_slice(name).get_shape())
                 yield _Tensor(
                     target,
@@ -367,6 +371,8 @@ def read_back(place: Path, file: Path, kind: str, probes: Sequence[Probe]) -> No
     """
     draw_on_terminals_only()
     config = AutoConfig.from_pretrained(place).get_text_config()
+    if config.model_type == "mistral":  # which the file calls llama
+        config = LlamaConfig(**config.to_dict() | {"model_type": "llama"})
     expected = _said(AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32), probes)
     found = _said(
         AutoModelForCausalLM.from_pretrained(
