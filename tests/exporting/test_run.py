@@ -291,3 +291,21 @@ def test_an_adapter_with_numbers_that_are_none_is_not_merged(
         export_of(run, tmp_path / "out")
 
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_of_another_program_leaves_with_the_template_that_is_named(
+    tmp_path: Path, run: Path, llama_folder: Path
+):
+    other = shutil.copytree(run, tmp_path / "other")
+    (other / "run.json").unlink()
+    given = {"model_name_or_path": str(llama_folder), "adapter_name_or_path": str(other)}
+
+    folder = export_of(given | {"template": "zephyr"}, tmp_path / "out")
+
+    turn = [{"role": "user", "content": "Which wood?"}]
+    text = AutoTokenizer.from_pretrained(folder).apply_chat_template(turn, tokenize=False)
+    assert "<|user|>\nWhich wood?" in text
+    again = export_of(run, tmp_path / "again", template="zephyr")
+    assert (again / "chat_template.jinja").read_text() == (
+        folder / "chat_template.jinja"
+    ).read_text()

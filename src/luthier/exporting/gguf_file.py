@@ -8,6 +8,7 @@ told, the order of rotary rows, the offset of Gemma's norms and the factors of l
 
 from __future__ import annotations
 
+import gc
 import math
 import shutil
 import subprocess
@@ -361,10 +362,17 @@ BOUNDS = {
 """Kinds of a GGUF file, and what is asked of each when it is read back."""
 
 
-def read_back(place: Path, file: Path, kind: str, probes: Sequence[Probe]) -> None:
+def read_back(
+    place: Path,
+    file: Path,
+    kind: str,
+    probes: Sequence[Probe],
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Loads a file by transformers, and holds model and tokenizer against the folder's.
 
-    Nothing may stand beside the file: transformers would read that, too.
+    `dtype` is what both are loaded in, one after the other. Nothing may stand beside the file:
+    transformers would read that, too.
 
     Raises:
         ModelError: if it is not the same model, or reads texts otherwise.
@@ -373,13 +381,13 @@ def read_back(place: Path, file: Path, kind: str, probes: Sequence[Probe]) -> No
     config = AutoConfig.from_pretrained(place).get_text_config()
     if config.model_type == "mistral":  # which the file calls llama
         config = LlamaConfig(**config.to_dict() | {"model_type": "llama"})
-    expected = _said(AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32), probes)
+    expected = _said(AutoModelForCausalLM.from_pretrained(place, dtype=dtype), probes)
     found = _said(
         AutoModelForCausalLM.from_pretrained(
             file.parent,
             gguf_file=file.name,
             config=config,
-            dtype=torch.float32,
+            dtype=dtype,
             quantization_config=GgufConfig(dequantize=True),
         ),
         probes,
@@ -416,7 +424,11 @@ def _read_tokenizer_back(place: Path, file: Path, probes: Sequence[Probe]) -> No
 
 
 def _said(model: Any, probes: Sequence[Probe]) -> list[Reading]:
-    return read(model.eval(), probes)
+    try:
+        return read(model.eval(), probes)
+    finally:
+        del model
+        gc.collect()
 
 
 def _quantize_elsewhere(place: Path, file: Path, kind: str) -> Path:

@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from luthier import console
-from luthier.checkpoints.files import delete
+from luthier.checkpoints.files import delete, stage_folder
 from luthier.checkpoints.fingerprint import versions
 from luthier.checkpoints.lock import FILE_NAME, OutputLock, holder
 from luthier.checkpoints.manifest import Manifest
@@ -84,7 +84,7 @@ def staged(
     """
     check_target(folder, knob)
     parents = [path for path in folder.parents if not path.exists()]
-    stage = folder.with_name(f".stage-{folder.name}-{uuid.uuid4().hex[:12]}")
+    stage = stage_folder(folder.parent, folder.name, uuid.uuid4().hex)
     lock = OutputLock(stage)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

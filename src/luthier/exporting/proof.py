@@ -170,7 +170,8 @@ def _read(model: Any, probe: Probe) -> Reading:
 def compare(one: Sequence[Reading], other: Sequence[Reading], tie: float = 0.0) -> Difference:
     """How far two readings of the same probes are apart.
 
-    A greedy answer is another one where `other` prefers another token by more than `tie`.
+    A greedy answer is another one where `other` prefers another token by more than `tie`, and `one`
+    does not.
 
     Raises:
         ModelError: where a number is none.
@@ -181,12 +182,13 @@ def compare(one: Sequence[Reading], other: Sequence[Reading], tie: float = 0.0) 
             "the model says numbers that are none (NaN or infinity) of the prompts. Take an "
             "earlier checkpoint, or export_dtype: bfloat16 where weights are too large for float16."
         )
-    equal = 0
-    answers = [each for each in other if len(each.is_answer)]
-    for each in answers:
-        answered = each.numbers[len(each.numbers) - len(each.best_logps) :]
-        equal += bool((each.is_answer | (each.best_logps - answered <= tie)).all())
-    return Difference(float(apart.mean()), float(apart.max()), equal, len(answers))
+    equal, num_answers = 0, 0
+    for a, b in zip(one, other, strict=True):
+        answered = b.numbers[len(b.numbers) - len(b.best_logps) :]
+        is_same = b.is_answer | ~a.is_answer | (b.best_logps - answered <= tie)
+        equal += bool(len(is_same) and is_same.all())
+        num_answers += bool(len(is_same))
+    return Difference(float(apart.mean()), float(apart.max()), equal, num_answers)
 
 
 def judge(what: str, one: Sequence[Reading], other: Sequence[Reading], dtype: torch.dtype) -> None:

@@ -48,6 +48,7 @@ from luthier.modeling.safe_loading import reading_plain_data
 from luthier.modeling.source import WEIGHTS, fetch_model, hub_options
 from luthier.modeling.tokenizer import load_tokenizer
 from luthier.modeling.vocabulary import is_tied
+from luthier.serving.run_folder import record_of
 from luthier.stages.stage import STAGES, Stage
 from luthier.templates.fit import Fitted, fit_chat_template
 from luthier.templates.template import Template
@@ -123,7 +124,9 @@ def _export_merged(
         gc.collect()
         _read_back(merged, place, tokenizer, arguments)
         if asked.gguf is not None:
-            _add_gguf(place, folder.name, asked.gguf, merged.probes)
+            gc.collect()
+            held = torch.float32 if merged.is_slow else dtype
+            _add_gguf(place, folder.name, asked.gguf, merged.probes, held)
         if told is not None:
             write_modelfile(
                 place,
@@ -227,7 +230,9 @@ def _load_tokenizer(arguments: Arguments, stage: Stage) -> tuple[PreTrainedToken
     for note in fitted.notes:
         console.info(note)
     stage.fit(tokenizer, template)
-    if isinstance(template, Template) and not (is_saved and tokenizer.chat_template):
+    trained = ((record_of(folder) if folder else None) or {}).get("arguments", {}).get("template")
+    is_trained = is_saved and trained == arguments.data.template  # by a run that looked at its data
+    if isinstance(template, Template) and not (is_trained and tokenizer.chat_template):
         if note := fit_chat_template(tokenizer, template):
             console.info(note)
     if not stage.scores:
@@ -387,11 +392,13 @@ def _read_back(
         raise ModelError("the tokenizer that was written reads otherwise. Nothing was published.")
 
 
-def _add_gguf(place: Path, name: str, kind: str, probes: Sequence[Probe]) -> None:
+def _add_gguf(
+    place: Path, name: str, kind: str, probes: Sequence[Probe], dtype: torch.dtype
+) -> None:
     aside = place / "gguf"  # on its own: transformers would read what stands beside it
     aside.mkdir()
     file = write_gguf(place, aside / f"{name}-{kind}.gguf", kind)
-    read_gguf_back(place, file, kind, probes)
+    read_gguf_back(place, file, kind, probes, dtype)
     file.rename(place / file.name)
     aside.rmdir()
 
