@@ -14,7 +14,7 @@ FLOORS = (
     {"__main__"},
     {"cli"},
     {"commands", "__init__"},
-    {"exporting"},
+    {"evaluating", "exporting"},
     {"inspecting", "training", "serving"},
     {"checkpoints"},
     {"distributed"},
@@ -30,8 +30,9 @@ FLOORS = (
 """The rooms from the roof down. A room knows only rooms of lower floors, none of its own."""
 
 EDGE = {
+    "evaluating": {"commands"},
     "exporting": {"commands"},
-    "fused": {"training/run.py"},
+    "fused": {"training/run.py", "evaluating/likelihood.py"},
     "inspecting": {"commands"},
     "suggestions": {"training/run.py"},
 }

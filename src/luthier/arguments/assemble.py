@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml.error import YAMLError
 
+from luthier.arguments.evaluating import EvaluatingArguments
 from luthier.arguments.exporting import ExportingArguments
 from luthier.arguments.files import read_value
 from luthier.arguments.knob import Section, split_commas
@@ -97,9 +98,10 @@ def assemble(
         for variable, instead in ENVIRONMENT.items()
         if is_switched_on(variable)
     ]
-    leaving = [name for name in ExportingArguments.model_fields if name in settings]
-    if leaving and purpose != "export":
-        found.notes.append(f"{', '.join(leaving)}: no effect here; `luthier export` reads it")
+    for own, section in (("export", ExportingArguments), ("eval", EvaluatingArguments)):
+        idle_here = [name for name in section.model_fields if name in settings]
+        if idle_here and purpose != own:
+            found.notes.append(f"{', '.join(idle_here)}: no effect here; `luthier {own}` reads it")
     missing = [each for each in missing_names(arguments, purpose) if each not in found.wrong]
     idle = nothing_to_do(arguments) if purpose == "train" and not found.wrong & TASKS else []
     resolved = resolve(replace(arguments, notes=tuple(found.notes)))

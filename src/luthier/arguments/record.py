@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from luthier.arguments.data import DataArguments
+from luthier.arguments.evaluating import EvaluatingArguments
 from luthier.arguments.exporting import ExportingArguments
 from luthier.arguments.finetuning import FinetuningArguments
 from luthier.arguments.generating import GeneratingArguments
@@ -32,6 +33,7 @@ SECTIONS: dict[str, type[Section]] = {
     "training": TrainingArguments,
     "generating": GeneratingArguments,
     "exporting": ExportingArguments,
+    "evaluating": EvaluatingArguments,
 }
 
 
@@ -80,6 +82,7 @@ class Arguments:
     training: TrainingArguments
     generating: GeneratingArguments
     exporting: ExportingArguments = field(default_factory=ExportingArguments)
+    evaluating: EvaluatingArguments = field(default_factory=EvaluatingArguments)
     passed_through: Mapping[str, Any] = field(default_factory=dict)
     """Names that only the installed transformers knows, for its own `TrainingArguments`."""
     origins: Mapping[str, str] = field(default_factory=dict)

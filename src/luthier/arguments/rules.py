@@ -15,7 +15,7 @@ from luthier.arguments.training import ACCELERATOR, CHECKPOINTING
 from luthier.arguments.wording import expectation, members
 from luthier.errors import suggest
 
-Purpose: TypeAlias = Literal["train", "chat", "data", "export"]
+Purpose: TypeAlias = Literal["train", "chat", "data", "export", "eval"]
 """What the arguments are for: a run needs more of them than a chat, or a look at the data."""
 
 TASKS = frozenset({"do_train", "do_eval", "do_predict", "predict_with_generate"})
@@ -61,6 +61,8 @@ def missing_names(arguments: Arguments, purpose: Purpose) -> list[str]:
         names.append("model_name_or_path")
     if purpose == "export" and not arguments.exporting.export_dir:
         names.append("export_dir")
+    if purpose == "eval" and not arguments.evaluating.task:
+        names.append("task")
     if purpose == "train":
         if not training.output_dir:
             names.append("output_dir")

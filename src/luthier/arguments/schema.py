@@ -19,6 +19,7 @@ TITLES = {
     "training": "Training",
     "generating": "Generation",
     "exporting": "Export",
+    "evaluating": "Benchmarks",
 }
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"

@@ -83,8 +83,6 @@ def listing(folder: Path = FOLDER) -> list[str]:
 
 
 INSTEAD = {
-    "eval": "run lm-evaluation-harness on output_dir; `luthier train` with do_eval: true gives the "
-    "loss on rows of one's own",
     "webchat": "`luthier chat` answers in the terminal",
     "webui": "write a configuration (examples/ has some) and start `luthier train CONFIG.yaml`",
 }

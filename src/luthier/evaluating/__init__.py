@@ -1,0 +1,1 @@
+"""what a model knows: benchmarks of multiple choice, from files on this machine."""
