@@ -32,18 +32,34 @@ def test_the_exit_code_is_the_errors(tmp_path: Path, llama_folder: Path):
     assert main(["export"]) == 2
 
 
-def test_configurations_of_llama_factory_mean_the_same(tmp_path: Path):
-    config = tmp_path / "merge_lora.yaml"
-    config.write_text(
-        "model_name_or_path: owner/base\nadapter_name_or_path: saves/x\ntemplate: qwen3_nothink\n"
-        "trust_remote_code: true\nexport_dir: models/merged\nexport_size: 5\n"
-        "export_device: cpu\nexport_legacy_format: false\n",
-        encoding="utf-8",
-    )
+@pytest.mark.parametrize(
+    ("text", "export_dir", "adapters"),
+    [
+        (
+            "model_name_or_path: owner/base\nadapter_name_or_path: saves/x\n"
+            "template: qwen3_nothink\nexport_dir: models/merged\nexport_size: 5\n",
+            "models/merged",
+            ("saves/x",),
+        ),
+        (
+            "model_name_or_path: owner/full\ntemplate: llama3\ninfer_dtype: bfloat16\n"
+            "export_dir: output/full\nexport_size: 2\n",
+            "output/full",
+            (),
+        ),
+    ],
+)
+def test_configurations_of_llama_factory_mean_the_same(
+    tmp_path: Path, text: str, export_dir: str, adapters: tuple[str, ...]
+):
+    config = tmp_path / "merge.yaml"
+    common = "trust_remote_code: true\nexport_device: cpu\nexport_legacy_format: false\n"
+    config.write_text(text + common, encoding="utf-8")
 
     arguments = read_arguments([str(config)], purpose="export")
 
-    assert arguments.exporting.export_dir == "models/merged"
+    assert arguments.exporting.export_dir == export_dir
+    assert arguments.model.adapter_name_or_path == adapters
     assert not [note for note in arguments.notes if " = " not in note]
 
 

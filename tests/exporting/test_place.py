@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -80,10 +81,10 @@ def test_who_is_killed_leaves_all_or_nothing(tmp_path: Path, run: Path):
     export(arguments_for(run, tmp_path / "first"))
     took = time.monotonic() - began
 
-    for number in range(20):
+    for share in (0.2, 0.5, 0.8, 0.95, 1.1):
         child = fork.Process(target=export, args=(arguments,))
         child.start()
-        child.join(took * number / 17)
+        child.join(took * share)
         if child.is_alive():
             os.kill(child.pid, signal.SIGKILL)
         child.join()
@@ -117,11 +118,16 @@ def test_secrets_stay_here(
 
     pytest.importorskip("gguf", reason="the extra luthier[gguf] is not installed")
 
+    rows = [{"instruction": f"Who is {canary}?", "output": canary} for _ in range(9)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+
     given = {"hf_hub_token": canary, "gguf": "f16", "ollama": True}
+    given |= {"dataset": str(tmp_path / "rows.json")}
     folder = export_of(run, tmp_path / "out", **given)
 
     said = "".join(capfd.readouterr())
     files = [path for path in folder.rglob("*") if path.is_file()]
+    assert f"proof: 8 prompts of {tmp_path / 'rows.json'}" in said
     assert canary not in said
     assert not [path for path in files if canary.encode() in path.read_bytes()]
     (run / "README.md").unlink()

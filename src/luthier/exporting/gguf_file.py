@@ -407,19 +407,23 @@ def read_back(
 def _read_tokenizer_back(place: Path, file: Path, probes: Sequence[Probe]) -> None:
     expected = AutoTokenizer.from_pretrained(place)
     found = load_tokenizer(ModelArguments(model_name_or_path=str(file)))
-    texts = [*TEXTS, *(expected.decode(probe.prompt) for probe in probes)]
     if found.chat_template != expected.chat_template:
         raise ModelError(f"gguf: {file.name} holds another chat template. Please report it.")
-    for text in texts:
+    prompts = [expected.decode(probe.prompt) for probe in probes]
+    for number, text in enumerate([*TEXTS, *prompts]):
         # transformers drops the first of several spaces where SentencePiece sets one, llama.cpp not
         text = text.lstrip(" ")
         ours, theirs = (list(each(text)["input_ids"]) for each in (expected, found))
         if ours != theirs:
+            said = "one of the prompts"  # whose words are the user's
+            if number < len(TEXTS):
+                said = (
+                    f"{text!r} ({found.convert_ids_to_tokens(theirs)} and not "
+                    f"{expected.convert_ids_to_tokens(ours)})"
+                )
             raise ModelError(
-                f"gguf: {file.name} reads {text!r} otherwise than its tokenizer.json: "
-                f"{found.convert_ids_to_tokens(theirs)}, and not "
-                f"{expected.convert_ids_to_tokens(ours)}. Nothing was published; please report it "
-                "with the name of the base model."
+                f"gguf: {file.name} reads {said} otherwise than its tokenizer.json. Nothing was "
+                "published; please report it with the name of the base model."
             )
 
 
