@@ -15,6 +15,7 @@ EXTRAS = {
     "openai": "api",
     "uvicorn": "api",
     "gguf": "gguf",
+    "lm_eval": "eval",
     "jieba": "metrics",
     "rouge_chinese": "metrics",
     "nltk": "metrics",

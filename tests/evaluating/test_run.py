@@ -103,8 +103,8 @@ def test_a_line_that_is_no_question_is_named(text: str, said: str, tmp_path: Pat
 def test_what_is_absent_is_a_sentence(tmp_path: Path, llama_folder: Path) -> None:
     with pytest.raises(DataError, match="there is no test folder"):
         read_subjects("mmlu_test", str(tmp_path), 5)
-    with pytest.raises(DataError, match="'arc_test' is unknown"):
-        read_subjects("arc_test", str(tmp_path), 5)
+    with pytest.raises(DataError, match="'mmlu_all' is unknown"):
+        read_subjects("mmlu_all", str(tmp_path), 5)
     write(tmp_path, "mmlu", {"wood": 3})
     (tmp_path / "mmlu" / "dev" / "wood_dev.csv").unlink()
     (tmp_path / "mmlu" / "dev" / "metal_dev.csv").write_text("q,a,b,c,d,A\n")
@@ -183,7 +183,7 @@ def test_what_is_chosen_is_the_likeliest_of_each_asked_alone(
 
     found = [*asker.answers(subject)]
     assert asker.likelihood is not None
-    again = [*asker.likelihood.sums(examples)]
+    again = [[each.logp for each in row] for row in asker.likelihood.read(examples)]
 
     assert [x for row in again for x in row] == pytest.approx(
         [x for r in expected for x in r], abs=1e-5

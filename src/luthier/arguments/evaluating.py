@@ -11,8 +11,8 @@ class EvaluatingArguments(Section):
     """Knobs of `luthier eval`; every other command says that they have no effect there."""
 
     task: str | None = free(None)
-    """The benchmark and its part: `mmlu_test`, `ceval_validation`, `cmmlu_test` and their like.
-    Required for `luthier eval`."""
+    """The benchmark and its part: `mmlu_test`, `ceval_validation`, `cmmlu_test` and their like, or
+    tasks of lm-eval, a comma list. Required for `luthier eval`."""
     task_dir: str = free("evaluation")
     """The folder with the benchmark's files, in `mmlu`, `ceval` or `cmmlu` of it or as it is. By
     default `evaluation`."""

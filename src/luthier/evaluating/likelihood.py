@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,7 +16,7 @@ from luthier.example import Example
 from luthier.fused.fuse import fuse, unfuse
 from luthier.modeling.device import is_out_of_memory, release
 from luthier.modeling.dtypes import autocasting
-from luthier.modeling.reads import sequence_logps
+from luthier.modeling.reads import count_by_sequence, read_logps, sum_by_sequence
 from luthier.training.layout import PROBE_ROWS, choose_layout
 
 TOKENS = 8192
@@ -24,6 +24,13 @@ TOKENS = 8192
 
 TOGETHER = 64
 """Examples that are planned together; more would find few further beginnings alike."""
+
+
+class Said(NamedTuple):
+    """What a model says of the learned tokens of a sequence."""
+
+    logp: float  # summed
+    is_greedy: bool  # whether each of them is the likeliest
 
 
 class Likelihood:
@@ -53,8 +60,8 @@ class Likelihood:
         self.budget = arguments.training.tokens_per_micro_batch or TOKENS
         self.num_tokens = self.num_computed = 0
 
-    def sums(self, examples: Sequence[Example]) -> Iterator[list[float]]:
-        """For each example, in order, the summed log-probability of each of its sequences.
+    def read(self, examples: Sequence[Example]) -> Iterator[list[Said]]:
+        """For each example, in order, what is said of each of its sequences.
 
         Raises:
             OutOfMemory: if memory is too small for a single one.
@@ -69,16 +76,20 @@ class Likelihood:
                 "share_prefixes": self.layout.shares_prefixes,
             }
             (plan,) = plan_examples(window, 1, self.budget, **how)
-            found: dict[int, list[float]] = {}
+            found: dict[int, list[Said]] = {}
             for rows in plan:
                 found |= self._compute([window[row] for row in rows], how)
             yield from (found[row] for row in range(len(window)))
 
-    def _compute(self, examples: list[Example], how: dict[str, bool]) -> dict[int, list[float]]:
-        batch = build(examples, (), self.pad_token_id, **how)
+    def _compute(self, examples: list[Example], how: dict[str, bool]) -> dict[int, list[Said]]:
+        batch = build(examples, (), self.pad_token_id, **how).to(self.model.device)
         try:
             with torch.no_grad(), autocasting(self.model):
-                sums = sequence_logps(self.model, batch.to(self.model.device)).sums_S.tolist()
+                found = read_logps(self.model, batch, with_accuracy=True)
+            assert found.correct is not None
+            counts = count_by_sequence(batch).tolist()
+            sums = sum_by_sequence(batch, found.logps_N).tolist()
+            right = sum_by_sequence(batch, found.correct.float()).tolist()
         except (RuntimeError, MemoryError) as problem:
             if not is_out_of_memory(problem):
                 raise
@@ -90,7 +101,8 @@ class Likelihood:
         else:
             self.num_tokens += batch.num_tokens
             self.num_computed += batch.num_computed
-            said = iter(sums)
+            told = zip(sums, right, counts, strict=True)
+            said = iter([Said(logp, num == count) for logp, num, count in told])
             return {
                 each.row: [next(said) for _ in each.sequence_lengths] for each in batch.examples
             }

@@ -19,7 +19,13 @@ from luthier.checkpoints.fingerprint import versions
 from luthier.data.encode import Encoder, EncodingOptions
 from luthier.errors import DataError, TemplateError
 from luthier.evaluating.likelihood import Likelihood
-from luthier.evaluating.questions import Question, Subject, categories, read_subjects
+from luthier.evaluating.questions import (
+    BENCHMARKS,
+    Question,
+    Subject,
+    categories,
+    read_subjects,
+)
 from luthier.example import Example
 from luthier.generating.generator import context_length
 from luthier.records import IGNORE_INDEX, Conversation, Message
@@ -62,6 +68,10 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
     folder = None if asked.save_dir is None else Path(asked.save_dir).expanduser()
     if folder is not None and (folder / FILE_NAME).exists():
         raise DataError(f"save_dir: {folder} holds results already; name another folder.")
+    if str(asked.task).partition("_")[0] not in BENCHMARKS:
+        from luthier.evaluating.harness import evaluate_tasks
+
+        return evaluate_tasks(arguments, folder)
     subjects = read_subjects(str(asked.task), asked.task_dir, asked.n_shot)
     num_questions = sum(len(each.questions) for each in subjects)
     console.info(
@@ -105,8 +115,9 @@ class Asker:
         if self.likelihood is None:
             pad = self.engine.tokenizer.pad_token_id or 0
             self.likelihood = Likelihood(self.engine.model, self.arguments, pad, examples)
-        sums = self.likelihood.sums(examples)
-        for question, found in zip(subject.questions, sums, strict=True):
+        read = self.likelihood.read(examples)
+        for question, said in zip(subject.questions, read, strict=True):
+            found = [each.logp for each in said]
             by_length = [
                 each / max(len(text), 1) for each, text in zip(found, question.options, strict=True)
             ]
