@@ -29,6 +29,10 @@ SMALL = {
         "--models tiny --methods lora --dtypes float32 --tokens 64 --pairs 2",
         ("time_ratio", 6),
     ),
+    "generate": (
+        "--models tiny --dtypes float32 --ways luthier padded --prompts 4 --pairs 1",
+        ("tokens_per_s", 2),
+    ),
     "memory": (
         "--models tiny --parts head --head-tokens 64 --vocabulary 1000",
         ("peak_mib", 2),
