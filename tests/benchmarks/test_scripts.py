@@ -43,6 +43,7 @@ SMALL = {
         ("luthier_per_s", 1),
     ),
     "ranks": ("--parts balance --ranks 2 3 --per-rank 1x4", ("slowest_percent", 4)),
+    "serve": ("--clients 4 --seconds 1 --gone 2", ("health_p99_ms", 1)),
     "startup": ("--pairs 1", ("ratio", 1)),
     "streaming": ("--parts resume --sizes 1 --steps 2", ("luthier_s", 1)),
     "tokenize": ("--rows 60 --workers 1 --pairs 1", ("ratio", 1)),

@@ -37,6 +37,15 @@ class Doors:
     seconds: float = 0.0  # that all clients were inside
     num_served: int = 0
 
+    def check(self) -> None:
+        """Refuses what need not be read, since too many wait already.
+
+        Raises:
+            Refused: with status 429.
+        """
+        if len(self._waiting) >= max(self.limits.max_waiting, 1):
+            raise self._full()
+
     async def enter(self, num_answers: int, until: float) -> Callable[[], None]:
         """Waits for the turn of a client; gives what it leaves by, which may be called twice.
 
@@ -47,12 +56,7 @@ class Doors:
         loop = asyncio.get_running_loop()
         if self._waiting or not self._fits(num_answers):
             if len(self._waiting) >= self.limits.max_waiting:
-                raise Refused(
-                    f"{len(self._waiting)} requests wait already; try again in a moment",
-                    status=429,
-                    code="rate_limit_exceeded",
-                    headers={"Retry-After": str(self._wait_s())},
-                )
+                raise self._full()
             turn: asyncio.Future[bool] = loop.create_future()
             self._waiting.append((num_answers, turn))
             alarm = loop.call_at(until, _give_up, turn)
@@ -121,9 +125,15 @@ class Doors:
                 self._inside += num_answers
                 turn.set_result(True)
 
-    def _wait_s(self) -> int:
-        """Whole seconds until a place may be free: what the last clients took, at most a minute."""
-        return max(1, min(60, round(self.seconds / max(self.num_served, 1))))
+    def _full(self) -> Refused:
+        # whole seconds until a place may be free: what the last clients took, at most a minute
+        seconds = max(1, min(60, round(self.seconds / max(self.num_served, 1))))
+        return Refused(
+            f"{len(self._waiting)} requests wait already; try again in a moment",
+            status=429,
+            code="rate_limit_exceeded",
+            headers={"Retry-After": str(seconds)},
+        )
 
 
 async def within(seconds: float, work: Coroutine[Any, Any, Result]) -> Result:

@@ -67,6 +67,13 @@ class Guard:
                 self._check(scope)
                 body = await self._read(scope, receive)
             except Refused as problem:
+                problem.headers |= {"Connection": "close"}  # the body may be on its way
+                await reply(counted, problem)
+                return
+            try:
+                if scope["method"] == "POST":
+                    self.doors.check()  # a form takes longer to read than it does to refuse it
+            except Refused as problem:
                 await reply(counted, problem)
                 return
             await self.app(scope, _once(body, receive), counted)
@@ -136,7 +143,6 @@ async def reply(send: Send, problem: Refused) -> None:
     headers = {
         "content-type": "application/json",
         "content-length": str(len(content)),
-        "connection": "close",
     } | problem.headers
     encoded = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": problem.status, "headers": encoded})
