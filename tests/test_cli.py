@@ -31,7 +31,7 @@ def test_an_unknown_command_is_answered_with_the_nearest(capsys):
     assert "Did you mean 'train'?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("word", ["eval", "webchat", "webui"])
+@pytest.mark.parametrize("word", ["webchat", "webui"])
 def test_commands_that_are_elsewhere_say_what_there_is_instead(word, capsys):
     assert cli.main([word, "run.yaml"]) == 2
     said = capsys.readouterr().err
